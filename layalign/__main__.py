@@ -1,0 +1,3 @@
+from layalign.cli import main
+
+main()

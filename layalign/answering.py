@@ -1,0 +1,129 @@
+"""Callables that answer lists of texts with a model: sorted by length, batched, returned in order."""
+
+import torch
+
+DEFAULT = object()
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+def checked_template(template):
+    """`template` if it is a str with one {text}, else ValueError."""
+    if not isinstance(template, str) or template.count("{text}") != 1:
+        raise ValueError(f"prompt: got {template!r}, takes a text that contains {{text}} once")
+    return template
+
+
+class _BatchedAnswerer:
+    """Sorting, batching and decoding; what is generated for one batch is the subclass's."""
+
+    def __init__(self, model, tokenizer, max_new_tokens, batch_size, generate_kwargs):
+        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, takes a positive int")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.new_tokens = 0
+        self._ends = _end_tokens(model, tokenizer)
+        self._pad = next(iter(self._ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        greedy = {} if generate_kwargs.get("do_sample") else GREEDY
+        self._arguments = {**greedy, "max_new_tokens": max_new_tokens, "pad_token_id": self._pad, **generate_kwargs}
+        if self._ends:
+            self._arguments.setdefault("eos_token_id", self._ends)
+
+    def __call__(self, texts, streamer=None):
+        """The answers to `texts` (list of str), in their order; `streamer`: a transformers streamer, for one text."""
+        texts = list(texts)
+        for place, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"texts[{place}]: got {text!r}, takes a text that is not empty")
+        extra = {} if streamer is None else {"streamer": streamer}
+        answers = [""] * len(texts)
+        longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        for start in range(0, len(texts), self.batch_size):
+            places = longest_first[start : start + self.batch_size]
+            with torch.inference_mode():
+                rows = self._generate([texts[place] for place in places], **self._arguments, **extra)
+            for place, row in zip(places, rows.cpu(), strict=True):
+                answers[place] = self._decode(row)
+        return answers
+
+    def _decode(self, row):
+        """The text of one row (new,) of token ids, up to its end of sequence; what follows that is padding."""
+        ends = torch.isin(row, torch.tensor(self._ends, dtype=row.dtype)).nonzero()
+        written = row[: ends[0]] if len(ends) else row
+        self.new_tokens += min(len(written) + 1, len(row))
+        return self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+
+class Answerer(_BatchedAnswerer):
+    """A callable list[str] -> list[str] over a LayAlign model: greedy unless `generate_kwargs` say otherwise.
+
+    model, processor: LayAlignForConditionalGeneration and LayAlignProcessor.
+    max_new_tokens, batch_size: positive ints; the batch size changes the speed and no answer.
+    prompt: what the LLM reads beside the encoder, a str with {text}. None: nothing; left out: the processor's own template.
+    generate_kwargs: anything transformers' generate takes.
+
+    `new_tokens` counts the tokens written so far.
+    """
+
+    def __init__(self, model, processor, *, max_new_tokens=256, batch_size=8, prompt=DEFAULT, **generate_kwargs):
+        super().__init__(model, processor.tokenizer, max_new_tokens, batch_size, generate_kwargs)
+        self.processor = processor
+        self.prompt = prompt if prompt is None or prompt is DEFAULT else checked_template(prompt)
+
+    def _generate(self, texts, **arguments):
+        prompt = {} if self.prompt is DEFAULT else {"prompt": None}
+        if isinstance(self.prompt, str):
+            prompt = {"prompt": [self.prompt.replace("{text}", text) for text in texts]}
+        batch = self.processor(texts, **prompt).to(self.model.device)
+        return self.model.generate(**batch, **arguments)
+
+
+class LLMAnswerer(_BatchedAnswerer):
+    """The same over an LLM alone: a transformers causal LM and its tokenizer, with or without a padding token.
+
+    prompt_template: a str with {text}; add_bos: put the beginning of sequence first where the tokenizer does not do so.
+    """
+
+    def __init__(
+        self,
+        llm,
+        tokenizer,
+        prompt_template="{text}",
+        *,
+        max_new_tokens=256,
+        batch_size=8,
+        add_bos=False,
+        **generate_kwargs,
+    ):
+        super().__init__(llm, tokenizer, max_new_tokens, batch_size, generate_kwargs)
+        if add_bos and tokenizer.bos_token_id is None:
+            raise ValueError("add_bos: the tokenizer has no beginning-of-sequence token")
+        self.prompt_template = checked_template(prompt_template)
+        self.add_bos = add_bos
+
+    def _generate(self, texts, **arguments):
+        rows = [self._prompt(text) for text in texts]
+        width = max(map(len, rows))
+        ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.model.device)
+        lengths = torch.tensor([[len(row)] for row in rows], device=self.model.device)
+        mask = (torch.arange(width, device=self.model.device) >= width - lengths).long()
+        return self.model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, width:]
+
+    def _prompt(self, text):
+        """Token ids without the end of sequence that some tokenizers add."""
+        ids = self.tokenizer(self.prompt_template.replace("{text}", text))["input_ids"]
+        if ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        bos = self.tokenizer.bos_token_id
+        if (self.add_bos and ids[:1] != [bos]) or not ids:
+            ids = [self._pad if bos is None else bos, *ids]
+        return ids
+
+
+def _end_tokens(model, tokenizer):
+    """Token ids that end an answer: the model's own, and the tokenizer's, which training put after every target."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return list(dict.fromkeys(token for token in [tokenizer.eos_token_id, *own] if token is not None))

