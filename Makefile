@@ -12,7 +12,7 @@ demo: install
 	$(BIN)/layalign demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff check .

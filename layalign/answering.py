@@ -61,7 +61,7 @@ class Answerer(_BatchedAnswerer):
 
     model, processor: LayAlignForConditionalGeneration and LayAlignProcessor.
     max_new_tokens, batch_size: positive ints; the batch size changes the speed and no answer.
-    prompt: what the LLM reads beside the encoder, a str with {text}. None: nothing; left out: the processor's own template.
+    prompt: what the LLM reads beside the encoder, a str with {text}; None: nothing; left out: the processor's template.
     generate_kwargs: anything transformers' generate takes.
 
     `new_tokens` counts the tokens written so far.

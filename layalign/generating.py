@@ -33,6 +33,8 @@ def load_model(model_path, dtype=None, device=None):
         device = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device: got {device!r}, takes cpu, cuda or cuda:N ({str(error).splitlines()[0]})") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {str(device)!r}, but torch finds no CUDA device")
     model = LayAlignForConditionalGeneration.from_pretrained(model_path, dtype=DTYPES.get(dtype))
     return model.to(device).eval(), LayAlignProcessor.from_pretrained(model_path)
 
@@ -82,8 +84,8 @@ def generate_texts(
     model_path: a folder or hub name.
     texts: list of str; file: a path, "-" for standard input. With neither, standard input is read unless it is a
         terminal. Lines of white space alone are passed over.
-    output: a JSON-lines file that gets {"line": 1-based, "text", "answer"}, in order, as it goes. The same call after an
-        interruption continues it; another job's file is refused. None: answers go to `write` (standard output).
+    output: a JSON-lines file that gets {"line": 1-based, "text", "answer"}, in order, as it goes. The same call after
+        an interruption continues it; another job's file is refused. None: answers go to `write` (standard output).
     stream: show a single text's answer while it is written.
     The others are as in `load_model` and `Answerer`.
 

@@ -89,6 +89,11 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if self.config.gate == "dynamic":
                 modules[layer].register_forward_pre_hook(fusion.dynamic_gate_hook, with_kwargs=True)
         self.llm.set_attn_implementation(fusion.NAME)
+        if text._attn_implementation != fusion.NAME:
+            raise ValueError(
+                f"{type(self.llm).__name__} does not let its attention be set: it does not go through transformers' attention interface, "
+                "so LayAlign cannot be joined to it"
+            )
 
     def init_weights(self):
         """Nothing to do: the bases bring their weights, and the trained part was initialised where it was made."""
@@ -214,23 +219,15 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     'and the encoder\'s attention by {"encoder_config": name}'
                 )
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **kwargs):
-        """Non-reentrant checkpointing of the LLM's layers.
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=None, **kwargs):
+        """Checkpoint the LLM's layers (transformers' enable and disable methods end here).
 
         Raises:
             ValueError: reentrant checkpointing, which cannot work: all layers share the aligner's output.
         """
-        settings = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
-        if settings["use_reentrant"]:
-            raise ValueError("gradient checkpointing with use_reentrant=True is not supported: LLM layers share the aligner's output")
-        self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings, **kwargs)
-
-    def gradient_checkpointing_disable(self):
-        self.llm.gradient_checkpointing_disable()
-
-    @property
-    def is_gradient_checkpointing(self):
-        return self.llm.is_gradient_checkpointing
+        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True):
+            raise ValueError("gradient checkpointing needs use_reentrant=False: all LLM layers share the aligner's output")
+        self.llm._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def enable_input_require_grads(self):
         """Nothing to do: the adapter's output already requires gradients."""
@@ -352,7 +349,7 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 targets, logits_to_keep = _targets(aligned)
         elif labels is not None:
             raise ValueError("labels need encoder_input_ids: the loss is computed over the assembled sequence")
-        elif cross_mask is None and inputs_embeds is None:
+        elif past_key_values is None and inputs_embeds is None:
             raise ValueError("encoder_input_ids is missing: give the encoder's tokens (a LayAlignProcessor makes them)")
         if position_ids is None and past_key_values is None:
             counting_padding = labels is not None and self.config.published_training
@@ -395,7 +392,7 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if missing:
             raise RuntimeError(
                 f"{type(self.llm).__name__} did not call LayAlign's attention function in layers {missing}: its attention does not go "
-                "through transformers' attention interface, so LayAlign cannot be joined to it (XGLM and BLOOM are such families)"
+                "through transformers' attention interface, so LayAlign cannot be joined to it"
             )
         self._swap_proven = True
 
@@ -429,7 +426,8 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 def token_loss(logits, targets, num_items_in_batch=None):
     """Cross-entropy of logits (B, C, V) against targets (B, C), -100 ignored, summed and divided by the number of label tokens."""
-    total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
     count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 

@@ -50,9 +50,9 @@ def from_published(cls, checkpoint, *, encoder, llm, compatible=False, check_bas
         for theirs, ours in RENAMED.items():
             if name.startswith(theirs):
                 trained[ours + name.removeprefix(theirs)] = value
-    trained["adapter.boundary"] = state[BOUNDARY].flatten()
+    trained["adapter.boundary"] = _tensor(state, BOUNDARY, checkpoint).flatten()
     for layer, name in zip(layers, _gate_names(model), strict=True):
-        trained[name] = state[GATE.format(layer)]
+        trained[name] = _tensor(state, GATE.format(layer), checkpoint)
     load_trained_part(model, trained, str(checkpoint))
     if check_bases:
         _compare_bases(model, state, checkpoint)
@@ -105,6 +105,12 @@ def _read(checkpoint):
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise ValueError(f"{checkpoint}: a state dict (names to tensors) was expected, got {type(state).__name__}")
     return state
+
+
+def _tensor(state, name, checkpoint):
+    if name not in state:
+        raise ValueError(f"{checkpoint}: no tensor {name}, which every published LayAlign checkpoint holds")
+    return state[name]
 
 
 def _gate_names(model):

@@ -1,0 +1,151 @@
+"""Tiny random bases for the model tests."""
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from layalign import LayAlignForConditionalGeneration
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "max_position_embeddings": 256,
+}
+OLD = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2}
+LLMS = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", SIZES | {"attention_bias": True}),
+    "mistral": ("MistralForCausalLM", "MistralConfig", SIZES | {"sliding_window": 5}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", SIZES | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", SIZES | {"head_dim": 16}),
+    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", SIZES | {"head_dim": 16, "sliding_window": 5}),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", SIZES | {"head_dim": 16, "sliding_window": 5}),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", SIZES),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", SIZES),
+    "granite": ("GraniteForCausalLM", "GraniteConfig", SIZES | {"attention_multiplier": 0.3}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", OLD | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+    "gpt_neox": (
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        OLD | {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    ),
+}
+ENCODERS = {
+    "mt5": ("MT5EncoderModel", "MT5Config", {"vocab_size": 50, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 3}),
+    "bert": (
+        "BertModel",
+        "BertConfig",
+        {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 3},
+    ),
+    "m2m100": (
+        "M2M100Model",
+        "M2M100Config",
+        {
+            "vocab_size": 50,
+            "d_model": 24,
+            "encoder_layers": 3,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 3,
+            "decoder_attention_heads": 3,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "encoder_layerdrop": 0.0,
+        },
+    ),
+    "qwen2": ("Qwen2Model", "Qwen2Config", SIZES | {"vocab_size": 50, "num_hidden_layers": 3}),
+    "xglm": ("XGLMModel", "XGLMConfig", {"vocab_size": 50, "d_model": 24, "num_layers": 3, "attention_heads": 3, "ffn_dim": 32}),
+}
+
+
+def make(kind, table):
+    model, config, settings = table[kind]
+    return getattr(transformers, model)(getattr(transformers, config)(**settings)).eval()
+
+
+@pytest.fixture
+def make_llm():
+    """name -> tiny random LLM of that family, the same weights every time."""
+
+    def build(name="llama"):
+        torch.manual_seed(11)
+        return make(name, LLMS)
+
+    return build
+
+
+@pytest.fixture
+def make_encoder():
+    def build(name="mt5"):
+        torch.manual_seed(12)
+        return make(name, ENCODERS)
+
+    return build
+
+
+@pytest.fixture
+def make_model(make_llm, make_encoder):
+    """A model with an active, random trained part (gates away from 0)."""
+
+    def build(llm="llama", encoder="mt5", **settings):
+        model = LayAlignForConditionalGeneration.from_bases(make_encoder(encoder), make_llm(llm), **settings)
+        generator = torch.Generator().manual_seed(13)
+        with torch.no_grad():
+            for name, parameter in model.trained_parameters():
+                if "fusion_gate" in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) + 0.7)
+                else:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def batch():
+    """Three examples whose masks have padding on the left, on the right and in the middle."""
+    generator = torch.Generator().manual_seed(14)
+    encoder_mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1]])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 1, 1]])
+    return {
+        "encoder_input_ids": torch.randint(3, 50, (3, 6), generator=generator),
+        "encoder_attention_mask": encoder_mask,
+        "input_ids": torch.randint(3, 60, (3, 7), generator=generator),
+        "attention_mask": mask,
+    }
+
+
+@pytest.fixture
+def alone():
+    """(batch, row) -> the row as a batch of its own, without any padding."""
+
+    def cut(batch, row):
+        encoder_mask, mask = batch["encoder_attention_mask"][row].bool(), batch["attention_mask"][row].bool()
+        out = {"encoder_input_ids": batch["encoder_input_ids"][row, encoder_mask][None]}
+        out |= {key: batch[key][row, mask][None] for key in ("input_ids", "labels") if key in batch}
+        return out
+
+    return cut
+
+
+@pytest.fixture
+def words():
+    """names -> word-level tokenizer with <pad> 0, <s> 1, </s> 2, <unk> 3; `eos` appends </s>, as encoders' tokenizers do."""
+
+    def build(vocabulary, eos=False):
+        tokens = ["<pad>", "<s>", "</s>", "<unk>", *vocabulary]
+        tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        if eos:
+            tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+        special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+    return build
