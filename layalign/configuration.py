@@ -58,9 +58,6 @@ class LayAlignConfig(PreTrainedConfig):
     attention_backend: str = "auto"
 
     def __post_init__(self, **kwargs):
-        unknown = sorted(key for key in kwargs if key in ("encoder", "llm", "gates", "backend", "layers"))
-        if unknown:
-            raise ValueError(f"unknown LayAlignConfig settings {unknown}; see LayAlignConfig for the names it takes")
         self.encoder_config = _as_config(self.encoder_config, "encoder_config")
         self.llm_config = _as_config(self.llm_config, "llm_config")
         self.llm_input = {"translation": False, "task": True} | dict(self.llm_input or {})

@@ -112,6 +112,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a base that cannot be loaded or whose attention cannot be swapped, or a wrong setting.
         """
+        unknown = sorted(settings.keys() - LayAlignConfig.__annotations__.keys())
+        if unknown:
+            raise ValueError(f"unknown LayAlignConfig settings {unknown}; it takes {sorted(LayAlignConfig.__annotations__)}")
         encoder_module = bases.load_encoder(encoder, dtype)
         llm_module = bases.load_llm(llm, dtype)
         config = LayAlignConfig(
@@ -243,7 +246,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             soft prompts (B, T', Dl) or None, their mask (B, T') bool, cross keys and values (B, L, Hkv, T', D) or None. Padding is
             squeezed to the right and cut to the longest row, so that where it stood changes nothing.
         """
-        ids, mask = _ids_and_mask("encoder_input_ids", encoder_input_ids, encoder_attention_mask)
+        ids, mask = _ids_and_mask(
+            "encoder_input_ids", encoder_input_ids, encoder_attention_mask, self.encoder.get_input_embeddings().num_embeddings
+        )
         if self.config.mask_cross_padding:
             index, mask = squeeze(mask, "right")
             ids = ids.gather(1, index)
@@ -285,7 +290,7 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             parts += [soft, boundary]
             masks += [soft_mask, ones]
         if input_ids is not None:
-            ids, mask = _ids_and_mask("input_ids", input_ids, attention_mask)
+            ids, mask = _ids_and_mask("input_ids", input_ids, attention_mask, embed.num_embeddings)
             if ids.shape[0] != rows:
                 raise ValueError(f"input_ids has {ids.shape[0]} rows, encoder_input_ids {rows}; both need one row per example")
             parts.append(embed(ids))
@@ -439,9 +444,14 @@ def _targets(labels):
     return shifted[:, columns], columns
 
 
-def _ids_and_mask(name, ids, mask):
+def _ids_and_mask(name, ids, mask, vocabulary):
     if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be (batch, length) of token ids, got shape {tuple(ids.shape)} of {ids.dtype}")
+    # Free on a CPU; on a GPU it would wait for the device, whose own range check then has to do.
+    if ids.device.type == "cpu" and ids.numel():
+        worst = min(int(ids.min()), 0) or int(ids.max())
+        if not 0 <= worst < vocabulary:
+            raise ValueError(f"{name} holds token {worst}, the vocabulary has {vocabulary}")
     if mask is None:
         return ids, torch.ones_like(ids, dtype=torch.bool)
     if mask.shape != ids.shape:

@@ -51,6 +51,8 @@ class LayAlignProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}")
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
         texts = _as_list("text", text)
         if not texts:
             raise ValueError("text is empty: give at least one question")
@@ -104,6 +106,18 @@ class LayAlignProcessor(ProcessorMixin):
     @property
     def model_input_names(self):
         return ["encoder_input_ids", "encoder_attention_mask", "input_ids", "attention_mask"]
+
+    @classmethod
+    def from_pretrained(cls, path, **kwargs):
+        """Load what `save_pretrained` wrote.
+
+        Raises:
+            ValueError: no processor at `path`.
+        """
+        try:
+            return super().from_pretrained(str(path), **kwargs)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} holds no processor (a folder or hub name with both tokenizers): {error}") from error
 
     @classmethod
     def from_bases(cls, encoder, llm, prompt_template=None):

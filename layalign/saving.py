@@ -36,6 +36,8 @@ def from_pretrained(cls, path, *, encoder=None, llm=None, config=None, dtype=Non
             config = LayAlignConfig.from_pretrained(path)
         except (OSError, KeyError) as error:
             raise ValueError(f"{path!r} holds no LayAlign model (a folder or hub name with a config.json): {error}") from error
+    if config.model_type == LayAlignConfig.model_type and None in (config.encoder_config, config.llm_config):
+        raise ValueError(f"{path!r} holds no LayAlign model: it has no config.json that names two bases")
     if config.model_type != LayAlignConfig.model_type:
         raise ValueError(f"{path!r} holds a {config.model_type!r} model, not a LayAlign model")
     weights = _trained_weights(path)

@@ -1,0 +1,173 @@
+"""Malformed input to the model, its files and its processor: a clear error each time, and nothing is lost."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from layalign import LayAlignConfig, LayAlignForConditionalGeneration, LayAlignProcessor
+from layalign.bases import resolve
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"aligner": "conv"}, r"aligner must be one of \('linear', 'mlp', None\), got 'conv'"),
+        ({"adapter": "transformer"}, "adapter must be one of"),
+        ({"gate": "tanh"}, "gate must be one of"),
+        ({"attention_backend": "cuda"}, "attention_backend must be one of"),
+        ({"encoder_states": "first"}, "encoder_states must be one of"),
+        ({"encoder_states": [0, 9]}, r"distinct indices from 0 to 3 .*got \[0, 9\]"),
+        ({"encoder_layers": [1, 1]}, "distinct indices"),
+        ({"encoder_states": []}, "encoder_states must be distinct indices"),
+        ({"llm_layers": [2]}, r"llm_layers must be distinct indices from 0 to 1"),
+        ({"llm_layers": ["0"]}, "llm_layers must be distinct indices"),
+        ({"llm_input": {"translate": True}}, "llm_input takes"),
+        ({"llm_input": {"task": "yes"}}, "llm_input takes"),
+        ({"adapter": None, "aligner": None}, "both None"),
+        ({"gates": "scalar"}, "unknown LayAlignConfig settings"),
+        ({"alinger": "linear"}, "unknown LayAlignConfig settings"),
+    ],
+)
+def test_settings(settings, message, make_encoder, make_llm):
+    with pytest.raises(ValueError, match=message):
+        LayAlignForConditionalGeneration.from_bases(make_encoder(), make_llm(), **settings)
+
+
+def test_bases(make_encoder, make_llm, tmp_path):
+    join = LayAlignForConditionalGeneration.from_bases
+    with pytest.raises(ValueError, match="no base called 'layalign:huge' ships"):
+        resolve("layalign:huge")
+    with pytest.raises(ValueError, match="neither a folder"):
+        join(tmp_path / "absent", make_llm())
+    with pytest.raises(ValueError, match="encoder must be"):
+        join(nn.Linear(2, 2), make_llm())
+    with pytest.raises(ValueError, match="llm must be a transformers causal language model"):
+        join(make_encoder(), make_llm().model)
+    (tmp_path / "config.json").write_text("{not json")
+    with pytest.raises(ValueError, match=r"config\.json|neither"):
+        join(make_encoder(), tmp_path)
+    with pytest.raises(ValueError, match="needs encoder_config"):
+        LayAlignForConditionalGeneration(LayAlignConfig())
+    with pytest.raises(ValueError, match="encoder_config must be a transformers config"):
+        LayAlignConfig(encoder_config={"hidden_size": 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder_input_ids": None}, "encoder_input_ids is missing"),
+        ({"encoder_input_ids": torch.zeros(3, 6)}, "encoder_input_ids must be .*float32"),
+        ({"encoder_input_ids": torch.zeros(6, dtype=torch.long)}, r"encoder_input_ids must be .*\(6,\)"),
+        ({"encoder_attention_mask": torch.ones(3, 5)}, r"mask of encoder_input_ids must have its shape \(3, 6\), got \(3, 5\)"),
+        ({"attention_mask": torch.ones(2, 7)}, "mask of input_ids must have its shape"),
+        ({"input_ids": torch.ones(2, 7, dtype=torch.long), "attention_mask": None}, "input_ids has 2 rows, encoder_input_ids 3"),
+        ({"labels": torch.ones(3, 6, dtype=torch.long)}, r"labels must have the shape of input_ids, got \(3, 6\) for \(3, 7\)"),
+        ({"input_ids": None, "attention_mask": None, "labels": torch.ones(3, 6, dtype=torch.long)}, "labels must have the shape"),
+        ({"inputs_embeds": torch.zeros(3, 2, 32)}, "encoder_input_ids starts a new sequence"),
+        ({"encoder_input_ids": torch.full((3, 6), 99)}, "encoder_input_ids holds token 99, the vocabulary has 50"),
+        ({"input_ids": torch.full((3, 7), -1)}, "input_ids holds token -1"),
+    ],
+)
+def test_forward(change, message, make_model, batch):
+    model = make_model()
+    with pytest.raises(ValueError, match=message):
+        model(**batch | change)
+
+
+def test_generate(make_model, batch):
+    model = make_model()
+    with pytest.raises(ValueError, match="encoder_input_ids"):
+        model.generate(batch["input_ids"])
+    with pytest.raises(ValueError, match="not used by the model"):
+        model.generate(**batch, max_new_token=3)
+
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no folder", "holds no LayAlign model"),
+        ("no config", "holds no LayAlign model"),
+        ("config is text", "holds no LayAlign model"),
+        ("other model", "holds a 'llama' model"),
+        ("no weights", "has no model.safetensors"),
+        ("truncated weights", "damaged or no safetensors"),
+        ("weights are text", "damaged or no safetensors"),
+        ("weights miss a tensor", r"missing \['adapter.boundary'\]"),
+        ("weights have one too many", r"unexpected \['surplus'\]"),
+        ("weights of another shape", "adapter.boundary has shape"),
+        ("other encoder", "encoder .* is not the one trained with: .*hidden_size 48 instead of 24"),
+        ("other llm", "llm .* is not the one trained with: num_hidden_layers 3 instead of 2"),
+        ("base is gone", "neither a folder"),
+        ("no reference", "does not say where its encoder comes from"),
+    ],
+)
+def test_saved_models(damage, message, make_encoder, make_llm, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    encoder, llm = make_encoder(), make_llm()
+    for name, base in (("encoder", encoder), ("llm", llm)):
+        base.save_pretrained(tmp_path / name)
+    model = LayAlignForConditionalGeneration.from_bases(tmp_path / "encoder", tmp_path / "llm")
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    settings = json.loads(config.read_text())
+    tensors = load_file(weights)
+    arguments = {}
+    if damage == "no folder":
+        folder = tmp_path / "absent"
+    elif damage == "no config":
+        config.unlink()
+    elif damage == "config is text":
+        config.write_text("model")
+    elif damage == "other model":
+        folder = tmp_path / "llm"
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "weights are text":
+        weights.write_text("weights")
+    elif damage == "weights miss a tensor":
+        del tensors["adapter.boundary"]
+        save_file(tensors, weights)
+    elif damage == "weights have one too many":
+        save_file(tensors | {"surplus": torch.zeros(1)}, weights)
+    elif damage == "weights of another shape":
+        save_file(tensors | {"adapter.boundary": torch.zeros(3)}, weights)
+    elif damage == "other encoder":
+        settings_of_other = encoder.config.to_dict() | {"d_model": 48}
+        arguments["encoder"] = type(encoder)(type(encoder.config)(**settings_of_other))
+    elif damage == "other llm":
+        arguments["llm"] = type(llm)(type(llm.config)(**llm.config.to_dict() | {"num_hidden_layers": 3}))
+    elif damage == "base is gone":
+        (tmp_path / "llm" / "config.json").unlink()
+    elif damage == "no reference":
+        config.write_text(json.dumps(settings | {"encoder_name_or_path": None}))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        LayAlignForConditionalGeneration.from_pretrained(folder, **arguments)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_processor(words, tmp_path):
+    llm, encoder = words(["a", "b"]), words(["c", "d"], eos=True)
+    with pytest.raises(ValueError, match=r"must contain \{text\} once"):
+        LayAlignProcessor(llm, encoder, prompt_template="Question:")
+    processor = LayAlignProcessor(llm, encoder)
+    for arguments, message in (
+        ({"text": []}, "text is empty"),
+        ({"text": 3}, "text must be a text or a list of texts"),
+        ({"text": ["c", 4]}, "text must be a text or a list of texts"),
+        ({"text": ["c", "d"], "prompt": ["a"]}, "prompt has 1 texts for 2 questions"),
+        ({"text": "c", "target": ["a", "b"]}, "target has 2 texts for 1 questions"),
+        ({"text": "c", "return_tensors": "np"}, "return_tensors must be 'pt'"),
+        ({"text": "c", "padding_side": "middle"}, "padding_side must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(**arguments)
+    with pytest.raises(ValueError, match="no processor"):
+        LayAlignProcessor.from_pretrained(tmp_path / "absent")
