@@ -24,12 +24,12 @@ class _BatchedAnswerer:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.new_tokens = 0
-        self._ends = _end_tokens(model, tokenizer)
+        self._ends = _end_tokens(generate_kwargs.get("eos_token_id", model.generation_config.eos_token_id), tokenizer)
         self._pad = next(iter(self._ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         greedy = {} if generate_kwargs.get("do_sample") else GREEDY
         self._arguments = {**greedy, "max_new_tokens": max_new_tokens, "pad_token_id": self._pad, **generate_kwargs}
         if self._ends:
-            self._arguments.setdefault("eos_token_id", self._ends)
+            self._arguments["eos_token_id"] = self._ends
 
     def __call__(self, texts, streamer=None):
         """The answers to `texts` (list of str), in their order; `streamer`: a transformers streamer, for one text."""
@@ -122,8 +122,7 @@ class LLMAnswerer(_BatchedAnswerer):
         return ids
 
 
-def _end_tokens(model, tokenizer):
-    """Token ids that end an answer: the model's own, and the tokenizer's, which training put after every target."""
-    own = model.generation_config.eos_token_id
+def _end_tokens(own, tokenizer):
+    """Token ids that end an answer: `own` (int, list or None) and the tokenizer's, put after every training target."""
     own = own if isinstance(own, list) else [own]
     return list(dict.fromkeys(token for token in [tokenizer.eos_token_id, *own] if token is not None))

@@ -85,14 +85,12 @@ def fused_attention(module, query, key, value, attention_mask, scaling=None, sof
         )
     if kwargs.get("s_aux") is not None:
         raise ValueError(f"{type(module).__name__} uses attention sinks, which LayAlign's fused attention does not support")
-    dtype = _common_dtype(query, value)
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     slot = None if fusion is None else fusion.slots.get(module.layer_idx)
     if slot is None:
         empty = key[:, :, :0]
         cross_key, cross_value, cross_mask, gate = empty, empty, None, query.new_zeros(1)
     else:
-        cross_key, cross_value = fusion.keys[:, slot].to(dtype), fusion.values[:, slot].to(dtype)
+        cross_key, cross_value = fusion.keys[:, slot], fusion.values[:, slot]
         cross_mask = fusion.mask
         gate = kwargs.get("fusion_gate")
         gate = module.fusion_gate(None) if gate is None else gate
@@ -103,7 +101,7 @@ def fused_attention(module, query, key, value, attention_mask, scaling=None, sof
         value,
         cross_key,
         cross_value,
-        gate if gate.dtype == torch.float32 else gate.to(dtype),
+        gate,
         causal=True,
         scale=scaling,
         window=attention_mask.window,
@@ -114,13 +112,6 @@ def fused_attention(module, query, key, value, attention_mask, scaling=None, sof
         backend="auto" if fusion is None else fusion.backend,
     )
     return out.transpose(1, 2), None
-
-
-def _common_dtype(query, value):
-    """Under autocast RoPE can leave q and k in fp32 while v is already in the autocast dtype."""
-    if torch.is_autocast_enabled(query.device.type):
-        return torch.get_autocast_dtype(query.device.type)
-    return value.dtype
 
 
 def dynamic_gate_hook(module, args, kwargs):

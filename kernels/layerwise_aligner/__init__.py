@@ -1,0 +1,128 @@
+"""The layer-wise aligner (LayAlign, arXiv 2502.11405, equations 2 and 3): from all encoder layers to the cross keys and
+values of all LLM layers."""
+
+import torch
+
+from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend
+from . import torch_backend
+from .arguments import check_cross_key_values, check_layer_mix, check_stream_linear
+from .folding import fold_pays
+from .reference import cross_key_values_reference, layer_mix_reference, stream_linear_reference
+
+__all__ = [
+    "cross_key_values",
+    "cross_key_values_reference",
+    "fold_pays",
+    "layer_mix",
+    "layer_mix_reference",
+    "stream_linear",
+    "stream_linear_reference",
+]
+
+_LAYER_MIX = {"torch": torch_backend.layer_mix, "reference": layer_mix_reference}
+_STREAM_LINEAR = {"torch": torch_backend.stream_linear, "reference": stream_linear_reference}
+_CROSS_KEY_VALUES = {"torch": torch_backend.cross_key_values, "reference": cross_key_values_reference}
+
+
+def layer_mix(hidden_states, weight, bias=None, *, backend="auto"):
+    """relu(sum_e weight[j, e] hidden_states[e] + bias[j]) for all streams j.
+
+    Args:
+        hidden_states: sequence of E tensors (B, T, De), or one (E, B, T, De), in fp32, fp16 or bf16.
+        weight: (J, E). bias: (J,) or None. All of one dtype.
+        backend: "auto" ("torch"), "torch" or "reference".
+
+    Returns:
+        (J, B, T, De). Gradients for weight, bias and the hidden states, where asked.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
+    """
+    return _run("layer_mix", _LAYER_MIX, check_layer_mix, (hidden_states, weight, bias), backend)
+
+
+def stream_linear(streams, weight, bias=None, *, backend="auto"):
+    """streams[j] @ weight[j]^T + bias[j] for all streams j.
+
+    Args:
+        streams: (J, B, T, De) in fp32, fp16 or bf16.
+        weight: (Do, De) shared by the streams, or (J, Do, De).
+        bias: (Do,) with a shared weight, (J, Do) otherwise, or None. All of one dtype.
+        backend: "auto" ("torch"), "torch" or "reference".
+
+    Returns:
+        (J, B, T, Do). Gradients for weight, bias and streams, where asked.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
+    """
+    return _run("stream_linear", _STREAM_LINEAR, check_stream_linear, (streams, weight, bias), backend)
+
+
+def cross_key_values(
+    hidden_states,
+    mix_weight,
+    mix_bias,
+    proj_weight,
+    proj_bias,
+    key_weights,
+    value_weights,
+    key_biases=None,
+    value_biases=None,
+    *,
+    folded=None,
+    backend="auto",
+):
+    """Cross keys and values of all L LLM layers.
+
+    layer_mix into 2L streams, the shared projection, then each layer's own key projection of stream 2i and value
+    projection of stream 2i + 1.
+
+    Args:
+        hidden_states: sequence of E tensors (B, T, De), or one (E, B, T, De), in fp32, fp16 or bf16.
+        mix_weight: (2L, E). mix_bias: (2L,) or None.
+        proj_weight: (Dl, De). proj_bias: (Dl,) or None.
+        key_weights, value_weights: sequences of L tensors (kv, Dl), or one (L, kv, Dl).
+        key_biases, value_biases: sequences of L tensors (kv,), one (L, kv), or None. All of one dtype.
+        folded: multiply proj_weight into the key and value weights first (in fp32, rounded once); None does so where
+            that takes fewer operations for B * T tokens, see `fold_pays`.
+        backend: "auto" ("torch"), "torch" or "reference".
+
+    Returns:
+        (keys, values), each (L, B, T, kv). Gradients for everything that asks for one. Only the arguments are kept for
+        the backward pass; the mixed streams are computed again.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
+    """
+    arguments = (
+        hidden_states,
+        mix_weight,
+        mix_bias,
+        proj_weight,
+        proj_bias,
+        key_weights,
+        value_weights,
+        key_biases,
+        value_biases,
+    )
+    if folded not in (None, True, False):
+        raise ValueError(f"folded: got {folded!r}, takes True, False or None")
+    return _run("cross_key_values", _CROSS_KEY_VALUES, check_cross_key_values, arguments, backend, folded=folded)
+
+
+def _run(operator, backends, check, arguments, backend, **options):
+    first = arguments[0] if isinstance(arguments[0], torch.Tensor) else next(iter(arguments[0] or ()), None)
+    if isinstance(first, torch.Tensor) and (dtype := autocast_dtype(first)) is not None:
+        arguments = [_map_tensors(cast_for_autocast, argument, dtype) for argument in arguments]
+        with torch.autocast(first.device.type, enabled=False):
+            return _run(operator, backends, check, arguments, backend, **options)
+    name = choose_backend(backend, tuple(backends), operator)
+    check(*arguments, backend=name)
+    return backends[name](*arguments, **options)
+
+
+def _map_tensors(function, argument, dtype):
+    if isinstance(argument, (list, tuple)):
+        return [function(item, dtype) for item in argument]
+    return function(argument, dtype)

@@ -1,0 +1,63 @@
+"""The specification of the layer-wise aligner in plain PyTorch. Tests and benchmarks use it; no backend does.
+
+upcast=True computes in fp64 and rounds the results once to the dtype of the inputs; upcast=False computes in theirs.
+"""
+
+import torch
+
+
+def layer_mix_reference(hidden_states, weight, bias=None, *, upcast=True):
+    """Arguments and result of `layer_mix`, unchecked."""
+    dtype = weight.dtype
+    hidden_states, weight, bias = _prepared(upcast, hidden_states, weight, bias)
+    mixed = torch.einsum("je,ebtd->jbtd", weight, hidden_states)
+    if bias is not None:
+        mixed = mixed + bias[:, None, None, None]
+    return torch.relu(mixed).to(dtype)
+
+
+def stream_linear_reference(streams, weight, bias=None, *, upcast=True):
+    """Arguments and result of `stream_linear`, unchecked."""
+    dtype = streams.dtype
+    streams, weight, bias = _prepared(upcast, streams, weight, bias)
+    if weight.dim() == 2:
+        weight = weight.expand(streams.shape[0], *weight.shape)
+        bias = None if bias is None else bias.expand(streams.shape[0], *bias.shape)
+    out = torch.einsum("jbti,joi->jbto", streams, weight)
+    if bias is not None:
+        out = out + bias[:, None, None]
+    return out.to(dtype)
+
+
+def cross_key_values_reference(
+    hidden_states,
+    mix_weight,
+    mix_bias,
+    proj_weight,
+    proj_bias,
+    key_weights,
+    value_weights,
+    key_biases=None,
+    value_biases=None,
+    *,
+    folded=None,
+    upcast=True,
+):
+    """Arguments and results of `cross_key_values`, unchecked; `folded` changes the order of operations only, and is not
+    followed."""
+    dtype = mix_weight.dtype
+    arguments = (hidden_states, mix_weight, mix_bias, proj_weight, proj_bias)
+    hidden_states, mix_weight, mix_bias, proj_weight, proj_bias = _prepared(upcast, *arguments)
+    projections = _prepared(upcast, key_weights, value_weights, key_biases, value_biases)
+    key_weights, value_weights, key_biases, value_biases = projections
+    streams = layer_mix_reference(hidden_states, mix_weight, mix_bias, upcast=False)
+    projected = stream_linear_reference(streams, proj_weight, proj_bias, upcast=False)
+    keys = stream_linear_reference(projected[0::2], key_weights, key_biases, upcast=False)
+    values = stream_linear_reference(projected[1::2], value_weights, value_biases, upcast=False)
+    return keys.to(dtype), values.to(dtype)
+
+
+def _prepared(upcast, *arguments):
+    """Sequences become one tensor, everything fp64 where asked."""
+    stacked = [torch.stack(list(x)) if isinstance(x, (list, tuple)) else x for x in arguments]
+    return [x.double() if upcast and x is not None else x for x in stacked]

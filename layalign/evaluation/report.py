@@ -1,0 +1,190 @@
+"""Tables and plots. A table is {system: {lang: per cent}}; matplotlib and rich are loaded only when used."""
+
+from pathlib import Path
+
+LOW_RESOURCE = ("bn", "th", "sw")
+HIGH_RESOURCE = ("ja", "zh", "de", "fr", "ru", "es", "en")
+PAPER_LANGUAGES = LOW_RESOURCE + HIGH_RESOURCE
+AVERAGES = {"avg": "Avg.", "lrl": "Lrl.", "hrl": "Hrl."}
+
+# Okabe and Ito's palette, told apart by readers with any common colour vision; hatches serve print in grey.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def summarize(accuracy):
+    """The paper's averages of {lang: per cent}: {"avg", "lrl", "hrl"}, None where none of a group's languages is there.
+
+    lrl: bn, th, sw; hrl: ja, zh, de, fr, ru, es, en; avg: those ten, or those of them that are there. Other languages
+    (Telugu, MGSM's eleventh, which the paper leaves out) enter no average.
+    """
+    groups = {"avg": PAPER_LANGUAGES, "lrl": LOW_RESOURCE, "hrl": HIGH_RESOURCE}
+    result = {}
+    for name, languages in groups.items():
+        found = [accuracy[lang] for lang in languages if lang in accuracy]
+        result[name] = sum(found) / len(found) if found else None
+    return result
+
+
+def ordered_languages(table):
+    """The languages of a table: the paper's in its order, then the others by code."""
+    present = {lang for scores in table.values() for lang in scores}
+    return [lang for lang in PAPER_LANGUAGES if lang in present] + sorted(present - set(PAPER_LANGUAGES))
+
+
+def markdown_table(table, title=None):
+    """A Markdown table with one row per system: averages, then languages; "-" where a figure is missing."""
+    header, rows = _cells(table)
+    lines = [f"## {title}", ""] if title else []
+    lines += [_row(header), _row(["---", *["---:"] * (len(header) - 1)]), *map(_row, rows)]
+    return "\n".join([*lines, *_footnote(table)]) + "\n"
+
+
+def print_table(table, title=None, console=None):
+    """Print the table in the terminal, languages below each other; console: a rich Console."""
+    from rich.console import Console
+    from rich.table import Table
+
+    header, rows = _cells(table)
+    output = Table(title=title, caption=" ".join(_footnote(table)).strip() or None)
+    output.add_column()
+    for row in rows:
+        output.add_column(row[0], justify="right")
+    for place, name in enumerate(header[1:], 1):
+        output.add_row(name, *[row[place] for row in rows], end_section=place == len(AVERAGES))
+    (console or Console()).print(output)
+
+
+def plot_accuracy(table, path, title=None):
+    """Grouped bars by language, with the averages to the left, as an image at `path`."""
+    header, _ = _cells(table)
+    languages = ordered_languages(table)
+    spots = [spot + (0.5 if spot >= len(AVERAGES) else 0) for spot in range(len(AVERAGES) + len(languages))]
+    figure, axes = _figure(min(14.0, max(6.0, 2 + 0.16 * len(spots) * (len(table) + 1))), 4.4)
+    width = 0.84 / len(table)
+    for place, (system, scores) in enumerate(table.items()):
+        values = [*summarize(scores).values(), *[scores.get(lang) for lang in languages]]
+        shift = (place - (len(table) - 1) / 2) * width
+        bars = [(spot + shift, value) for spot, value in zip(spots, values, strict=True) if value is not None]
+        axes.bar(
+            [spot for spot, _ in bars],
+            [value for _, value in bars],
+            width,
+            label=system,
+            color=COLOURS[place % len(COLOURS)],
+            hatch=HATCHES[place % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0.5,
+        )
+    axes.set_xticks(spots, header[1:])
+    axes.axvline(len(AVERAGES) - 0.25, color="0.6", linewidth=0.8)
+    axes.margins(x=0.01)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("accuracy (%)")
+    axes.set_xlabel(" ".join(_footnote(table)).strip(), fontsize="small")
+    axes.set_title(title or "Accuracy by language")
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=min(len(table), 4), frameon=False)
+    _save(figure, path)
+
+
+def plot_losses(histories, path, title=None):
+    """Training loss by step, one panel per stage, one line per system.
+
+    histories: {system: {stage: [{"step": int, "loss": float, ...}, ...]}}; entries without a loss are passed over, an
+    "eval_loss" is drawn dashed.
+    """
+    stages = list(dict.fromkeys(stage for history in histories.values() for stage in history if history[stage]))
+    if not stages:
+        raise ValueError("histories: got no stage with an entry")
+    figure, panels = _figure(5.2 * len(stages), 4.0, len(stages))
+    for stage, axes in zip(stages, panels, strict=True):
+        for place, (system, history) in enumerate(histories.items()):
+            colour = COLOURS[place % len(COLOURS)]
+            for field, style, suffix in (("loss", "-", ""), ("eval_loss", "--", " (held out)")):
+                points = [(entry["step"], entry[field]) for entry in history.get(stage, ()) if field in entry]
+                if points:
+                    marks = {"marker": MARKERS[place % len(MARKERS)], "markevery": max(1, len(points) // 12)}
+                    steps, losses = zip(*points, strict=True)
+                    axes.plot(steps, losses, style, color=colour, label=system + suffix, linewidth=1.2, **marks)
+        axes.set_title(f"{stage} stage")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylim(bottom=0)
+        axes.grid(color="0.9")
+        axes.legend(frameon=False)
+    panels[0].set_ylabel("loss (nats per target token)")
+    if title:
+        figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_gates(gates, path, title=None):
+    """Gate values by LLM layer; gates: {system: (L,) or (L, H) numbers}, of H per layer the mean and the range."""
+    figure, axes = _figure(7.0, 4.0)
+    longest = 0
+    for place, (system, values) in enumerate(gates.items()):
+        rows = [row if isinstance(row, list) else [row] for row in _as_list(values)]
+        layers = range(len(rows))
+        longest = max(longest, len(rows))
+        colour = COLOURS[place % len(COLOURS)]
+        means = [sum(row) / len(row) for row in rows]
+        axes.plot(layers, means, color=colour, marker=MARKERS[place % len(MARKERS)], label=system)
+        if any(len(row) > 1 for row in rows):
+            axes.fill_between(layers, [min(row) for row in rows], [max(row) for row in rows], color=colour, alpha=0.2)
+    axes.axhline(0, color="0.5", linewidth=0.8)
+    axes.set_xticks(range(0, longest, max(1, longest // 16)))
+    axes.set_xlabel("LLM layer")
+    axes.set_ylabel("gate")
+    axes.set_title(title or "Gates by layer")
+    axes.grid(color="0.9")
+    if len(gates) > 1:
+        axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _cells(table):
+    """Header and rows of text; a star marks an average that lacks some of its languages."""
+    if not table:
+        raise ValueError("table: got no system")
+    languages = ordered_languages(table)
+    rows = []
+    for system, scores in table.items():
+        values = [*summarize(scores).values(), *[scores.get(lang) for lang in languages]]
+        rows.append([system, *["-" if value is None else f"{value:.1f}" for value in values]])
+    star = "" if set(PAPER_LANGUAGES) <= set(languages) else "*"
+    return ["system", *[name + star for name in AVERAGES.values()], *languages], rows
+
+
+def _footnote(table):
+    languages = ordered_languages(table)
+    notes = []
+    if not set(PAPER_LANGUAGES) <= set(languages):
+        notes.append("* over the languages shown, not the paper's ten.")
+    if others := [lang for lang in languages if lang not in PAPER_LANGUAGES]:
+        notes.append(f"{', '.join(others)}: in no average, as in the paper.")
+    return ["", *notes] if notes else []
+
+
+def _row(cells):
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _as_list(values):
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _figure(width, height, panels=None):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels or 1, squeeze=False)[0]
+    return figure, list(axes) if panels else axes[0]
+
+
+def _save(figure, path):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,146 @@
+"""Averages against the paper's tables, Markdown and terminal tables, and that the plots draw what they are given."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from layalign.evaluation import report
+
+PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper" / "paper.txt"
+
+# Table 2 of the paper (arXiv 2502.11405): averages, then bn th sw ja zh de fr ru es en.
+ROWS = {
+    "MGSM LayAlign": "59.0 56.4 60.2 51.6 59.2 58.4 52.0 56.0 62.0 61.6 61.6 61.6 66.4",
+    "MGSM MindMerger": "57.4 54.8 58.6 51.2 56.8 56.4 50.8 54.4 60.0 55.2 62.4 59.6 67.6",
+    "MGSM MetaMath": "37.9 5.9 51.6 6.4 6.4 4.8 34.8 39.2 56.4 55.6 51.6 55.2 68.4",
+    "MSVAMP LayAlign": "59.1 54.6 61.1 51.8 55.1 56.9 59.3 58.7 62.5 62.1 58.8 62.0 64.0",
+    "MSVAMP LangBridge": "54.4 51.6 55.5 49.9 52.2 52.7 53.3 54.1 56.0 56.4 54.7 56.1 58.1",
+}
+TABLE = {
+    "LLM alone": {"bn": 1.0, "th": 2.0, "sw": 4.5, "de": 10.0, "en": 60.0, "te": 0.0},
+    "LayAlign": {"bn": 51.6, "th": 59.2, "sw": 58.4, "de": 62.0, "en": 66.4},
+}
+
+
+def assert_averages(printed):
+    averages, scores = printed[:3], dict(zip(report.PAPER_LANGUAGES, printed[3:], strict=True))
+    for computed, expected in zip(report.summarize(scores).values(), averages, strict=True):
+        assert abs(computed - expected) < 0.0501
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_averages_are_the_papers(row):
+    assert_averages([float(value) for value in ROWS[row].split()])
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="needs ../shared/paper/paper.txt")
+def test_averages_of_every_full_mathematics_row_of_the_paper():
+    rows, in_table = [], False
+    for line in PAPER.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if {"Avg.", "Avg"} & set(cells):
+            in_table = cells[-10:] == ["Bn", "Th", "Sw", "Ja", "Zh", "De", "Fr", "Ru", "Es", "En"]
+        elif in_table and len(cells) >= 14 and not line.startswith("---"):
+            rows.append([float(cell) for cell in cells[-13:]])
+    assert len(rows) >= 40
+    for row in rows:
+        assert_averages(row)
+
+
+def test_telugu_enters_no_average_and_a_missing_group_is_none():
+    scores = {"bn": 10.0, "th": 20.0, "te": 90.0}
+    assert report.summarize(scores) == {"avg": 15.0, "lrl": 15.0, "hrl": None}
+    assert report.summarize({"te": 90.0}) == {"avg": None, "lrl": None, "hrl": None}
+
+
+def test_markdown_table():
+    assert report.markdown_table(TABLE, title="mgsm").splitlines() == [
+        "## mgsm",
+        "",
+        "| system | Avg.* | Lrl.* | Hrl.* | bn | th | sw | de | en | te |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| LLM alone | 15.5 | 2.5 | 35.0 | 1.0 | 2.0 | 4.5 | 10.0 | 60.0 | 0.0 |",
+        "| LayAlign | 59.5 | 56.4 | 64.2 | 51.6 | 59.2 | 58.4 | 62.0 | 66.4 | - |",
+        "",
+        "* over the languages shown, not the paper's ten.",
+        "te: in no average, as in the paper.",
+    ]
+
+
+def test_no_star_and_no_note_with_the_papers_languages():
+    table = report.markdown_table({"a|b": dict.fromkeys(report.PAPER_LANGUAGES, 50.0)})
+    assert "*" not in table
+    assert "| a\\|b | 50.0 | 50.0 | 50.0 |" in table
+
+
+def test_terminal_table():
+    console = Console(file=StringIO(), width=60)
+    report.print_table(TABLE, title="mgsm", console=console)
+    printed = console.file.getvalue()
+    assert "LLM alone" in printed
+    assert [line.split() for line in printed.splitlines() if "Lrl." in line] == [
+        ["│", "Lrl.*", "│", "2.5", "│", "56.4", "│"]
+    ]
+    assert "te: in no" in printed
+
+
+def test_empty_tables_and_histories_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="table: got no system"):
+        report.markdown_table({})
+    with pytest.raises(ValueError, match="table: got no system"):
+        report.plot_accuracy({}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match="histories: got no stage"):
+        report.plot_losses({"LayAlign": {"task": []}}, tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, in order."""
+    saved = []
+    save = report._save
+    monkeypatch.setattr(report, "_save", lambda figure, path: (saved.append(figure), save(figure, path)))
+    return saved
+
+
+def test_accuracy_plot(tmp_path, figures):
+    report.plot_accuracy(TABLE, tmp_path / "plots" / "accuracy.png")
+    axes = figures[0].axes[0]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == list(TABLE)
+    assert "te: in no average" in axes.get_xlabel()
+    assert [label.get_text() for label in axes.get_xticklabels()][:4] == ["Avg.*", "Lrl.*", "Hrl.*", "bn"]
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    assert heights[0][3:] == [1.0, 2.0, 4.5, 10.0, 60.0, 0.0]
+    assert heights[1][3:] == [51.6, 59.2, 58.4, 62.0, 66.4]
+    assert (tmp_path / "plots" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_loss_plot(tmp_path, figures):
+    history = {
+        "translation": [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}, {"step": 20, "eval_loss": 2.5}],
+        "task": [{"step": 10, "loss": 1.0}, {"step": 11, "runtime": 5.0}],
+    }
+    report.plot_losses(
+        {"LayAlign": history, "LangBridge": {"task": [{"step": 10, "loss": 2.0}]}}, tmp_path / "loss.png"
+    )
+    translation, task = figures[0].axes
+    assert [list(line.get_ydata()) for line in translation.lines] == [[3.0, 2.0], [2.5]]
+    assert [line.get_label() for line in task.lines] == ["LayAlign", "LangBridge"]
+    assert translation.get_title() == "translation stage"
+
+
+def test_gate_plot(tmp_path, figures):
+    torch = pytest.importorskip("torch")
+    report.plot_gates({"scalar": [0.1, -0.2], "head": torch.tensor([[0.0, 0.5], [0.25, 0.75]])}, tmp_path / "gates.png")
+    lines = figures[0].axes[0].lines
+    assert list(lines[0].get_ydata()) == [0.1, -0.2]
+    assert list(lines[1].get_ydata()) == [0.25, 0.5]
+
+
+def test_plotting_leaves_the_users_matplotlib_alone(tmp_path):
+    import matplotlib.pyplot as pyplot
+
+    report.plot_gates({"LayAlign": [[0.1], [0.2]]}, tmp_path / "gates.png")
+    assert pyplot.get_fignums() == []

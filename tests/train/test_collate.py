@@ -1,0 +1,72 @@
+import logging
+
+import pytest
+import torch
+
+from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
+from layalign.train.collate import Collator, encode_records, fill_prompt
+from layalign.train.recipe import StageRecipe
+
+
+@pytest.fixture
+def processor(bases):
+    return LayAlignProcessor.from_bases(**bases)
+
+
+def batches(processor, records, with_prompt, **settings):
+    stage = StageRecipe(data={"records": records}, prompt="answer : {source}", **settings)
+    data = encode_records(records, processor, stage, with_prompt)
+    ours = Collator()([data[index] for index in range(len(records))])
+    prompts = [fill_prompt(stage.prompt, record) for record in records] if with_prompt else None
+    sources, targets = [record["source"] for record in records], [record["target"] for record in records]
+    return ours, processor(sources, prompt=prompts, target=targets), data
+
+
+def rows(batch, key, mask):
+    return [ids[kept].tolist() for ids, kept in zip(batch[key], batch[mask].bool(), strict=True)]
+
+
+@pytest.mark.parametrize("with_prompt", [False, True])
+def test_batches_hold_what_the_processor_makes(processor, records, bases, with_prompt):
+    records = records * 60  # more than one chunk
+    ours, theirs, _ = batches(processor, records, with_prompt)
+    assert rows(ours, "encoder_input_ids", "encoder_attention_mask") == rows(
+        theirs, "encoder_input_ids", "encoder_attention_mask"
+    )
+    for key in ("input_ids", "labels"):
+        assert rows(ours, key, "attention_mask") == rows(theirs, key, "attention_mask")
+    assert ((ours["labels"] == -100) | (ours["attention_mask"] == 1)).all()
+    model = LayAlignForConditionalGeneration.from_bases(**bases).eval()
+    few = [{key: value[:8] for key, value in batch.items()} for batch in (ours, dict(theirs))]
+    with torch.no_grad():
+        torch.testing.assert_close(model(**few[0]).loss, model(**few[1]).loss, rtol=1e-5, atol=0)
+
+
+def test_prompt_target_and_source_are_cut_to_their_own_lengths(processor, records, caplog):
+    with caplog.at_level(logging.WARNING):
+        ours, full, _ = batches(processor, records, True, source_max_length=3, target_max_length=2)
+    for index in range(len(records)):
+        want_prompt = full["input_ids"][index][(full["labels"][index] == -100) & full["attention_mask"][index].bool()]
+        want_target = full["labels"][index][full["labels"][index] != -100]
+        labels = ours["labels"][index]
+        real = ours["attention_mask"][index].bool()
+        assert ours["input_ids"][index][real & (labels == -100)].tolist() == want_prompt[-3:].tolist()
+        assert labels[labels != -100].tolist() == want_target[:2].tolist()
+    assert ours["encoder_attention_mask"].sum(1).max() == 3
+    # The encoder's tokenizer ends every source, a cut one too.
+    assert all(row[-1] == 2 for row in rows(ours, "encoder_input_ids", "encoder_attention_mask"))
+    assert "10 of 10 targets cut to 2 tokens" in caplog.text
+    assert "sources cut to 3 tokens" in caplog.text
+
+
+def test_prompts_name_the_language(records):
+    assert fill_prompt("from {language} : {source}", {"source": "moja {x}", "lang": "sw"}) == "from Swahili : moja {x}"
+    with pytest.raises(ValueError, match="no English name known for language 'xx'"):
+        fill_prompt("{language}", {"source": "a", "lang": "xx"})
+
+
+def test_the_digest_tells_other_data(processor, records):
+    digest = batches(processor, records, True)[2].digest()
+    assert batches(processor, records, True)[2].digest() == digest
+    assert batches(processor, records[1:], True)[2].digest() != digest
+    assert batches(processor, records, False)[2].digest() != digest

@@ -1,0 +1,216 @@
+import json
+import logging
+
+import pytest
+
+from layalign.train.recipe import DataSource, load_recipe
+from layalign.train.sources import read_sources
+
+GOOD = [{"source": "moja", "target": "one", "lang": "sw"}, {"source": "mbili", "target": "two", "lang": "sw"}]
+
+
+def lines(*records):
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def read(tmp_path, content, file="data.jsonl", **settings):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / file).write_bytes(content)
+    settings.setdefault("format", file.partition(".")[2])
+    return read_sources([DataSource(path=file, **settings)], tmp_path)
+
+
+def read_pairs(tmp_path, source, target, **settings):
+    (tmp_path / "a.sw").write_bytes(source)
+    (tmp_path / "a.en").write_bytes(target)
+    return read_sources([DataSource(format="pairs", path="a.sw", target_path="a.en", lang="sw", **settings)], tmp_path)
+
+
+def test_every_format_gives_the_same_records(tmp_path):
+    import datasets
+
+    assert read(tmp_path, lines(*GOOD))[0] == GOOD
+    assert read(tmp_path, json.dumps(GOOD, indent=1), "data.json")[0] == GOOD
+    assert read(tmp_path, "source\ttarget\tlang\nmoja\tone\tsw\nmbili\ttwo\tSwahili\n", "data.tsv")[0] == GOOD
+    assert read(tmp_path, "moja\tone\r\nmbili\ttwo", "x.tsv", columns=["source", "target"], lang="sw")[0] == GOOD
+    assert read_pairs(tmp_path, b"moja\nmbili\n", b"one\ntwo")[0] == GOOD
+    datasets.Dataset.from_list(GOOD).save_to_disk(tmp_path / "saved")
+    assert read_sources([DataSource(format="dataset", path="saved")], tmp_path)[0] == GOOD
+    datasets.DatasetDict({"dev": datasets.Dataset.from_list(GOOD)}).save_to_disk(tmp_path / "parts")
+    assert read_sources([DataSource(format="dataset", path="parts", split="dev")], tmp_path)[0] == GOOD
+    assert read_sources([DataSource(records=GOOD)])[0] == GOOD
+
+
+def test_a_folder_of_files_is_read_by_datasets(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(lines(*GOOD))
+    assert read_sources([DataSource(format="dataset", path=str(folder))])[0] == GOOD
+
+
+# (file, content, settings, what the message must say)
+BAD_FILES = [
+    ("a.jsonl", "", {}, "a.jsonl: empty file"),
+    ("a.json", " \n", {}, "a.json: empty file"),
+    ("a.tsv", "", {}, "a.tsv: empty file"),
+    ("a.tsv", "source\ttarget\n", {}, "a.tsv: no records"),
+    ("a.json", "[]", {}, "a.json: no records"),
+    ("a.jsonl", lines(*GOOD) + "{broken\n", {}, "a.jsonl:3: not JSON"),
+    ("a.jsonl", lines(GOOD[0]) + "\n" + lines(GOOD[1]), {}, "a.jsonl:2: empty line"),
+    ("a.jsonl", lines(GOOD[0], [1]), {}, "a.jsonl:2: expected an object with fields, got list"),
+    ("a.jsonl", lines(GOOD[0], {"source": "a"}), {}, "a.jsonl:2: no field 'target'; fields: source"),
+    ("a.jsonl", lines(GOOD[0], {**GOOD[0], "target": " "}), {}, "a.jsonl:2: field 'target' is empty"),
+    ("a.jsonl", lines({**GOOD[0], "source": None}), {}, "a.jsonl:1: field 'source' holds NoneType, not text"),
+    ("a.jsonl", lines({**GOOD[0], "source": ["a"]}), {}, "a.jsonl:1: field 'source' holds list, not text"),
+    ("a.jsonl", lines({**GOOD[0], "lang": 3}), {}, "a.jsonl:1: field 'lang' holds int, not text"),
+    ("a.jsonl", lines(*GOOD), {"lang_field": "language"}, "a.jsonl:1: no field 'language'"),
+    ("a.jsonl", lines(*GOOD).encode() + b'{"source": "\xff"}\n', {}, "a.jsonl:3: not UTF-8 (byte 13 of the line)"),
+    ("a.jsonl", lines(*GOOD), {"languages": ["sw", "th"]}, "a.jsonl: no records of languages ['th']"),
+    (
+        "a.jsonl",
+        lines(*GOOD),
+        {"source": "{source} {choices[0]}"},
+        "a.jsonl:1: template '{source} {choices[0]}' does not",
+    ),
+    ("a.jsonl", lines({**GOOD[0], "choices": []}), {"source": "{choices[0]}"}, "IndexError"),
+    (
+        "a.jsonl",
+        lines({**GOOD[0], "x": None}),
+        {"source": "a {x}"},
+        "a.jsonl:1: a field of the template holds NoneType",
+    ),
+    ("a.json", json.dumps(GOOD)[:-1], {}, "a.json:1: not JSON: expected a comma or the end of the list"),
+    ("a.json", '[\n{"source": "a",\n "target": }]', {}, "a.json:3: not JSON"),
+    ("a.json", '[\n{"source": "a", "target": "b"},\n\n{"source": "a"}]', {}, "a.json:4: no field 'target'"),
+    ("a.json", '{"source": "a"}', {}, "a.json: expected a list of objects, got"),
+    ("a.json", b"[\n1,\n\xff]", {}, "a.json:3: not UTF-8"),
+    ("a.tsv", "source\ttarget\na\tb\nc\n", {}, "a.tsv:3: 1 columns, expected 2"),
+    ("a.tsv", "question\tanswer\na\tb\n", {}, "a.tsv:2: no field 'source'; fields: question, answer"),
+    ("a.tsv", b"source\ttarget\n\xc3(\tb\n", {}, "a.tsv:2: not UTF-8 (byte 1 of the line)"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "settings", "message"), BAD_FILES, ids=[bad[3][:40] for bad in BAD_FILES])
+def test_bad_files_say_where(tmp_path, file, content, settings, message):
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, content, file, **settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        (b"a\nb\nc\n", b"a\nb\n", r"a.sw has 3 lines and .*a.en 2"),
+        (b"a\n\nc\n", b"a\nb\nc\n", "a.sw:2: empty line"),
+        (b"a\nb\n", b"a\n \n", "a.en:2: empty line"),
+        (b"a\nb\n", b"a\n\xfe\n", r"a.en:2: not UTF-8 \(byte 1"),
+        (b"", b"", "a.sw: empty file"),
+    ],
+)
+def test_bad_pairs_say_where(tmp_path, source, target, message):
+    with pytest.raises(ValueError, match=message):
+        read_pairs(tmp_path, source, target)
+
+
+def test_missing_and_unreadable_places(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        read_sources([DataSource(format="jsonl", path="absent.jsonl")], tmp_path)
+    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+        read_sources([DataSource(format="tsv", path=str(tmp_path))])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="dataset '.*empty'"):
+        read_sources([DataSource(format="dataset", path=str(empty))])
+    with pytest.raises(ValueError, match=r"records\[1\]: no field 'target'"):
+        read_sources([DataSource(records=[GOOD[0], {"source": "a"}])])
+
+
+def test_line_separators_inside_a_line_do_not_shift_the_pairs(tmp_path):
+    records, _ = read_pairs(tmp_path, "a\u2028b\x0cc\r\nd\n".encode(), b"one\ntwo\n")
+    assert [record["source"] for record in records] == ["a\u2028b\x0cc", "d"]
+
+
+def test_bad_lines_are_left_out_only_when_asked_and_reported(tmp_path, caplog):
+    content = lines(GOOD[0], {"source": "a"}).encode() + b"\xff\n{\n" + lines(GOOD[1]).encode()
+    with pytest.raises(ValueError, match=r"data.jsonl:2"):
+        read(tmp_path, content)
+    with caplog.at_level(logging.WARNING):
+        records, skipped = read(tmp_path, content, on_bad_line="skip")
+    assert records == GOOD
+    assert [place.partition(": ")[0][-12:] for place in skipped] == ["data.jsonl:2", "data.jsonl:3", "data.jsonl:4"]
+    assert "3 bad lines left out" in caplog.text
+    assert "data.jsonl:2: no field 'target'" in caplog.text
+
+
+def test_different_line_counts_are_never_skipped(tmp_path):
+    with pytest.raises(ValueError, match="equally many"):
+        read_pairs(tmp_path, b"a\nb\n", b"a\n", on_bad_line="skip")
+
+
+def test_limits_and_languages(tmp_path):
+    records = [{"source": str(i), "target": "x", "lang": ("sw", "Thai", "fr")[i % 3]} for i in range(12)]
+    kept, _ = read(tmp_path, lines(*records), limit_per_language=2, languages=["sw", "th"])
+    assert [(record["source"], record["lang"]) for record in kept] == [
+        ("0", "sw"),
+        ("1", "th"),
+        ("3", "sw"),
+        ("4", "th"),
+    ]
+    assert len(read(tmp_path, lines(*records), limit=5)[0]) == 5
+
+
+def test_a_limit_stops_the_reading(tmp_path):
+    """What stands behind the limit is not parsed: not even its broken lines are seen."""
+    assert read(tmp_path, lines(*GOOD) + "{broken\n", limit=2)[0] == GOOD
+    assert read(tmp_path, json.dumps(GOOD)[:-1] + ", {broken", "a.json", limit=2)[0] == GOOD
+
+
+def test_the_published_layout_is_read_by_the_shipped_recipes(tmp_path):
+    """A few rows in each file of the published layout, in the published form."""
+    codes = set()
+    for name in ("math", "xcsqa", "xnli"):
+        codes |= set(load_recipe(name, check_files=False).stages["translation"].data[0].languages)
+    for code in codes:
+        folder = tmp_path / "bilingual_pairs" / f"en-{code}"
+        folder.mkdir(parents=True)
+        (folder / f"train_100k.{code}").write_text("a\nb\n")
+        (folder / "train_100k.en").write_text("one\ntwo\n")
+    tasks = tmp_path / "query_translation"
+    (tasks / "x-csqa").mkdir(parents=True)
+    languages = [
+        "Bengali",
+        "Thai",
+        "Swahili",
+        "Japanese",
+        "Chinese",
+        "German",
+        "French",
+        "Russian",
+        "Spanish",
+        "English",
+    ]
+    (tasks / "metamath_615k.json").write_text(
+        json.dumps([{"query": "q", "response": "r", "lang": l} for l in languages])
+    )
+    question = {"stem": "Where?", "choices": [{"label": c, "text": f"in {c}"} for c in "ABCDE"]}
+    for code in ("ur sw hi ar vi ja pl zh nl ru it de pt fr es en").split():
+        (tasks / "x-csqa" / f"train_{code}.jsonl").write_text(lines({"question": question, "answerKey": "C"}))
+    nli = {"sentence1": "It rains.", "sentence2": "It is wet.", "label": "entailment", "language": "Greek"}
+    (tasks / "xnli_dev.json").write_text(json.dumps([nli]))
+
+    found = {}
+    for name in ("math", "xcsqa", "xnli"):
+        recipe = load_recipe(name, [f"data_root={tmp_path}"])
+        stages = recipe.stages
+        pairs, _ = read_sources(stages["translation"].data, recipe.data_root)
+        assert {record["lang"] for record in pairs} == set(stages["translation"].data[0].languages)
+        assert pairs[1]["target"] == "two"
+        found[name], _ = read_sources(stages["task"].data, recipe.data_root)
+    assert [record["lang"] for record in found["math"]] == ["bn", "th", "sw", "ja", "zh", "de", "fr", "ru", "es"]
+    choices = "\tA. in A\tB. in B\tC. in C\tD. in D\tE. in E"
+    assert found["xcsqa"][0] == {"source": f"Where?\nOptions:{choices}\nAnswer:", "target": "C", "lang": "ur"}
+    text = "Premise: It rains.\nHypothesis: It is wet.\nLabel:"
+    assert found["xnli"] == [{"source": text, "target": "entailment", "lang": "el"}]

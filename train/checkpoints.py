@@ -1,0 +1,136 @@
+"""Folders that are either whole or not there: written beside, hashed, fsynced, then renamed into place.
+
+A sealed folder holds manifest.json, written last, with the size and SHA-256 of every other file. After a crash at any
+moment a folder under its final name is complete; damage that came later shows against the manifest.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_STEP = re.compile(r"checkpoint-(\d+)")
+
+
+@contextmanager
+def sealed_folder(target):
+    """Give a folder to write into; when the block ends without an exception, seal it and rename it to `target`.
+
+    What stood at `target` is removed after the new folder is complete on disk, not before.
+    """
+    target = Path(target)
+    partial = target.with_name(f".{target.name}.partial")
+    _remove(partial)
+    partial.mkdir(parents=True)
+    yield partial
+    seal(partial)
+    publish(partial, target)
+
+
+def seal(folder):
+    """Write a folder's files to disk and, last, its manifest."""
+    files = {}
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != MANIFEST):
+        _fsync(path)
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _hash(path)}
+    write_json(Path(folder) / MANIFEST, {"files": files})
+    for path in (*(path for path in Path(folder).rglob("*") if path.is_dir()), folder):
+        _fsync(path)
+
+
+def publish(folder, target):
+    """Rename a sealed folder to its final name."""
+    old = target.with_name(f".{target.name}.old")
+    _remove(old)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(folder, target)
+    _fsync(target.parent)
+    _remove(old)
+
+
+def problem(folder):
+    """Why a folder is not a whole sealed one; None if it is."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return "not there"
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+            if _hash(path) != expected["sha256"]:
+                return f"{name} is damaged (its hash is not the manifest's)"
+    except FileNotFoundError:
+        return f"no {MANIFEST}: it was not written to the end"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is unreadable: {error}"
+    return None
+
+
+def newest_valid(folder):
+    """The whole checkpoint with the most steps in a folder, or None. Others are reported and left where they are."""
+    for checkpoint in reversed(_checkpoints(folder)):
+        reason = problem(checkpoint)
+        if reason is None:
+            return checkpoint
+        logger.warning("checkpoint %s ignored: %s", checkpoint, reason)
+    return None
+
+
+def prune(folder, keep):
+    """Remove all but the newest `keep` checkpoints."""
+    for checkpoint in _checkpoints(folder)[:-keep]:
+        _remove(checkpoint)
+
+
+def write_json(path, value):
+    """Write a JSON file so that it is either whole or not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _fsync(partial)
+    os.replace(partial, path)
+    _fsync(path.parent)
+
+
+def _checkpoints(folder):
+    found = [
+        (int(match[1]), path) for path in Path(folder).glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def _remove(folder):
+    """Remove a folder, under another name first: a half-removed one must not look like a checkpoint."""
+    if folder.exists():
+        doomed = folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}.old")
+        if doomed != folder:
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def _hash(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fsync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

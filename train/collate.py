@@ -1,0 +1,156 @@
+"""From records to batches: every record is tokenised once, up front, and batches are padded when they are asked for."""
+
+import hashlib
+import logging
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from layalign.train.languages import language_name
+from layalign.train.recipe import check_template
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 256
+_BAR_FROM = 5000
+
+
+class EncodedRecords(torch.utils.data.Dataset):
+    """Tokenised records, as flat int32 arrays (a million records in a few hundred MB).
+
+    Attributes:
+        questions: list of two arrays: encoder token ids of all records in a row, and where each record starts (n + 1).
+        texts: the same for the LLM: the prompt's tokens, then the target's.
+        prompt_lengths: (n,) how many of a record's LLM tokens are prompt.
+    """
+
+    def __init__(self, questions, texts, prompt_lengths):
+        self.questions, self.texts, self.prompt_lengths = questions, texts, prompt_lengths
+
+    def __len__(self):
+        return len(self.prompt_lengths)
+
+    def __getitem__(self, index):
+        return _row(self.questions, index), _row(self.texts, index), self.prompt_lengths[index]
+
+    @property
+    def lengths(self):
+        """(n,) positions each record takes in the LLM."""
+        return np.diff(self.questions[1]) + np.diff(self.texts[1])
+
+    def digest(self):
+        """Hash of all token ids, which tells whether the data is still what a run began with."""
+        digest = hashlib.sha256()
+        for array in (*self.questions, *self.texts, self.prompt_lengths):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def encode_records(records, processor, stage, with_prompt, progress=False, name="records"):
+    """Tokenise records as the processor does, prompt and target each cut to its own length.
+
+    Args:
+        records: list of {"source", "target", "lang"}.
+        processor: LayAlignProcessor.
+        stage: StageRecipe, for prompt and lengths.
+        with_prompt: whether the LLM reads the prompt text in this stage.
+
+    Returns:
+        EncodedRecords.
+
+    Raises:
+        ValueError: a prompt that names the language of a record whose language has no known name.
+    """
+    questions, texts, prompt_lengths = _Ragged(), _Ragged(), []
+    cut = {"sources": 0, "prompts": 0, "targets": 0}
+    starts = range(0, len(records), _CHUNK)
+    for start in tqdm(starts, f"tokenise {name}", disable=not progress or len(records) < _BAR_FROM, dynamic_ncols=True):
+        chunk = records[start : start + _CHUNK]
+        sources, targets = [record["source"] for record in chunk], [record["target"] for record in chunk]
+        prompts = [fill_prompt(stage.prompt, record) for record in chunk] if with_prompt else None
+        # First without limits, so that what is cut can be counted. The tokenizer itself cuts the sources, for it knows
+        # what to keep at their end.
+        batch = {key: value.numpy() for key, value in processor(sources, prompt=prompts, target=targets).items()}
+        if batch["encoder_attention_mask"].sum(1).max() > stage.source_max_length:
+            cut["sources"] += int((batch["encoder_attention_mask"].sum(1) > stage.source_max_length).sum())
+            short = processor(sources, prompt=None, encoder_max_length=stage.source_max_length)
+            batch |= {key: value.numpy() for key, value in short.items()}
+        questions.add(batch["encoder_input_ids"], batch["encoder_attention_mask"] > 0)
+
+        real, is_target = batch["attention_mask"] > 0, batch["labels"] != -100
+        place = real.cumsum(1) - 1
+        prompt_length, target_length = (real & ~is_target).sum(1), is_target.sum(1)
+        cut["prompts"] += int((prompt_length > stage.source_max_length).sum())
+        cut["targets"] += int((target_length > stage.target_max_length).sum())
+        first = np.maximum(prompt_length - stage.source_max_length, 0)
+        kept = real & (place >= first[:, None]) & (place < (prompt_length + stage.target_max_length)[:, None])
+        texts.add(batch["input_ids"], kept)
+        prompt_lengths.append(prompt_length - first)
+    for what, count in cut.items():
+        if count:
+            limit = stage.target_max_length if what == "targets" else stage.source_max_length
+            logger.warning("%s: %d of %d %s cut to %d tokens", name, count, len(records), what, limit)
+    return EncodedRecords(questions.arrays(), texts.arrays(), np.concatenate(prompt_lengths).astype(np.int32))
+
+
+def fill_prompt(template, record):
+    """The prompt of one record: {source} and, by its English name, {language} filled in."""
+    if "language" in check_template(template, "prompt"):
+        return template.format(source=record["source"], language=language_name(record["lang"]))
+    return template.format(source=record["source"])
+
+
+class Collator:
+    """Pads rows of EncodedRecords to a batch for the model's forward call, labels included.
+
+    Args:
+        encoder_padding, padding: token ids that fill up the encoder's and the LLM's rows (masked, so any id does).
+    """
+
+    def __init__(self, encoder_padding=0, padding=0):
+        self.encoder_padding, self.padding = encoder_padding, padding
+
+    def __call__(self, rows):
+        questions, texts, prompt_lengths = zip(*rows, strict=True)
+        encoder_ids, encoder_mask = _pad(questions, self.encoder_padding)
+        ids, mask = _pad(texts, self.padding)
+        is_target = mask.astype(bool) & (np.arange(ids.shape[1]) >= np.asarray(prompt_lengths)[:, None])
+        batch = {
+            "encoder_input_ids": encoder_ids,
+            "encoder_attention_mask": encoder_mask,
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": np.where(is_target, ids, -100),
+        }
+        return {key: torch.from_numpy(value) for key, value in batch.items()}
+
+
+class _Ragged:
+    """Collects rows of different length."""
+
+    def __init__(self):
+        self.values, self.lengths = [], []
+
+    def add(self, ids, kept):
+        self.values.append(ids[kept].astype(np.int32))
+        self.lengths.append(kept.sum(1))
+
+    def arrays(self):
+        starts = np.concatenate([[0], np.cumsum(np.concatenate(self.lengths))]).astype(np.int64)
+        return [np.concatenate(self.values), starts]
+
+
+def _row(ragged, index):
+    values, starts = ragged
+    return values[starts[index] : starts[index + 1]]
+
+
+def _pad(rows, value):
+    width = max(len(row) for row in rows)
+    ids = np.full((len(rows), width), value, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return ids, mask

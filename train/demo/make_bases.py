@@ -1,0 +1,175 @@
+"""Trains the two tiny bases of the demo: `python -m layalign.train.demo.make_bases [--output FOLDER] [--only NAME]`.
+
+tiny_encoder is the encoder half of a small seq2seq model that learned to translate every language of the demo into
+English; tiny_llm learned English only. Neither ever saw the other. Text: base_text.py.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MT5Config,
+    MT5EncoderModel,
+    MT5ForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from layalign.train.demo.base_text import english, sample_texts, translations
+from layalign.train.demo.base_tokenizers import encoder_tokenizer, llm_tokenizer
+
+FOLDER = Path(__file__).resolve().parents[2] / "layalign" / "bases"
+IGNORED = -100
+
+
+def batches(pairs: Iterator[tuple], size: int) -> Iterator[list[tuple]]:
+    """Batches of pairs of similar length: pools of 16 batches are sorted, then handed out in a mixed order."""
+    order = torch.Generator().manual_seed(0)
+    while True:
+        pool = sorted(itertools.islice(pairs, size * 16), key=lambda pair: len(pair[0]) + len(pair[1]))
+        for i in torch.randperm(16, generator=order).tolist():
+            yield pool[i * size : (i + 1) * size]
+
+
+def padded(rows: list[list[int]], value: int) -> Tensor:
+    """(rows, longest row) int64, filled up on the right."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+
+def fit(name: str, model: PreTrainedModel, loss_of: Callable[[], Tensor], steps: int, learning_rate: float) -> float:
+    """AdamW with warm-up and a cosine; returns the mean loss of the last 100 steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.05, cycle_momentum=False
+    )
+    losses: list[float] = []
+    bar = tqdm(range(steps), desc=name, mininterval=5)
+    for _ in bar:
+        loss = loss_of()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses = [*losses[-99:], loss.item()]
+        bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
+    return sum(losses) / len(losses)
+
+
+def make_encoder(steps: int, batch_size: int, seed: int) -> tuple[MT5EncoderModel, PreTrainedTokenizerFast]:
+    torch.manual_seed(seed)
+    texts = [text for pair in itertools.islice(translations("vocabulary"), 16000) for text in pair[:1]]
+    tokenizer = encoder_tokenizer(texts, 1600)
+    config = MT5Config(
+        vocab_size=len(tokenizer),
+        d_model=128,
+        d_kv=32,
+        num_heads=4,
+        d_ff=256,
+        num_layers=4,
+        num_decoder_layers=2,
+        relative_attention_num_buckets=16,
+        relative_attention_max_distance=48,
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    model = MT5ForConditionalGeneration(config)
+    # mT5's own start, std 1, makes first logits of +-11.
+    nn.init.normal_(model.lm_head.weight, std=config.d_model**-0.5)
+
+    def encoded() -> Iterator[tuple[list[int], list[int]]]:
+        for pair in translations(seed):
+            yield tuple(tokenizer(list(pair)).input_ids)
+
+    stream = batches(encoded(), batch_size)
+
+    def loss_of() -> Tensor:
+        sources, targets = zip(*next(stream), strict=True)
+        mask = padded([[1] * len(row) for row in sources], 0)
+        return model(input_ids=padded(sources, 0), attention_mask=mask, labels=padded(targets, IGNORED)).loss
+
+    fit("tiny_encoder", model, loss_of, steps, 3e-3)
+    encoder = MT5EncoderModel(config)
+    encoder.shared.load_state_dict(model.shared.state_dict())
+    encoder.encoder.load_state_dict(model.encoder.state_dict())
+    return encoder, tokenizer
+
+
+def make_llm(steps: int, batch_size: int, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    torch.manual_seed(seed)
+    tokenizer = llm_tokenizer(text.replace("¤", "") for text in sample_texts(16000, seed))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    embedding = model.get_input_embeddings()
+    nn.init.normal_(embedding.weight, std=1.0)
+
+    def encoded() -> Iterator[tuple[list[int], list[int]]]:
+        for read, write in english(seed):
+            yield tokenizer(read).input_ids, tokenizer(write, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+
+    stream = batches(encoded(), batch_size)
+
+    def loss_of() -> Tensor:
+        rows = next(stream)
+        ids = padded([read + write for read, write in rows], tokenizer.pad_token_id)
+        labels = padded([[IGNORED] * len(read) + write for read, write in rows], IGNORED)
+        # Noise of a random strength on what is read: a reader of words that are never quite clean.
+        noise = torch.rand(len(rows), 1, 1) * 0.5 * (labels == IGNORED).unsqueeze(-1)
+        states = embedding(ids)
+        return model(inputs_embeds=states + noise * torch.randn_like(states), labels=labels).loss
+
+    fit("tiny_llm", model, loss_of, steps, 2e-3)
+    return model, tokenizer
+
+
+def write(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Stores the weights in fp16; the configuration says float32, which is what they are read as."""
+    model.half().save_pretrained(folder)
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--only", choices=("tiny_encoder", "tiny_llm"))
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name, make in {"tiny_encoder": make_encoder, "tiny_llm": make_llm}.items():
+        if arguments.only in (None, name):
+            started = time.perf_counter()
+            write(arguments.output / name, *make(arguments.steps, arguments.batch_size, arguments.seed))
+            print(f"{name}: {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

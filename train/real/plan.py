@@ -1,0 +1,82 @@
+"""The budget of a real run: what was asked for, and how many steps that is."""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from layalign.train.stages import build
+
+DEFAULT_MINUTES = 10
+SHARES = {"translation": 0.4, "task": 0.6}
+PLAN = "plan.json"
+TIMED_PASSES = 5
+
+
+def check_arguments(minutes, steps, limit, data, seed):
+    """The arguments that make a run what it is, as a dict. Raises ValueError for wrong ones."""
+    if minutes is not None and steps is not None:
+        raise ValueError("steps: give minutes or steps, not both")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise ValueError(f"minutes: got {minutes}, takes a number above 0")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 2):
+        raise ValueError(f"steps: got {steps!r}, takes a whole number of at least 2, as there are two stages")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"limit: got {limit!r}, takes a whole number of at least 1")
+    if minutes is None and steps is None:
+        minutes = DEFAULT_MINUTES
+    return {
+        "minutes": minutes,
+        "steps": steps,
+        "seed": seed,
+        "data": None if data is None else str(Path(data).resolve()),
+    }
+
+
+def read_plan(output, arguments):
+    """The plan of an earlier call with the same arguments, or None. Raises ValueError for another run's folder."""
+    file = output / PLAN
+    if not file.exists():
+        if output.exists() and any(output.iterdir()):
+            raise ValueError(f"output: {output} is not empty and holds no {PLAN} of a real run; choose another folder")
+        return None
+    try:
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        before = plan["arguments"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"output: {file} is unreadable ({error}); choose another folder") from error
+    differing = [
+        f"{key} {before.get(key)!r} there, {arguments[key]!r} here"
+        for key in arguments
+        if before.get(key) != arguments[key]
+    ]
+    if differing:
+        raise ValueError(f"output: {output} holds a run with {'; '.join(differing)}; choose another folder")
+    return plan
+
+
+def plan_steps(arguments, recipe, records):
+    """{stage: optimizer steps} of the budget; a budget in minutes is turned into steps by timing a few."""
+    total = arguments["steps"]
+    if total is None:
+        total = 60 * arguments["minutes"] / seconds_per_step(recipe(), records)
+    translation = max(1, round(total * SHARES["translation"]))
+    return {"translation": translation, "task": max(1, round(total) - translation)}
+
+
+def seconds_per_step(recipe, records):
+    """Median seconds of a forward and backward pass of the task stage's model and batches, the first pass left out."""
+    model, processor = build(recipe)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").train()
+    stage, seconds = recipe.stages["task"], []
+    for place in range(TIMED_PASSES + 1):
+        rows = records[place * stage.batch_size : (place + 1) * stage.batch_size]
+        batch = processor([row["source"] for row in rows], prompt=None, target=[row["target"] for row in rows])
+        started = time.monotonic()
+        model(**batch.to(model.device)).loss.backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.monotonic() - started)
+    return statistics.median(seconds[1:])
