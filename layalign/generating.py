@@ -96,7 +96,7 @@ def generate_texts(
     lines = _read_texts(texts, file)
     check_model_path(model_path)
     settings = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "prompt": prompt, **generate_kwargs}
-    write = write or sys.stdout.write
+    write = write or _print
     if output is None:
         answerer = Answerer(*load_model(model_path, dtype, device), **settings)
         return _show(answerer, lines, stream, write)
@@ -176,6 +176,12 @@ def _write(answerer, lines, journal, total):
             journal.append(_records(part, answerer([text for _, text in part])))
             bar.update(len(part))
     _report(len(lines), answerer.new_tokens, time.perf_counter() - started)
+
+
+def _print(text):
+    """Without the flush a terminal would hold a streamed answer back until its line ends."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _records(lines, answers):

@@ -28,16 +28,15 @@ class DataSource:
             `{language}` for its English name. Relative paths start at the recipe's `data_root`.
         target_path: the target side of pairs.
         records: the records themselves: dicts with "source", "target" and "lang".
-        source, target: name of the field that holds the text, or a template over fields ("{question[stem]}"). The fields
-            of pairs are called source and target.
-        lang: language code of every record; lang_field: the field that tells it (a code or an English name). One of the
-            two.
+        source, target: the field that holds the text, or a template over fields ("{question[stem]}"); the fields of
+            pairs are called source and target.
+        lang: language code of every record.
+        lang_field: instead, the field that tells it (a code or an English name); by default "lang", where there is one.
         languages: only records of these languages (codes).
         columns: names of a TSV file's columns; None: its first line names them.
         subset, split: which part of a dataset.
         limit, limit_per_language: at most so many records, the first ones.
-        on_bad_line: "error" stops at the first unusable line and names it; "skip" leaves it out, and counts and reports
-            it.
+        on_bad_line: "error" stops at the first unusable line and names it; "skip" leaves it out, counts and reports it.
     """
 
     format: Literal["pairs", "jsonl", "json", "tsv", "dataset", "records"] = "records"

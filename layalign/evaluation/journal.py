@@ -73,7 +73,7 @@ class Journal:
         else:
             differs = sorted(key for key in {*written, *job} if written.get(key) != job.get(key))
             raise ValueError(
-                f"output: {self.path} belongs to another job ({', '.join(differs)} differs); "
+                f"output: {self.path} belongs to another job (different {', '.join(differs)}); "
                 f"choose another output, or remove it and {self.job_path}"
             )
 

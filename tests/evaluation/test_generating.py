@@ -144,6 +144,18 @@ def test_one_text_is_streamed_and_several_are_printed(model_folder, loaded, ques
     assert "tokens/s" in captured.err
 
 
+def test_a_streamed_answer_is_flushed_word_by_word(model_folder, questions, monkeypatch):
+    class Terminal(io.StringIO):
+        flushed = 0
+
+        def flush(self):
+            self.flushed += 1
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    generate_texts(model_folder, questions[:1], **SETTINGS)
+    assert sys.stdout.flushed > 2
+
+
 def test_standard_input_and_files(model_folder, loaded, questions, tmp_path, monkeypatch, capsys):
     expected = answers_by_hand(*loaded, questions[:2])
     content = f"\ufeff{questions[0]}\r\n\n   \n{questions[1]}\n"
@@ -243,7 +255,7 @@ def test_another_jobs_output_is_refused_and_kept(job, loaded, change, named):
     generate_texts(**job)
     before = job["output"].read_bytes()
     change(job, loaded)
-    with pytest.raises(ValueError, match=rf"belongs to another job \({named} differs\)"):
+    with pytest.raises(ValueError, match=rf"belongs to another job \(different {named}\)"):
         generate_texts(**job)
     assert job["output"].read_bytes() == before
 

@@ -180,7 +180,7 @@ def test_another_evaluations_folder_is_refused_and_kept(call, case):
     change, named = DIFFERENT[case]
     evaluate(**call)
     before = {path.name: path.read_bytes() for path in call["output"].iterdir()}
-    with pytest.raises(ValueError, match=rf"belongs to another job \({named} differs\)"):
+    with pytest.raises(ValueError, match=rf"belongs to another job \(different {named}\)"):
         evaluate(**call | change)
     assert {path.name: path.read_bytes() for path in call["output"].iterdir()} == before
 

@@ -77,7 +77,7 @@ def calls(draw):
 
 
 @seed(250211405)
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(call=calls())
 def test_any_call(check_attention, call):
     shape, options = call

@@ -1,8 +1,8 @@
 """Trains a recipe to its end in spite of kills. Run as `python killed_runs.py RECIPE.yaml OUTPUT KILL ...`.
 
-Each KILL is where one attempt is killed with SIGKILL: `sync:N`, at its N-th fsync (every state of the files that a crash can leave),
-or a number of seconds. The last attempt runs to its end; the history of the run is printed as JSON. Attempts are forks of one
-process, so that torch and transformers are imported once.
+Each KILL is where one attempt is killed with SIGKILL: `sync:N`, at its N-th fsync (every state of the files that a
+crash can leave), or a number of seconds. The last attempt runs to its end; the history of the run is printed as JSON.
+Attempts are forks of one process, so that torch and transformers are imported once.
 """
 
 import json

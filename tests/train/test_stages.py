@@ -79,7 +79,7 @@ def test_the_optimizer_holds_the_trained_part_only(settings):
 
 @pytest.mark.parametrize("stage", ["translation", "task"])
 def test_accumulated_steps_equal_one_big_batch(settings, stage):
-    """Targets of unequal length, so that a mean of means would differ; in the translation stage the first token counts too."""
+    """Targets of unequal length: a mean of means would differ. In the translation stage the first token counts too."""
     settings = only(settings, stage)
     for record in settings["stages"][stage]["data"]["records"][::3]:
         record["target"] = "one"
@@ -206,7 +206,7 @@ def test_foreign_and_unusable_output_folders_are_refused(settings, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "recipe.json").write_text("{")
     run.output = str(tmp_path / "other")
-    with pytest.raises(ValueError, match="recipe.json is unreadable"):
+    with pytest.raises(ValueError, match=r"recipe.json is unreadable"):
         train(run)
     assert (tmp_path / "other" / "recipe.json").read_text() == "{"
 
@@ -223,7 +223,7 @@ def test_changed_data_files_are_refused(recipe_file, tmp_path):
     data = tmp_path / "data.jsonl"
     content = data.read_text()
     data.write_text(content.replace("moja", "mbili"))
-    with pytest.raises(ValueError, match="stages.translation.data: no longer the data this run began with"):
+    with pytest.raises(ValueError, match=r"stages.translation.data: no longer the data this run began with"):
         train(load_recipe(recipe_file, settings))
     data.write_text(content)
     train(load_recipe(recipe_file, settings))
@@ -237,7 +237,7 @@ def test_bases_that_are_not_there(settings):
 
 def test_a_task_prompt_with_a_language_gives_no_template(settings, caplog):
     with caplog.at_level(logging.WARNING):
-        model, processor, _ = train(recipe(only(settings, "task"), steps=1, prompt="{language} : {source}"))
+        _, processor, _ = train(recipe(only(settings, "task"), steps=1, prompt="{language} : {source}"))
     assert processor.prompt_template is None
     assert "no prompt template" in caplog.text
 
