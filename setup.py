@@ -31,6 +31,7 @@ CORE = [
     "tokenizers>=0.21",
     "typer>=0.15",
     "rich>=13",
+    "tqdm>=4.66",
     "pyyaml>=6",
     "num2words2>=1.0.20",
     "matplotlib>=3.9",

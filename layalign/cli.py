@@ -16,6 +16,8 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(help="Folder or hub name of a LayAlign model.")]
 Texts = Annotated[list[str] | None, typer.Argument(help="Questions; left out, they are read from --file or standard input.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where results go.")]
+Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")]
 
 
 @app.command()
@@ -59,15 +61,26 @@ def train(
 def generate(
     model: Model,
     texts: Texts = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="A text file with one question a line.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A text file with one question a line; - is standard input.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines; an interrupted job resumes.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    dtype: Dtype = None,
+    device: Device = None,
 ):
     """Answer questions, in any language the encoder knows."""
     from layalign.generating import generate_texts
 
-    generate_texts(model, texts=texts or None, file=file, output=output, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    generate_texts(
+        model,
+        texts or (),
+        file=None if file is None else str(file),
+        output=output,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        dtype=dtype,
+        device=device,
+    )
 
 
 @app.command()
@@ -78,8 +91,10 @@ def evaluate(
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     output: Output = None,
+    dtype: Dtype = None,
+    device: Device = None,
 ):
     """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
     from layalign.evaluation.run import evaluate
@@ -92,7 +107,9 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
-        output=output or Path("runs/evaluation"),
+        output=output,
+        dtype=dtype,
+        device=device,
     )
 
 

@@ -115,7 +115,7 @@ def test_the_calls_that_are_malformed_above_are_good_unchanged(call):
 
 @pytest.mark.parametrize("backend", ["triton", "flash"])
 def test_backends_of_later_versions_say_what_there_is(backend):
-    with pytest.raises(ValueError, match=f'backend="{backend}" is not available .*; available: torch, reference'):
+    with pytest.raises(ValueError, match=rf'backend="{backend}" is not available .*; available: torch, reference'):
         adaptive_fusion_attention(**GOOD, backend=backend)
 
 
