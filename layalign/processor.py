@@ -1,6 +1,7 @@
 """LayAlignProcessor: two tokenizers, one call."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
@@ -19,7 +20,7 @@ class LayAlignProcessor(ProcessorMixin):
         prompt_template: what the LLM reads beside the soft prompts, with `{text}` where the question goes; None: nothing.
     """
 
-    attributes = ["tokenizer", "encoder_tokenizer"]
+    attributes: ClassVar[list[str]] = ["tokenizer", "encoder_tokenizer"]
     tokenizer_class = "AutoTokenizer"
     encoder_tokenizer_class = "AutoTokenizer"
 
@@ -30,7 +31,15 @@ class LayAlignProcessor(ProcessorMixin):
         super().__init__(tokenizer, encoder_tokenizer, **kwargs)
 
     def __call__(
-        self, text, prompt=DEFAULT, target=None, *, max_length=None, encoder_max_length=None, padding_side="left", return_tensors="pt"
+        self,
+        text,
+        prompt=DEFAULT,
+        target=None,
+        *,
+        max_length=None,
+        encoder_max_length=None,
+        padding_side="left",
+        return_tensors="pt",
     ):
         """Tokenize a batch.
 
@@ -117,7 +126,9 @@ class LayAlignProcessor(ProcessorMixin):
         try:
             return super().from_pretrained(str(path), **kwargs)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} holds no processor (a folder or hub name with both tokenizers): {error}") from error
+            raise ValueError(
+                f"{str(path)!r} holds no processor (a folder or hub name with both tokenizers): {error}"
+            ) from error
 
     @classmethod
     def from_bases(cls, encoder, llm, prompt_template=None):

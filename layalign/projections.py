@@ -83,7 +83,9 @@ def key_value_projection(attention, config):
         return KeyValueProjection(head_dim, heads, norm, key_module=key, value_module=value)
     if type(getattr(attention, "qkv_proj", None)) is nn.Linear:  # Phi-3: queries, keys, values one after the other
         parts = _split(attention.qkv_proj.weight, attention.qkv_proj.bias, width)
-    elif hasattr(attention, "c_attn") and not isinstance(attention.c_attn, nn.Linear):  # GPT-2: Conv1D, weight (in, out)
+    elif hasattr(attention, "c_attn") and not isinstance(
+        attention.c_attn, nn.Linear
+    ):  # GPT-2: Conv1D, weight (in, out)
         parts = _split(attention.c_attn.weight.T, attention.c_attn.bias, width)
     elif type(getattr(attention, "query_key_value", None)) is nn.Linear:  # GPT-NeoX: q, k, v interleaved by head
         weight, bias = attention.query_key_value.weight, attention.query_key_value.bias

@@ -37,14 +37,18 @@ def from_published(cls, checkpoint, *, encoder, llm, compatible=False, check_bas
     state = _read(checkpoint)
     mix = state.get("encoder_aligner.projector.fc1.weight")
     if mix is None or "mapping.mlp.linear1.weight" not in state:
-        raise ValueError(f"{checkpoint}: not a published LayAlign state dict (no encoder_aligner.projector.fc1 or mapping.mlp)")
+        raise ValueError(
+            f"{checkpoint}: not a published LayAlign state dict (no encoder_aligner.projector.fc1 or mapping.mlp)"
+        )
     if compatible:
         settings |= {"mask_cross_padding": False, "published_training": True}
     aligner = "mlp" if "encoder_aligner.projector.fc3.weight" in state else "linear"
     model = cls.from_bases(encoder, llm, aligner=aligner, encoder_layers=list(range(mix.shape[1])), **settings)
     layers = model.config.fused_layers
     if mix.shape[0] != 2 * len(layers):
-        raise ValueError(f"{checkpoint} was trained with {mix.shape[0] // 2} LLM layers, the given LLM has {len(layers)}")
+        raise ValueError(
+            f"{checkpoint} was trained with {mix.shape[0] // 2} LLM layers, the given LLM has {len(layers)}"
+        )
     trained = {}
     for name, value in state.items():
         for theirs, ours in RENAMED.items():
@@ -78,13 +82,17 @@ def save_published(model, path):
             f"this model has {wrong or [f'aligner={config.aligner!r}', f'encoder states {states}']}"
         )
     if config.llm_config.model_type not in FAMILIES:
-        raise ValueError(f"the published code runs {FAMILIES} only, this model's LLM is {config.llm_config.model_type!r}")
+        raise ValueError(
+            f"the published code runs {FAMILIES} only, this model's LLM is {config.llm_config.model_type!r}"
+        )
     state = {theirs: value for theirs, value in _published_bases(model)}
     own = model.trained_state_dict()
     for theirs, ours in RENAMED.items():
         state |= {theirs + name.removeprefix(ours): value for name, value in own.items() if name.startswith(ours)}
     state[BOUNDARY] = own["adapter.boundary"].view(1, 1, -1)
-    state |= {GATE.format(layer): own[name] for layer, name in zip(config.fused_layers, _gate_names(model), strict=True)}
+    state |= {
+        GATE.format(layer): own[name] for layer, name in zip(config.fused_layers, _gate_names(model), strict=True)
+    }
     state["llm_embedding_layer.weight"] = model.llm.get_input_embeddings().weight
     path = Path(path)
     beside = path.with_name(path.name + ".part")
@@ -101,7 +109,9 @@ def _read(checkpoint):
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{checkpoint}: damaged, or holds more than tensors (such pickles are not executed): {error}") from error
+        raise ValueError(
+            f"{checkpoint}: damaged, or holds more than tensors (such pickles are not executed): {error}"
+        ) from error
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise ValueError(f"{checkpoint}: a state dict (names to tensors) was expected, got {type(state).__name__}")
     return state
@@ -132,7 +142,11 @@ def _compare_bases(model, state, checkpoint):
     for name, value in _published_bases(model):
         theirs = state.get(name)
         if theirs is None or theirs.shape != value.shape or not torch.equal(theirs.to(value.dtype), value.cpu()):
-            why = "is missing" if theirs is None else f"differs (shape {tuple(theirs.shape)}, given base {tuple(value.shape)})"
+            why = (
+                "is missing"
+                if theirs is None
+                else f"differs (shape {tuple(theirs.shape)}, given base {tuple(value.shape)})"
+            )
             raise ValueError(
                 f"{checkpoint}: {name} {why}: the checkpoint was trained on other bases than the given ones (check_bases=False skips this)"
             )

@@ -35,7 +35,9 @@ def from_pretrained(cls, path, *, encoder=None, llm=None, config=None, dtype=Non
         try:
             config = LayAlignConfig.from_pretrained(path)
         except (OSError, KeyError) as error:
-            raise ValueError(f"{path!r} holds no LayAlign model (a folder or hub name with a config.json): {error}") from error
+            raise ValueError(
+                f"{path!r} holds no LayAlign model (a folder or hub name with a config.json): {error}"
+            ) from error
     if config.model_type == LayAlignConfig.model_type and None in (config.encoder_config, config.llm_config):
         raise ValueError(f"{path!r} holds no LayAlign model: it has no config.json that names two bases")
     if config.model_type != LayAlignConfig.model_type:
@@ -69,7 +71,9 @@ def load_trained_part(model, weights, origin):
         raise ValueError(f"{origin!r} does not fit this model: missing {missing}, unexpected {unexpected}")
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
-            raise ValueError(f"{origin!r}: {name} has shape {tuple(weights[name].shape)}, the model needs {tuple(parameter.shape)}")
+            raise ValueError(
+                f"{origin!r}: {name} has shape {tuple(weights[name].shape)}, the model needs {tuple(parameter.shape)}"
+            )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
@@ -89,7 +93,9 @@ def _trained_weights(path):
 def _base(role, given, recorded):
     source = recorded if given is None else given
     if source is None:
-        raise ValueError(f"the model does not say where its {role} comes from: pass {role}= (a name, a folder or a module)")
+        raise ValueError(
+            f"the model does not say where its {role} comes from: pass {role}= (a name, a folder or a module)"
+        )
     return source
 
 
@@ -102,4 +108,6 @@ def _check_fit(role, source, found, expected):
     wrong = {name: (size(found), size(expected)) for name, size in sizes.items() if size(found) != size(expected)}
     if wrong:
         listed = ", ".join(f"{name} {got} instead of {want}" for name, (got, want) in wrong.items())
-        raise ValueError(f"{role} {source if isinstance(source, str) else type(source).__name__!r} is not the one trained with: {listed}")
+        raise ValueError(
+            f"{role} {source if isinstance(source, str) else type(source).__name__!r} is not the one trained with: {listed}"
+        )

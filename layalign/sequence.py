@@ -1,6 +1,7 @@
-"""Assembling what the LLM reads: [bos] [adapter output] [boundary] [prompt and target], with all padding squeezed to the left."""
+"""What the LLM reads, [bos] [adapter output] [boundary] [prompt and target] with its padding squeezed out, and its loss."""
 
 import torch
+from torch.nn import functional as F
 
 
 def squeeze(mask, side):
@@ -29,3 +30,35 @@ def take(values, index):
 def positions(mask):
     """Position of every token, counting real tokens only: (B, N) long, 0 for padding."""
     return (mask.long().cumsum(1) - 1).clamp_(min=0)
+
+
+def ids_and_mask(name, ids, mask, vocabulary):
+    if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} must be (batch, length) of token ids, got shape {tuple(ids.shape)} of {ids.dtype}")
+    # Free on a CPU; on a GPU it would wait for the device, whose own range check then has to do.
+    if ids.device.type == "cpu" and ids.numel():
+        worst = min(int(ids.min()), 0) or int(ids.max())
+        if not 0 <= worst < vocabulary:
+            raise ValueError(f"{name} holds token {worst}, the vocabulary has {vocabulary}")
+    if mask is None:
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"the attention mask of {name} must have its shape {tuple(ids.shape)}, got {tuple(mask.shape)}"
+        )
+    return ids, mask.bool()
+
+
+def token_loss(logits, targets, num_items_in_batch=None):
+    """Cross-entropy of logits (B, C, V) against targets (B, C), -100 ignored, summed and divided by the number of label tokens."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
+def predicting_columns(labels):
+    """Targets (B, C) of aligned labels (B, S), and the C columns that predict a label in at least one row."""
+    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
+    columns = (shifted != -100).any(0).nonzero().squeeze(1)
+    return shifted[:, columns], columns

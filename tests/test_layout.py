@@ -45,7 +45,9 @@ def imported(path):
 def owner(module):
     if not module.startswith("layalign"):
         return None
-    return next(name for name in ("layalign.kernels", "layalign.train", "layalign") if (module + ".").startswith(name + "."))
+    return next(
+        name for name in ("layalign.kernels", "layalign.train", "layalign") if (module + ".").startswith(name + ".")
+    )
 
 
 def source_files(package):
@@ -101,7 +103,9 @@ def test_import_is_light():
 
 
 def test_operators_do_not_import_transformers():
-    run("import sys, layalign; layalign.adaptive_fusion_attention, layalign.cross_key_values\nassert 'transformers' not in sys.modules")
+    run(
+        "import sys, layalign; layalign.adaptive_fusion_attention, layalign.cross_key_values\nassert 'transformers' not in sys.modules"
+    )
 
 
 def test_every_exported_name_resolves():
@@ -121,7 +125,17 @@ def test_the_root_does_not_shadow_the_name_kernels():
 def test_wheel_holds_everything_once(tmp_path):
     """A wheel, built without network, installs `layalign` alone: no top-level `kernels` or `train`, no file twice, data included."""
     result = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "build"), "bdist_wheel", "--dist-dir", str(tmp_path)],
+        [
+            sys.executable,
+            "setup.py",
+            "-q",
+            "build",
+            "--build-base",
+            str(tmp_path / "build"),
+            "bdist_wheel",
+            "--dist-dir",
+            str(tmp_path),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -24,7 +24,11 @@ OLD = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2}
 LLMS = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", SIZES | {"attention_bias": True}),
     "mistral": ("MistralForCausalLM", "MistralConfig", SIZES | {"sliding_window": 5}),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", SIZES | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen2": (
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        SIZES | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", SIZES | {"head_dim": 16}),
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", SIZES | {"head_dim": 16, "sliding_window": 5}),
     "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", SIZES | {"head_dim": 16, "sliding_window": 5}),
@@ -39,11 +43,21 @@ LLMS = {
     ),
 }
 ENCODERS = {
-    "mt5": ("MT5EncoderModel", "MT5Config", {"vocab_size": 50, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 3}),
+    "mt5": (
+        "MT5EncoderModel",
+        "MT5Config",
+        {"vocab_size": 50, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 3},
+    ),
     "bert": (
         "BertModel",
         "BertConfig",
-        {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 3},
+        {
+            "vocab_size": 50,
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+        },
     ),
     "m2m100": (
         "M2M100Model",
@@ -61,7 +75,11 @@ ENCODERS = {
         },
     ),
     "qwen2": ("Qwen2Model", "Qwen2Config", SIZES | {"vocab_size": 50, "num_hidden_layers": 3}),
-    "xglm": ("XGLMModel", "XGLMConfig", {"vocab_size": 50, "d_model": 24, "num_layers": 3, "attention_heads": 3, "ffn_dim": 32}),
+    "xglm": (
+        "XGLMModel",
+        "XGLMConfig",
+        {"vocab_size": 50, "d_model": 24, "num_layers": 3, "attention_heads": 3, "ffn_dim": 32},
+    ),
 }
 
 

@@ -34,7 +34,10 @@ def logits_of_row(state, config, hidden_states, mask, soft_inputs, position_of, 
         mixed = sum(mix[j, e] * hidden_states[e] for e in range(mix.shape[1])) + mix_bias[j]
         out = mixed.clamp(min=0) @ project.T + project_bias
         if "encoder_aligner.projector.fc3.weight" in state:
-            out = out.clamp(min=0) @ state["encoder_aligner.projector.fc3.weight"].T + state["encoder_aligner.projector.fc3.bias"]
+            out = (
+                out.clamp(min=0) @ state["encoder_aligner.projector.fc3.weight"].T
+                + state["encoder_aligner.projector.fc3.bias"]
+            )
         return out
 
     x = soft_inputs
@@ -49,16 +52,23 @@ def logits_of_row(state, config, hidden_states, mask, soft_inputs, position_of, 
         size = q.shape[1] // heads
         out = torch.zeros(x.shape[0], heads * size, dtype=torch.float64)
         for head in range(heads):
-            own, shared = slice(head * size, head * size + size), slice(head // group * size, head // group * size + size)
+            own, shared = (
+                slice(head * size, head * size + size),
+                slice(head // group * size, head // group * size + size),
+            )
             for s in range(x.shape[0]):
                 query = rotate(q[s, own], position_of[s], theta)
                 seen = [n for n in range(s + 1) if mask[n]]
                 if seen:
-                    scores = torch.stack([query @ rotate(k[n, shared], position_of[n], theta) for n in seen]) / size**0.5
+                    scores = (
+                        torch.stack([query @ rotate(k[n, shared], position_of[n], theta) for n in seen]) / size**0.5
+                    )
                     out[s, own] = scores.softmax(0) @ torch.stack([v[n, shared] for n in seen])
                 visible = [t for t in range(len(cross_mask)) if cross_mask[t]]
                 scores = torch.stack([query @ cross_k[t, shared] for t in visible]) / size**0.5
-                out[s, own] = out[s, own] + gate * (scores.softmax(0) @ torch.stack([cross_v[t, shared] for t in visible]))
+                out[s, own] = out[s, own] + gate * (
+                    scores.softmax(0) @ torch.stack([cross_v[t, shared] for t in visible])
+                )
         x = x + out @ state[attention + "o_proj.weight"].T
         normed = rms_norm(x, state[prefix + "post_attention_layernorm.weight"], eps)
         up = normed @ state[prefix + "mlp.up_proj.weight"].T
@@ -76,7 +86,15 @@ def published_loss(state, config, hidden_states, encoder_mask, prompt, prompt_ma
         hidden = (h @ state["mapping.mlp.linear1.weight"].T + state["mapping.mlp.linear1.bias"]).clamp(min=0)
         soft = hidden @ state["mapping.mlp.linear2.weight"].T + state["mapping.mlp.linear2.bias"]
         one = torch.tensor([True])
-        vectors = torch.cat([embed[config.bos_token_id][None], soft, state["mapping.end_boundary"][0], embed[prompt[b]], embed[labels[b]]])
+        vectors = torch.cat(
+            [
+                embed[config.bos_token_id][None],
+                soft,
+                state["mapping.end_boundary"][0],
+                embed[prompt[b]],
+                embed[labels[b]],
+            ]
+        )
         mask = torch.cat([one, encoder_mask[b].bool(), one, prompt_mask[b].bool(), label_mask[b].bool()])
         targets = torch.full((len(mask),), -100)
         targets[len(mask) - labels.shape[1] :] = torch.where(label_mask[b].bool(), labels[b], -100)
@@ -92,7 +110,13 @@ def published_loss(state, config, hidden_states, encoder_mask, prompt, prompt_ma
         position_of = torch.arange(width) if compatible else (squeezed.long().cumsum(0) - 1).clamp(min=0)
         cross_mask = torch.ones_like(encoder_mask[b]) if compatible else encoder_mask[b]
         logits = logits_of_row(
-            state, config, [h[b] for h in hidden_states], squeezed, vectors[order], position_of.double(), cross_mask.bool()
+            state,
+            config,
+            [h[b] for h in hidden_states],
+            squeezed,
+            vectors[order],
+            position_of.double(),
+            cross_mask.bool(),
         )
         for s in range(width - 1):
             if targets[s + 1] != -100:

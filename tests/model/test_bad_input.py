@@ -60,11 +60,23 @@ def test_bases(make_encoder, make_llm, tmp_path):
         ({"encoder_input_ids": None}, "encoder_input_ids is missing"),
         ({"encoder_input_ids": torch.zeros(3, 6)}, "encoder_input_ids must be .*float32"),
         ({"encoder_input_ids": torch.zeros(6, dtype=torch.long)}, r"encoder_input_ids must be .*\(6,\)"),
-        ({"encoder_attention_mask": torch.ones(3, 5)}, r"mask of encoder_input_ids must have its shape \(3, 6\), got \(3, 5\)"),
+        (
+            {"encoder_attention_mask": torch.ones(3, 5)},
+            r"mask of encoder_input_ids must have its shape \(3, 6\), got \(3, 5\)",
+        ),
         ({"attention_mask": torch.ones(2, 7)}, "mask of input_ids must have its shape"),
-        ({"input_ids": torch.ones(2, 7, dtype=torch.long), "attention_mask": None}, "input_ids has 2 rows, encoder_input_ids 3"),
-        ({"labels": torch.ones(3, 6, dtype=torch.long)}, r"labels must have the shape of input_ids, got \(3, 6\) for \(3, 7\)"),
-        ({"input_ids": None, "attention_mask": None, "labels": torch.ones(3, 6, dtype=torch.long)}, "labels must have the shape"),
+        (
+            {"input_ids": torch.ones(2, 7, dtype=torch.long), "attention_mask": None},
+            "input_ids has 2 rows, encoder_input_ids 3",
+        ),
+        (
+            {"labels": torch.ones(3, 6, dtype=torch.long)},
+            r"labels must have the shape of input_ids, got \(3, 6\) for \(3, 7\)",
+        ),
+        (
+            {"input_ids": None, "attention_mask": None, "labels": torch.ones(3, 6, dtype=torch.long)},
+            "labels must have the shape",
+        ),
         ({"inputs_embeds": torch.zeros(3, 2, 32)}, "encoder_input_ids starts a new sequence"),
         ({"encoder_input_ids": torch.full((3, 6), 99)}, "encoder_input_ids holds token 99, the vocabulary has 50"),
         ({"input_ids": torch.full((3, 7), -1)}, "input_ids holds token -1"),
@@ -82,7 +94,6 @@ def test_generate(make_model, batch):
         model.generate(batch["input_ids"])
     with pytest.raises(ValueError, match="not used by the model"):
         model.generate(**batch, max_new_token=3)
-
 
 
 @pytest.mark.parametrize(

@@ -82,15 +82,44 @@ def test_generation_modes_agree(family, make_model, batch, alone):
 @pytest.mark.parametrize("name", ["xglm", "bloom", "gptj", "stablelm", "gpt_oss", "llama4", "falcon"])
 def test_families_that_cannot_be_joined_say_so(name, make_encoder, batch):
     """None of these may run with the cross path silently missing."""
-    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
-    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16, "intermediate_size": 32, "num_key_value_heads": 2}
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    experts = {
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "head_dim": 16,
+        "intermediate_size": 32,
+        "num_key_value_heads": 2,
+    }
     models = {
-        "xglm": ("XGLMForCausalLM", "XGLMConfig", {"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 48, "vocab_size": 60}),
+        "xglm": (
+            "XGLMForCausalLM",
+            "XGLMConfig",
+            {"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 48, "vocab_size": 60},
+        ),
         "bloom": ("BloomForCausalLM", "BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60}),
-        "gptj": ("GPTJForCausalLM", "GPTJConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "vocab_size": 60, "bos_token_id": 1}),
-        "stablelm": ("StableLmForCausalLM", "StableLmConfig", sizes | {"num_key_value_heads": 2, "intermediate_size": 48}),
+        "gptj": (
+            "GPTJForCausalLM",
+            "GPTJConfig",
+            {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "vocab_size": 60, "bos_token_id": 1},
+        ),
+        "stablelm": (
+            "StableLmForCausalLM",
+            "StableLmConfig",
+            sizes | {"num_key_value_heads": 2, "intermediate_size": 48},
+        ),
         "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", sizes | experts),
-        "llama4": ("Llama4ForCausalLM", "Llama4TextConfig", sizes | experts | {"intermediate_size_mlp": 32, "attention_chunk_size": 4}),
+        "llama4": (
+            "Llama4ForCausalLM",
+            "Llama4TextConfig",
+            sizes | experts | {"intermediate_size_mlp": 32, "attention_chunk_size": 4},
+        ),
         "falcon": ("FalconForCausalLM", "FalconConfig", sizes),
     }
     model, config, settings = models[name]

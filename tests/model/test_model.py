@@ -64,7 +64,9 @@ def test_only_the_trained_part_requires_gradients(make_model, labelled):
     model(**labelled).loss.backward()
     trained = {name for name, _ in model.trained_parameters()}
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for _, parameter in model.trained_parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0 for _, parameter in model.trained_parameters()
+    )
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if name not in trained)
     assert not any(module.training for module in model.encoder.modules())
 
@@ -74,7 +76,9 @@ def test_first_step_moves_the_gates(make_encoder, make_llm, labelled):
     model = LayAlignForConditionalGeneration.from_bases(make_encoder(), make_llm())
     assert torch.equal(model.gates(), torch.zeros(2, 1))
     model(**labelled).loss.backward()
-    assert all(parameter.grad.abs().item() > 0 for name, parameter in model.trained_parameters() if "fusion_gate" in name)
+    assert all(
+        parameter.grad.abs().item() > 0 for name, parameter in model.trained_parameters() if "fusion_gate" in name
+    )
 
 
 def test_training_does_not_depend_on_dropout_of_the_frozen_bases(make_model, labelled):
@@ -153,7 +157,9 @@ def test_every_setting_trains_saves_and_loads(settings, make_model, make_encoder
     assert all(parameter.grad is not None for _, parameter in model.trained_parameters())
     model.eval()
     model.save_pretrained(tmp_path / "model")
-    again = LayAlignForConditionalGeneration.from_pretrained(tmp_path / "model", encoder=make_encoder(), llm=make_llm("qwen3"))
+    again = LayAlignForConditionalGeneration.from_pretrained(
+        tmp_path / "model", encoder=make_encoder(), llm=make_llm("qwen3")
+    )
     prompt = {key: value for key, value in labelled.items() if key != "labels"}
     assert torch.equal(again(**prompt).logits, model(**prompt).logits)
     assert again.config.to_diff_dict().items() >= {k: v for k, v in settings.items() if k != "llm_input"}.items()
@@ -183,15 +189,21 @@ def test_saved_folder_holds_the_trained_part_only(make_model, make_encoder, make
 def test_generate_modes(make_model, batch, words):
     model = make_model("mistral")
     greedy = model.generate(**batch, max_new_tokens=6, do_sample=False, eos_token_id=None)
-    beams = model.generate(**batch, max_new_tokens=6, num_beams=3, num_return_sequences=2, do_sample=False, eos_token_id=None)
+    beams = model.generate(
+        **batch, max_new_tokens=6, num_beams=3, num_return_sequences=2, do_sample=False, eos_token_id=None
+    )
     assert beams.shape == (6, 6)
-    best = model.generate(**batch, max_new_tokens=6, num_beams=1, do_sample=False, eos_token_id=None, return_dict_in_generate=True)
+    best = model.generate(
+        **batch, max_new_tokens=6, num_beams=1, do_sample=False, eos_token_id=None, return_dict_in_generate=True
+    )
     assert torch.equal(best.sequences, greedy)
     torch.manual_seed(0)
     sampled = model.generate(**batch, max_new_tokens=6, do_sample=True, num_return_sequences=3, eos_token_id=None)
     assert sampled.shape == (9, 6)
     torch.manual_seed(0)
-    assert torch.equal(sampled, model.generate(**batch, max_new_tokens=6, do_sample=True, num_return_sequences=3, eos_token_id=None))
+    assert torch.equal(
+        sampled, model.generate(**batch, max_new_tokens=6, do_sample=True, num_return_sequences=3, eos_token_id=None)
+    )
     streamed = []
 
     class Collect(TextStreamer):
