@@ -37,7 +37,15 @@ CORE = [
     "matplotlib>=3.9",
 ]
 REAL = ["gguf>=0.17"]
-TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12", "tensorboard>=2.18", *REAL]
+TEST = [
+    "pytest>=8",
+    "pytest-benchmark>=5",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ruff>=0.12",
+    "tensorboard>=2.18",
+    *REAL,
+]
 
 setup(
     name="layalign",

@@ -24,20 +24,21 @@ def choose_backend(backend, available, operator):
     raise malformed("backend", repr(backend), f"one of {', '.join(map(repr, BACKENDS))}")
 
 
-def check_tensors(backend, required, optional=()):
+def check_tensors(backend, required, optional=None):
     """The floating tensors of one call, by argument name: all of one dtype and device, which the first one sets."""
-    given = {**required, **{name: tensor for name, tensor in dict(optional).items() if tensor is not None}}
+    given = required if not optional else {**required, **{k: v for k, v in optional.items() if v is not None}}
+    first_name = None
     for name, tensor in given.items():
         if not isinstance(tensor, torch.Tensor):
             raise malformed(name, type(tensor).__name__, "a tensor")
-    first_name, first = next(iter(given.items()))
-    if first.dtype not in KERNEL_DTYPES and not (backend == "reference" and first.dtype == torch.float64):
-        raise malformed(first_name, first.dtype, 'float32, float16 or bfloat16 (float64 with backend="reference")')
-    for name, tensor in given.items():
-        if tensor.dtype != first.dtype:
-            raise malformed(name, tensor.dtype, f"the dtype of {first_name}, {first.dtype}")
-        if tensor.device != first.device:
-            raise malformed(name, f"a tensor on {tensor.device}", f"one on the device of {first_name}, {first.device}")
+        if first_name is None:
+            first_name, dtype, device = name, tensor.dtype, tensor.device
+            if dtype not in KERNEL_DTYPES and not (backend == "reference" and dtype == torch.float64):
+                raise malformed(name, dtype, 'float32, float16 or bfloat16 (float64 with backend="reference")')
+        elif tensor.dtype != dtype:
+            raise malformed(name, tensor.dtype, f"the dtype of {first_name}, {dtype}")
+        elif tensor.device != device:
+            raise malformed(name, f"a tensor on {tensor.device}", f"one on the device of {first_name}, {device}")
 
 
 def autocast_dtype(tensor):

@@ -94,6 +94,16 @@ def prune(folder, keep):
         _remove(checkpoint)
 
 
+def sweep(folder):
+    """Remove what interrupted writes and removals have left in a folder, once what they were about is complete."""
+    for pattern in (".*.partial", ".*.old", ".partial"):
+        for leftover in Path(folder).glob(pattern):
+            if leftover.is_dir():
+                _remove(leftover)
+            else:
+                leftover.unlink()
+
+
 def write_json(path, value):
     """Write a JSON file so that it is either whole or not there."""
     partial = path.with_name(f".{path.name}.partial")

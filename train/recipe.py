@@ -130,7 +130,7 @@ class StageRecipe:
             is true.
         source_max_length, target_max_length: tokens; the prompt is cut like the source.
         eval_steps, save_steps: every so many steps; None or 0: never (a finished stage is always saved).
-        keep_checkpoints: the newest ones that stay while the stage runs.
+        keep_checkpoints: so many stay, the newest ones.
         length_grouped: batches of similar length.
     """
 

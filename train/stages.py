@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from layalign.configuration import STAGES
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
 from layalign.saving import load_trained_part
-from layalign.train.checkpoints import newest_valid, problem, sealed_folder
+from layalign.train.checkpoints import newest_valid, problem, sealed_folder, sweep
 from layalign.train.collate import Collator, encode_records
 from layalign.train.recipe import check_template
 from layalign.train.run_folder import check_data, claim
@@ -97,6 +96,7 @@ def run_stage(name, recipe, model, processor, callbacks=()):
         with sealed_folder(final) as partial:
             model.save_pretrained(partial)
             (partial / HISTORY).write_text(json.dumps(history, indent=1), encoding="utf-8")
+        sweep(folder)
     trainer.accelerator.wait_for_everyone()
     return history
 
@@ -147,9 +147,7 @@ def save_model(recipe, model, processor):
     with sealed_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-    # A run that was stopped while it wrote a checkpoint leaves that one behind.
-    for leftover in Path(recipe.output).glob("*/.partial"):
-        shutil.rmtree(leftover)
+    sweep(folder.parent)
 
 
 @contextmanager

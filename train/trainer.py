@@ -39,7 +39,7 @@ class StageTrainer(Trainer):
             data_collator=collator,
             train_dataset=data,
             eval_dataset=eval_data,
-            callbacks=[_LogWhenSaving(), *bars, *callbacks],
+            callbacks=[_LogAndSave(), *bars, *callbacks],
         )
         self.remove_callback(PrinterCallback)
         # The adapter's output stands before the labels, so the first label has a prediction too and counts.
@@ -123,13 +123,18 @@ class EpochSampler(torch.utils.data.Sampler):
         return np.concatenate([generator.permutation(batches).reshape(-1), order[whole:]])
 
 
-class _LogWhenSaving(TrainerCallback):
-    """Log at every checkpoint and at the end: the Trainer forgets the loss it has summed up since its last log when it
-    is resumed.
+class _LogAndSave(TrainerCallback):
+    """Two things without which a resumed run differs from an uninterrupted one.
+
+    Every checkpoint comes with a log: when it is resumed, the Trainer forgets the loss summed up since the last log. The last
+    step has no checkpoint, the stage's result follows at once: from one the Trainer would go on, one step too far.
     """
 
     def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save or state.global_step >= state.max_steps:
+        last = state.global_step >= state.max_steps
+        if last:
+            control.should_save = False
+        if last or control.should_save:
             control.should_log = True
 
 
@@ -182,7 +187,8 @@ def _arguments(stage, recipe, folder):
         report_to=recipe.report_to,
         disable_tqdm=True,
         seed=recipe.seed,
-        use_cpu=recipe.device == "cpu",
+        # Without this, transformers refuses bf16 where there is no accelerator.
+        use_cpu=recipe.device == "cpu" or not torch.accelerator.is_available(),
         use_cache=True,
         remove_unused_columns=False,
         dataloader_num_workers=0,

@@ -1,5 +1,6 @@
 """The checks of `adaptive_fusion_attention`, in the order of its arguments."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -49,14 +50,14 @@ def check_arguments(
         if not isinstance(flag, bool):
             raise malformed(name, repr(flag), "True or False")
     if scale is not None and not _is_number(scale):
-        raise malformed("scale", repr(scale), "a number or None")
+        raise malformed("scale", repr(scale), "a finite number or None")
     if window is not None:
         if not _is_integer(window) or window < 1:
             raise malformed("window", repr(window), "a positive int or None")
         if not causal:
             raise malformed("window", f"{window} with causal=False", "None without causal")
     if softcap is not None and not (_is_number(softcap) and softcap > 0):
-        raise malformed("softcap", repr(softcap), "a positive number or None")
+        raise malformed("softcap", repr(softcap), "a positive finite number or None")
     _check_mask("key_mask", key_mask, (batch, keys), q)
     _check_mask("cross_mask", cross_mask, (batch, cross_keys), q)
     _check_query_start(query_start, q)
@@ -64,7 +65,7 @@ def check_arguments(
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_integer(value):

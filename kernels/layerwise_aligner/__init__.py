@@ -112,7 +112,7 @@ def cross_key_values(
 
 
 def _run(operator, backends, check, arguments, backend, **options):
-    first = arguments[0] if isinstance(arguments[0], torch.Tensor) else next(iter(arguments[0] or ()), None)
+    first = next(iter(arguments[0]), None) if isinstance(arguments[0], (list, tuple)) else arguments[0]
     if isinstance(first, torch.Tensor) and (dtype := autocast_dtype(first)) is not None:
         arguments = [_map_tensors(cast_for_autocast, argument, dtype) for argument in arguments]
         with torch.autocast(first.device.type, enabled=False):

@@ -11,9 +11,9 @@ from .folding import fold_pays, fold_projection
 def layer_mix(hidden_states, weight, bias=None):
     """Arguments and result of `layer_mix`, checked by it."""
     hidden_states = _stacked(hidden_states)
-    flat = hidden_states.reshape(hidden_states.shape[0], -1)
+    flat = hidden_states.flatten(1)
     mixed = weight @ flat if bias is None else torch.addmm(bias[:, None], weight, flat)
-    return torch.relu_(mixed).view(-1, *hidden_states.shape[1:])
+    return torch.relu_(mixed).view(weight.shape[0], *hidden_states.shape[1:])
 
 
 def stream_linear(streams, weight, bias=None):
@@ -25,7 +25,7 @@ def stream_linear(streams, weight, bias=None):
         out = torch.bmm(flat, weight.transpose(1, 2))
     else:
         out = torch.baddbmm(bias[:, None], flat, weight.transpose(1, 2))
-    return out.view(*streams.shape[:3], -1)
+    return out.view(*streams.shape[:3], weight.shape[1])
 
 
 def cross_key_values(

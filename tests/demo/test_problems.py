@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from layalign.train.demo.base_text import english, hasty, translations
+from layalign.train.demo.base_glosses import part_of
+from layalign.train.demo.base_text import english, hasty, multilingual
 from layalign.train.demo.problems import (
     KINDS,
     LANGUAGES,
@@ -109,7 +110,7 @@ def test_bases_read_nothing_that_is_held_out():
     for read, write in itertools.islice(english(0), 2000):
         assert not any(pair_held_out(int(a), sign, int(b)) for a, sign, b, _ in SUM.findall(write) if sign != "*")
         assert write not in texts and read.removesuffix(" Answer:") not in texts
-    assert not texts & {english_text for _, english_text in itertools.islice(translations(0, 0, 0), 2000)}
+    assert not texts & {part_of(problem, order, "en") for problem, order, _ in itertools.islice(multilingual(0), 2000)}
 
 
 def test_hasty_notes_keep_every_number():

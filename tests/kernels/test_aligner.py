@@ -171,6 +171,12 @@ def test_cross_key_values(check_against_oracle, sizes, dtype, folded, number):
     check_against_oracle(cross_key_values, cross_key_values_reference, arguments, folded=folded)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_of_many_layers_are_summed_in_fp32(check_against_oracle, dtype):
+    arguments = cross_inputs(Draw(dtype), llm_layers=48, batch=1, length=3, encoder_width=16, llm_width=16, kv=8)
+    check_against_oracle(cross_key_values, cross_key_values_reference, arguments)
+
+
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("trained", [range(1, 5), [0], [2], [4], [5], [6], [7, 8], range(9)], ids=str)
 def test_cross_key_values_gradients_only_where_asked(check_against_oracle, trained, folded):

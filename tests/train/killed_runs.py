@@ -1,8 +1,9 @@
 """Trains a recipe to its end in spite of kills. Run as `python killed_runs.py RECIPE.yaml OUTPUT KILL ...`.
 
 Each KILL is where one attempt is killed with SIGKILL: `sync:N`, at its N-th fsync (every state of the files that a
-crash can leave), or a number of seconds. The last attempt runs to its end; the history of the run is printed as JSON.
-Attempts are forks of one process, so that torch and transformers are imported once.
+crash can leave), `batch:N`, in its N-th forward call, or `time:S`, after S seconds. The last attempt runs to its end.
+Printed as JSON: the kills that took place, the seconds and the history of the last attempt. Attempts are forks of one
+process, so that torch and transformers are imported once.
 """
 
 import json
@@ -14,6 +15,7 @@ import time
 
 import torch
 
+from layalign import LayAlignForConditionalGeneration
 from layalign.train import checkpoints
 from layalign.train.recipe import load_recipe
 from layalign.train.stages import train
@@ -24,20 +26,25 @@ def die():
 
 
 def arm(kill):
-    kind, _, number = kill.rpartition(":")
-    if kind != "sync":
+    kind, _, number = kill.partition(":")
+    if kind == "time":
         threading.Timer(float(number), die).start()
-        return
-    left = [int(number)]
-    fsync = checkpoints._fsync
+    elif kind == "sync":
+        checkpoints._fsync = dying_at(int(number), checkpoints._fsync)
+    else:
+        LayAlignForConditionalGeneration.encode = dying_at(int(number), LayAlignForConditionalGeneration.encode)
 
-    def counting(path):
-        left[0] -= 1
-        if left[0] <= 0:
+
+def dying_at(count, function):
+    calls = []
+
+    def counting(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
             die()
-        fsync(path)
+        return function(*args, **kwargs)
 
-    checkpoints._fsync = counting
+    return counting
 
 
 def attempt(recipe, kill):
@@ -56,7 +63,7 @@ def attempt(recipe, kill):
 def main(file, output, kills):
     torch.set_num_threads(1)
     recipe = load_recipe(file, [f"output={output}"])
-    killed = sum(attempt(recipe, kill) for kill in kills)
+    killed = [kill for kill in kills if attempt(recipe, kill)]
     start = time.perf_counter()
     history = train(recipe)[2]
     print(json.dumps({"killed": killed, "seconds": time.perf_counter() - start, "history": history}))

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from layalign.train import stages
 from layalign.train.recipe import load_recipe
 from layalign.train.stages import train
 
@@ -37,21 +38,19 @@ def weights(output):
 
 
 def test_killed_at_any_moment_the_run_ends_bit_identical(long_recipe, tmp_path):
-    """One uninterrupted run against runs killed inside every kind of write and at random times."""
+    """One uninterrupted run against one killed in its writes, in its steps and, at last, at times that chance decides."""
+    long_recipe.write_text(long_recipe.read_text().replace("steps: 14", "steps: 20"))
     whole = run(long_recipe, tmp_path / "whole")
     generator = random.Random(0)
-    syncs = [f"sync:{number}" for number in (1, 3, 4, 9, 14, 15, 16, 30)] + [
-        f"sync:{generator.randrange(1, 60)}" for _ in range(6)
-    ]
-    times = [f"{generator.uniform(0.1, 0.6) * whole['seconds']:.3f}" for _ in range(6)]
-    kills = syncs + times
-    generator.shuffle(kills)
-    broken = run(long_recipe, tmp_path / "broken", *kills)
-    assert broken["killed"] >= 8
+    sure = [f"sync:{number}" for number in (1, 2, 3, 14, 15, 16, *(generator.randrange(1, 14) for _ in range(4)))]
+    sure += [f"batch:{number}" for number in (1, 4, 6, 7)]
+    generator.shuffle(sure)
+    times = [f"time:{generator.random() * whole['seconds']:.3f}" for _ in range(3)]
+    broken = run(long_recipe, tmp_path / "broken", *sure, *times)
+    assert broken["killed"][: len(sure)] == sure
     assert broken["history"] == whole["history"]
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
-    left = [path for path in (tmp_path / "broken").rglob(".*")]
-    assert not left, left
+    assert not list((tmp_path / "broken").rglob(".*"))
 
 
 class Stop(TrainerCallback):
@@ -90,14 +89,29 @@ def test_damaged_checkpoints_are_passed_over(long_recipe, tmp_path, caplog, dama
     assert weights(tmp_path / "damaged") == weights(load_recipe(long_recipe).output)
 
 
+def test_stopped_after_its_last_step_a_stage_trains_no_further_one(long_recipe, tmp_path, monkeypatch):
+    """transformers' Trainer, resumed from a checkpoint of the last step, would train another step before it looks."""
+    whole = train(load_recipe(long_recipe))
+    overrides = [f"output={tmp_path / 'stopped'}"]
+
+    def stop(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "sealed_folder", stop)
+        train(load_recipe(long_recipe, overrides))
+    assert train(load_recipe(long_recipe, overrides))[2] == whole[2]
+    assert weights(tmp_path / "stopped") == weights(load_recipe(long_recipe).output)
+
+
 def test_checkpoints_hold_the_trained_part_only(long_recipe):
     recipe = load_recipe(long_recipe)
     model = train(recipe)[0]
     names = {name for name, _ in model.trained_parameters()}
-    for file in ("task/checkpoint-14", "task/final", "model"):
+    for file in ("task/checkpoint-12", "task/final", "model"):
         assert set(load_file(Path(recipe.output) / file / "model.safetensors")) == names
     kept = sorted(path.name for path in (Path(recipe.output) / "task").glob("checkpoint-*"))
-    assert kept == ["checkpoint-12", "checkpoint-14"]
+    assert kept == ["checkpoint-10", "checkpoint-12"]
 
 
 def test_a_finished_stage_with_a_damaged_result_is_trained_again(long_recipe):

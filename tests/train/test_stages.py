@@ -140,6 +140,12 @@ def test_bf16_trains_fp32_parameters_and_leaves_no_autocast_behind(settings):
     assert losses(exact["task"])[-1] == pytest.approx(losses(history["task"])[-1], abs=0.5)
 
 
+def test_bf16_needs_no_accelerator(settings):
+    """transformers refuses bf16 without one, unless it is told to use the CPU."""
+    del settings["device"]
+    assert losses(train(recipe(only(settings, "task"), steps=1, precision="bf16"))[2]["task"])
+
+
 def test_evaluation_and_tensorboard(settings):
     run = recipe(settings, steps=4, eval_steps=2, hold_out=3, log_steps=3)
     run.report_to = "tensorboard"

@@ -1,13 +1,13 @@
 """Trains the two tiny bases of the demo: `python -m layalign.train.demo.make_bases [--output FOLDER] [--only NAME]`.
 
-tiny_encoder is the encoder half of a small seq2seq model that learned to translate every language of the demo into
-English; tiny_llm learned English only. Neither ever saw the other. Text: base_text.py.
+tiny_encoder (mT5) learned to gloss: to tell, for each piece of a text in any language of the demo, the English words it
+stands for. tiny_llm (Llama) learned English only. Neither ever saw the other. Texts: base_text.py, base_glosses.py.
 """
 
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,13 +18,14 @@ from transformers import (
     LlamaForCausalLM,
     MT5Config,
     MT5EncoderModel,
-    MT5ForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from layalign.train.demo.base_text import english, sample_texts, translations
+from layalign.train.demo.base_glosses import glosses, part_of
+from layalign.train.demo.base_text import english, multilingual, sample_texts
 from layalign.train.demo.base_tokenizers import encoder_tokenizer, llm_tokenizer
+from layalign.train.demo.problems import LANGUAGES, problems
 
 FOLDER = Path(__file__).resolve().parents[2] / "layalign" / "bases"
 IGNORED = -100
@@ -44,7 +45,7 @@ def padded(rows: list[list[int]], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
-def fit(name: str, model: PreTrainedModel, loss_of: Callable[[], Tensor], steps: int, learning_rate: float) -> float:
+def fit(name: str, model: nn.Module, loss_of: Callable[[], Tensor], steps: int, learning_rate: float) -> float:
     """AdamW with warm-up and a cosine; returns the mean loss of the last 100 steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -66,66 +67,102 @@ def fit(name: str, model: PreTrainedModel, loss_of: Callable[[], Tensor], steps:
 
 def make_encoder(steps: int, batch_size: int, seed: int) -> tuple[MT5EncoderModel, PreTrainedTokenizerFast]:
     torch.manual_seed(seed)
-    texts = [text for pair in itertools.islice(translations("vocabulary"), 16000) for text in pair[:1]]
-    tokenizer = encoder_tokenizer(texts, 1600)
-    config = MT5Config(
-        vocab_size=len(tokenizer),
-        d_model=128,
-        d_kv=32,
-        num_heads=4,
-        d_ff=256,
-        num_layers=4,
-        num_decoder_layers=2,
-        relative_attention_num_buckets=16,
-        relative_attention_max_distance=48,
-        dropout_rate=0.0,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
+    sample = list(itertools.islice(multilingual("vocabulary"), 16000))
+    tokenizer = encoder_tokenizer([part_of(*part) for part in sample], 1600)
+    found = {word for part in sample[:2000] for words in glosses(*part, tokenizer)[1] for word in words}
+    # "" is the gloss of a piece that stands for no English word of its own.
+    vocabulary = {word: place for place, word in enumerate(["", *sorted(found)])}
+    encoder = MT5EncoderModel(
+        MT5Config(
+            vocab_size=len(tokenizer),
+            d_model=128,
+            d_kv=32,
+            num_heads=4,
+            d_ff=256,
+            num_layers=4,
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=48,
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
     )
-    model = MT5ForConditionalGeneration(config)
-    # mT5's own start, std 1, makes first logits of +-11.
-    nn.init.normal_(model.lm_head.weight, std=config.d_model**-0.5)
+    head = nn.Linear(encoder.config.d_model, len(vocabulary))
 
-    def encoded() -> Iterator[tuple[list[int], list[int]]]:
-        for pair in translations(seed):
-            yield tuple(tokenizer(list(pair)).input_ids)
+    def encoded() -> Iterator[tuple[list[int], list[list[int]]]]:
+        for part in multilingual(seed):
+            ids, words = glosses(*part, tokenizer)
+            yield ids, [[vocabulary[word] for word in found or [""]] for found in words]
 
     stream = batches(encoded(), batch_size)
 
     def loss_of() -> Tensor:
-        sources, targets = zip(*next(stream), strict=True)
-        mask = padded([[1] * len(row) for row in sources], 0)
-        return model(input_ids=padded(sources, 0), attention_mask=mask, labels=padded(targets, IGNORED)).loss
+        ids, words = zip(*next(stream), strict=True)
+        mask = padded([[1] * len(row) for row in ids], 0)
+        states = encoder(input_ids=padded(ids, 0), attention_mask=mask).last_hidden_state
+        return gloss_loss(head(states[mask.bool()]), [found for row in words for found in row])
 
-    fit("tiny_encoder", model, loss_of, steps, 3e-3)
-    encoder = MT5EncoderModel(config)
-    encoder.shared.load_state_dict(model.shared.state_dict())
-    encoder.encoder.load_state_dict(model.encoder.state_dict())
+    fit("tiny_encoder", nn.ModuleList([encoder, head]), loss_of, steps, 2e-3)
+    check_glosses(encoder, head, tokenizer, vocabulary)
     return encoder, tokenizer
+
+
+def gloss_loss(logits: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
+    """Cross-entropy of logits (N, words) against the words of each of N pieces, equally shared where there are several."""
+    rows = torch.tensor([row for row, found in enumerate(words) for _ in found])
+    shares = torch.tensor([1 / len(found) for found in words for _ in found])
+    columns = torch.tensor([word for found in words for word in found])
+    return -(shares * logits.log_softmax(-1)[rows, columns]).sum() / len(words)
+
+
+@torch.no_grad()
+def check_glosses(
+    encoder: MT5EncoderModel, head: nn.Linear, tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str, int]
+) -> None:
+    """Prints how many pieces of held-out problems get a right gloss, by language."""
+    chosen = list(itertools.islice(problems("glosses", held_out=True), 90))
+    for language in LANGUAGES:
+        right = []
+        for problem in chosen:
+            ids, words = glosses(problem, range(len(problem.clauses)), language, tokenizer)
+            told = head(encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]).argmax(-1).tolist()
+            right += [place in [vocabulary[word] for word in found or [""]] for place, found in zip(told, words, strict=True)]
+        print(f"{language}: {100 * sum(right) / len(right):.2f} % of {len(right)} pieces of held-out problems glossed right")
+
+
+def causal_model(words: int, *, layers: int, pad: int, bos: int, eos: int) -> LlamaForCausalLM:
+    """A small Llama. Its embeddings have std 1, as trained LLMs' are large beside what their layers add at first."""
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=words,
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            tie_word_embeddings=False,
+            pad_token_id=pad,
+            bos_token_id=bos,
+            eos_token_id=eos,
+        )
+    )
+    nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
+    return model
 
 
 def make_llm(steps: int, batch_size: int, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     torch.manual_seed(seed)
     tokenizer = llm_tokenizer(text.replace("¤", "") for text in sample_texts(16000, seed))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=320,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+    model = causal_model(
+        len(tokenizer),
+        layers=4,
+        pad=tokenizer.pad_token_id,
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM(config)
     embedding = model.get_input_embeddings()
-    nn.init.normal_(embedding.weight, std=1.0)
 
     def encoded() -> Iterator[tuple[list[int], list[int]]]:
         for read, write in english(seed):

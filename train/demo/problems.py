@@ -74,16 +74,20 @@ class Problem:
         steps = " ".join(f"{left} {sign} {right} = {result}." for left, sign, right, result in self.steps)
         return f"{steps} The answer is {self.number}."
 
-    def sentences(self, language: str) -> list[str]:
-        """The statements, then the question."""
+    def segments(self, language: str) -> list[list[tuple[str, str]]]:
+        """Of each statement, then of the question: (what it is, text) pieces, as in `Wording.segments`."""
         wording = WORDINGS[language]
-        numbers, texts = list(self.numbers), []
+        numbers, sentences = list(self.numbers), []
         for part, clause in zip((*self.kind, "questions"), self.clauses, strict=True):
             taken = {"groups": 2, "questions": 0}.get(part, 1)
             pattern = getattr(wording, "openings" if part == "opening" else part)[clause]
-            texts.append(wording.clause(pattern, self.name, self.noun, self.container, tuple(numbers[:taken])))
+            sentences.append(wording.segments(pattern, self.name, self.noun, self.container, tuple(numbers[:taken])))
             del numbers[:taken]
-        return texts
+        return sentences
+
+    def sentences(self, language: str) -> list[str]:
+        """The statements, then the question."""
+        return ["".join(text for _, text in sentence) for sentence in self.segments(language)]
 
     def text(self, language: str) -> str:
         return WORDINGS[language].space.join(self.sentences(language))
@@ -112,14 +116,24 @@ def numbers_held_out(problem: Problem) -> bool:
     return all(pair_held_out(*pair) for pair in pairs if pair[1] != "*" or len(pairs) == 1)
 
 
+def draw_number(most: int, choose: random.Random) -> int:
+    """From 2 to most, the small ones more often: drawn evenly, those with one digit would hardly come up."""
+    return choose.randint(2, min(most, 20) if choose.random() < 0.4 else most)
+
+
 def draw_numbers(kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
-    numbers = [choose.randint(2, 9), choose.randint(2, 9)] if kind[0] == "groups" else [choose.randint(2, LIMIT - 3)]
-    value = numbers[0] * numbers[1] if kind[0] == "groups" else numbers[0]
+    """Numbers for a kind of problem, such that no result leaves the range from 1 to 99."""
+    if kind[0] == "groups":
+        numbers = [choose.randint(2, 9), choose.randint(2, 9)]
+        value = numbers[0] * numbers[1]
+    else:
+        numbers = [draw_number(LIMIT - 3, choose)]
+        value = numbers[0]
     for part in kind[1:]:
         most = value - 1 if part == "losses" else LIMIT - 1 - value
         if most < 2:
             return draw_numbers(kind, choose)
-        numbers.append(choose.randint(2, most))
+        numbers.append(draw_number(most, choose))
         value += -numbers[-1] if part == "losses" else numbers[-1]
     return tuple(numbers)
 

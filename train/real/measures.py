@@ -24,14 +24,17 @@ def retrieval_at_1(encoder, tokenizer, questions, batch_size=16):
 @torch.inference_mode()
 def _pooled(encoder, tokenizer, texts, batch_size):
     """(N, De) unit vectors."""
-    rows = []
+    rows = [None] * len(texts)
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     for start in range(0, len(texts), batch_size):
-        part = [f"query: {text}" for text in texts[start : start + batch_size]]
+        places = order[start : start + batch_size]
+        part = [f"query: {texts[place]}" for place in places]
         batch = tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(encoder.device)
         state = encoder(**batch).last_hidden_state.float()
         mask = batch["attention_mask"].unsqueeze(-1)
-        rows.append((state * mask).sum(1) / mask.sum(1))
-    return torch.nn.functional.normalize(torch.cat(rows), dim=-1)
+        for place, row in zip(places, (state * mask).sum(1) / mask.sum(1), strict=True):
+            rows[place] = row
+    return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
 @torch.inference_mode()

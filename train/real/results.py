@@ -19,7 +19,7 @@ def write_results(output, results, history, asked):
     ]
     (output / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     tables = []
-    for task, accuracy in results["accuracy"].items():
+    for task, accuracy in (("mgsm", results["accuracy"]), ("generated", results["generated"]["accuracy"])):
         tables.append(report.markdown_table(accuracy, title=f"{TITLES[task]}: accuracy (%), official scorer"))
         report.print_table(accuracy, title=TITLES[task])
         report.plot_accuracy(accuracy, plots / f"accuracy_{task}.png", title=TITLES[task])
@@ -36,9 +36,10 @@ def write_results(output, results, history, asked):
 def _loss_table(name, losses):
     languages = list(losses["true"])
     lines = [f"## Loss (nats a token) with true and shuffled encoder inputs, {name}", ""]
-    lines += ["| encoder input | " + " | ".join(languages) + " |", "| --- |" + " ---: |" * len(languages)]
+    lines += ["| encoder input | mean | " + " | ".join(languages) + " |", "| --- |" + " ---: |" * (1 + len(languages))]
     for kind, values in losses.items():
-        lines.append(f"| {kind} | " + " | ".join(f"{values[lang]:.3f}" for lang in languages) + " |")
+        cells = [sum(values.values()) / max(1, len(values)), *[values[lang] for lang in languages]]
+        lines.append(f"| {kind} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

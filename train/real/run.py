@@ -27,8 +27,8 @@ BATCH_SIZE = 8
 SOURCE_TOKENS, TARGET_TOKENS = 64, 64
 LEARNING_RATE = 2e-3
 ANSWER_TOKENS = 128
-RETRIEVAL_QUESTIONS = 100
-LOSS_QUESTIONS = 8
+RETRIEVAL_QUESTIONS = 50
+MGSM_LOSSES, GENERATED_LOSSES = 5, 8
 
 
 def run_real(output="runs/real", minutes=None, steps=None, limit=4, data=None, cache=None, seed=0):
@@ -77,7 +77,7 @@ def run_real(output="runs/real", minutes=None, steps=None, limit=4, data=None, c
     retrieval = retrieval_at_1(model.encoder, processor.encoder_tokenizer, by_language(first))
     print("retrieval@1 against English:", figures(retrieval), flush=True)
     clock.lap("retrieval")
-    held_out = material.held_out_problems(LOSS_QUESTIONS, seed)
+    held_out = material.held_out_problems(GENERATED_LOSSES, seed)
     translation_weights = output / "translation" / "final" / SAFE_WEIGHTS_NAME
     losses = losses_by_stage(model, processor, translation_weights, loss_pairs(questions, held_out))
     clock.lap("losses")
@@ -85,8 +85,8 @@ def run_real(output="runs/real", minutes=None, steps=None, limit=4, data=None, c
     asked = ask(model, processor, llm, {"mgsm": mgsm, "generated": material.held_out_problems(limit, seed)})
     clock.lap("answers")
     results = {
-        "accuracy": accuracies(asked, "official"),
-        "accuracy_strict": accuracies(asked, "strict"),
+        **accuracies(asked, "mgsm"),
+        "generated": accuracies(asked, "generated"),
         "retrieval_at_1": retrieval,
         "loss": losses,
         "questions_per_language": limit,
@@ -188,7 +188,7 @@ def ask(model, processor, llm, problems):
 def loss_pairs(questions, held_out):
     """{stage: {name: {lang: [(text for the encoder, target)]}}}: MGSM and generated problems, for `losses_by_stage`."""
     english = {problem["index"]: problem["question"] for problem in questions if problem["lang"] == "en"}
-    shared = [problem for problem in questions if problem["index"] < LOSS_QUESTIONS and problem["index"] in english]
+    shared = [problem for problem in questions if problem["index"] < MGSM_LOSSES and problem["index"] in english]
     mgsm = by_language(shared, lambda problem: (problem["question"], english[problem["index"]]))
     generated = by_language(held_out, lambda problem: (problem["question"], problem["text"]))
     answers = by_language(held_out, lambda problem: (problem["question"], problem["worked_answer"]))
@@ -203,9 +203,10 @@ def by_language(problems, value=lambda problem: problem["question"]):
     return grouped
 
 
-def accuracies(asked, scorer):
-    """{task: {system: {lang: per cent}}}."""
-    tables = {}
-    for (system, task), found in asked.items():
-        tables.setdefault(task, {})[system] = found["accuracy"][scorer]
-    return tables
+def accuracies(asked, task):
+    """{"accuracy": {system: {lang: per cent}}, "strict": the same by the strict scorer} of one task."""
+    found = {system: result["accuracy"] for (system, name), result in asked.items() if name == task}
+    return {
+        key: {system: scores[scorer] for system, scores in found.items()}
+        for key, scorer in (("accuracy", "official"), ("strict", "strict"))
+    }

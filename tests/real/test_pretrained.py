@@ -1,0 +1,59 @@
+"""The real models, where a cache already holds them converted; nothing is downloaded here."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from layalign.evaluation.tasks import load_task
+from layalign.train.real.fetch import cache_folder
+from layalign.train.real.measures import retrieval_at_1
+
+CACHE = cache_folder()
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+
+needs_models = pytest.mark.skipif(
+    not (CACHE / "multilingual-e5-small" / "manifest.json").exists()
+    or not (CACHE / "SmolLM2-135M-Instruct" / "manifest.json").exists(),
+    reason="the real models are not in the cache; `layalign demo --real` puts them there",
+)
+needs_mgsm = pytest.mark.skipif(not (DATA / "mgsm").is_dir(), reason="the MGSM files are not at ../shared/data/mgsm")
+
+
+@needs_models
+@needs_mgsm
+def test_encoder_finds_the_same_question_in_other_languages():
+    folder = CACHE / "multilingual-e5-small"
+    questions = {}
+    for problem in load_task("mgsm", DATA, ["en", "sw", "te"], limit=40):
+        questions.setdefault(problem["lang"], []).append(problem["question"])
+    scores = retrieval_at_1(AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), questions)
+    assert min(scores.values()) >= 90
+
+
+@needs_models
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What is the capital of France?", "Paris"),
+        ("Tom has 3 apples. He buys 4 more. How many apples does he have now?", "7"),
+    ],
+    ids=["capital", "sum"],
+)
+def test_llm_answers_in_english(question, expected):
+    folder = CACHE / "SmolLM2-135M-Instruct"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    chat = [{"role": "user", "content": question}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert expected in tokenizer.decode(answer)
+
+
+@needs_models
+def test_tokenizers_as_published():
+    encoder = AutoTokenizer.from_pretrained(CACHE / "multilingual-e5-small")
+    ids = encoder("Hello world").input_ids
+    assert ids == [0, 35378, 8999, 2]
+    llm = AutoTokenizer.from_pretrained(CACHE / "SmolLM2-135M-Instruct")
+    assert llm.decode(llm("1,234 ক ก\n").input_ids) == "1,234 ক ก\n"
+    assert len(llm("1234").input_ids) == 4
