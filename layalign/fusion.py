@@ -33,7 +33,10 @@ class CrossStates:
     """Cross keys and values (B, L, Hkv, T, D) of the fused layers, their mask (B, T), and which layers used them."""
 
     def __init__(self, keys, values, mask, layers, backend):
-        self.keys, self.values, self.mask, self.backend = keys, values, mask, backend
+        # Taken apart once: indexing in every layer would make a full-size gradient of zeros for each.
+        self.keys, self.values = keys.unbind(1), values.unbind(1)
+        self.mask = None if mask is None else drop_full(mask)
+        self.backend = backend
         self.slots = {layer: slot for slot, layer in enumerate(layers)}
         self.used = set()
 
@@ -54,10 +57,14 @@ def fusion_mask(
         key_mask = key_mask[:, kv_offset : kv_offset + kv_length]
         if key_mask.shape[1] < kv_length:
             key_mask = torch.nn.functional.pad(key_mask, (0, kv_length - key_mask.shape[1]))
-        # A synchronisation on a GPU, but free on a CPU, where an all-true mask would cost SDPA its causal fast path.
-        if key_mask.device.type == "cpu" and bool(key_mask.all()):
-            key_mask = None
+        key_mask = drop_full(key_mask)
     return FusionMask(key_mask, q_offset - kv_offset, _window(mask_function))
+
+
+def drop_full(mask):
+    """None for an all-true mask on a CPU, where a mask costs SDPA its fast path; on a GPU looking would be a synchronisation."""
+    looking_is_free = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if looking_is_free and bool(mask.all()) else mask
 
 
 def _window(mask_function):
@@ -92,7 +99,7 @@ def fused_attention(module, query, key, value, attention_mask, scaling=None, sof
         empty = key[:, :, :0]
         cross_key, cross_value, cross_mask, gate = empty, empty, None, query.new_zeros(1)
     else:
-        cross_key, cross_value = fusion.keys[:, slot], fusion.values[:, slot]
+        cross_key, cross_value = fusion.keys[slot], fusion.values[slot]
         cross_mask = fusion.mask
         gate = kwargs.get("fusion_gate")
         gate = module.fusion_gate(None) if gate is None else gate
