@@ -64,7 +64,9 @@ def train(
     from layalign.train.recipe import load_recipe
     from layalign.train.stages import train
 
-    train(load_recipe(recipe, overrides or []))
+    loaded = load_recipe(recipe, overrides or [])
+    train(loaded)
+    typer.echo(f"trained model: {Path(loaded.output) / 'model'}")
 
 
 @app.command()

@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from layalign.train.languages import language_name
-from layalign.train.recipe import check_template
+from layalign.train.templates import check_template
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Recipes: everything a training run is made of, as validated dataclasses read from YAML."""
 
-import string
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +9,8 @@ import yaml
 
 from layalign.configuration import STAGES, LayAlignConfig
 from layalign.train.languages import language_code, language_name
-from layalign.train.settings import build, check_key, check_range, convert_fields
+from layalign.train.settings import build, check_key, check_range, convert_fields, override
+from layalign.train.templates import check_template
 
 SHIPPED = Path(__file__).parent / "recipes"
 # Known from the recipe's other keys, or no setting of the trained part.
@@ -292,8 +292,8 @@ def load_recipe(path, overrides=(), check_files=True):
         raise ValueError(f"{file}: not readable as YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file}: a recipe is a mapping of settings, got {type(values).__name__}")
-    for override in overrides:
-        _override(values, override)
+    for assignment in overrides:
+        override(values, assignment)
     try:
         recipe = build(Recipe, values)
         if check_files:
@@ -301,22 +301,6 @@ def load_recipe(path, overrides=(), check_files=True):
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     return recipe
-
-
-def check_template(template, name):
-    """Field names of a format template, without the indices behind them.
-
-    Raises:
-        ValueError: broken braces, fields without a name, attributes or format codes.
-    """
-    try:
-        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise ValueError(f"{name}: broken template {template!r}: {error}") from None
-    for _, expression, code, conversion in parts:
-        if not expression or code or conversion or "." in expression or expression[0].isdigit():
-            raise ValueError(f"{name}: template fields are written {{field}} or {{field[key]}}, got {template!r}")
-    return [expression.partition("[")[0] for _, expression, _, _ in parts]
 
 
 def _find(path):
@@ -327,31 +311,6 @@ def _find(path):
         return shipped
     names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
     raise ValueError(f"{path}: no such recipe file; shipped recipes: {names}")
-
-
-def _override(values, override):
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ValueError(f"override {override!r}: expected key=value")
-    *parents, last = key.strip().split(".")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"override {override!r}: the value is not readable as YAML: {error}") from error
-    for parent in parents:
-        if isinstance(values, dict):
-            values.setdefault(parent, {})
-        values = values[_place(values, parent, override)]
-    values[_place(values, last, override)] = value
-
-
-def _place(values, key, override):
-    if isinstance(values, dict):
-        return key
-    if isinstance(values, list) and key.isdecimal() and int(key) < len(values):
-        return int(key)
-    inside = f"a list of {len(values)}" if isinstance(values, list) else f"the value {values!r}"
-    raise ValueError(f"override {override!r}: no {key!r} inside {inside}")
 
 
 def _check_keys(values, known, name):

@@ -25,15 +25,19 @@ def claim(recipe):
     file = output / RECIPE
     # Through JSON once, so that tuples and paths compare equal to what was read back.
     wanted = json.loads(json.dumps(_identity(recipe)))
+    worked = (output / "model").exists() or any(has_work(output / name) for name in STAGES)
     if file.exists():
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"output: {file} is unreadable ({error}); choose another output folder") from error
-        _refuse_other(_flat(found), _flat(wanted), output)
-        return
+        if not isinstance(found, dict) or found.keys() != wanted.keys():
+            raise ValueError(f"output: {file} was not written by a training run; choose another output folder")
+        if worked:
+            _refuse_other(_flat(found), _flat(wanted), output)
+            return
     foreign = [name for name in (*STAGES, "model") if (output / name).exists()]
-    if foreign:
+    if foreign and not file.exists():
         raise ValueError(
             f"output: {output} holds {foreign} but no {RECIPE}: it is not a training run; choose another folder"
         )
@@ -44,6 +48,11 @@ def claim(recipe):
     write_json(file, wanted)
 
 
+def has_work(folder):
+    """Whether a stage's folder holds a checkpoint or a result. Before that, a run that failed may begin anew, corrected."""
+    return (folder / "final").exists() or any(folder.glob("checkpoint-*"))
+
+
 def check_data(folder, name, records, skipped, encoded):
     """Write down what a stage trains on, or compare with what was written down.
 
@@ -52,7 +61,7 @@ def check_data(folder, name, records, skipped, encoded):
     """
     file = Path(folder) / DATA
     found = {"records": len(records), "skipped": len(skipped), "sha256": encoded.digest()}
-    if file.exists():
+    if file.exists() and has_work(file.parent):
         before = json.loads(file.read_text(encoding="utf-8"))
         if before != found:
             raise ValueError(
@@ -61,6 +70,7 @@ def check_data(folder, name, records, skipped, encoded):
                 "or other texts or tokenizers); restore it, or choose another output folder"
             )
         return
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, found)
 
 

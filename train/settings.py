@@ -8,6 +8,8 @@ import os
 import types
 import typing
 
+import yaml
+
 
 def build(cls, values):
     """Make the settings dataclass `cls` from a mapping of its field names.
@@ -104,6 +106,27 @@ def check_range(settings, **limits):
             raise ValueError(f"{name}: must be {bounds}, got {value}")
 
 
+def override(values, assignment):
+    """Set one value inside nested mappings and lists: "stages.task.data.0.limit=10". Missing mappings are made.
+
+    Raises:
+        ValueError: no key=value, a value that is no YAML, or a key inside something that has none.
+    """
+    key, separator, text = assignment.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"override {assignment!r}: expected key=value")
+    *parents, last = key.strip().split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {assignment!r}: the value is not readable as YAML: {error}") from error
+    for parent in parents:
+        if isinstance(values, dict):
+            values.setdefault(parent, {})
+        values = values[_place(values, parent, assignment)]
+    values[_place(values, last, assignment)] = value
+
+
 def describe(value):
     """A value for an error message: its kind and, if short, itself."""
     kinds = {dict: "a mapping", list: "a list", str: "the text", type(None): "nothing", bool: "the boolean"}
@@ -150,3 +173,12 @@ def _choices(annotation):
 def _suggestion(value, annotation):
     close = difflib.get_close_matches(str(value), [str(choice) for choice in typing.get_args(annotation)], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _place(values, key, assignment):
+    if isinstance(values, dict):
+        return key
+    if isinstance(values, list) and key.isdecimal() and int(key) < len(values):
+        return int(key)
+    inside = f"a list of {len(values)}" if isinstance(values, list) else f"the value {values!r}"
+    raise ValueError(f"override {assignment!r}: no {key!r} inside {inside}")

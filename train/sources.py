@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from layalign.train.languages import language_code
-from layalign.train.recipe import check_template
+from layalign.train.templates import check_template
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 from safetensors.torch import load_file
 from transformers import set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -17,9 +18,9 @@ from layalign.processor import LayAlignProcessor
 from layalign.saving import load_trained_part
 from layalign.train.checkpoints import newest_valid, problem, sealed_folder, sweep
 from layalign.train.collate import Collator, encode_records
-from layalign.train.recipe import check_template
 from layalign.train.run_folder import check_data, claim
 from layalign.train.sources import read_sources
+from layalign.train.templates import check_template
 from layalign.train.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
@@ -43,14 +44,16 @@ def train(recipe, callbacks=()):
             loaded.
     """
     recipe.check_files()
-    claim(recipe)
+    with _processes(recipe).main_process_first():
+        claim(recipe)
     with _without_file_bars():
         model, processor = build(recipe)
         history = {}
         for name in STAGES:
             if name in recipe.stages:
                 history[name] = run_stage(name, recipe, model, processor, callbacks)
-        save_model(recipe, model, processor)
+        if _processes(recipe).is_main_process:
+            save_model(recipe, model, processor)
     return model.eval(), processor, history
 
 
@@ -77,19 +80,18 @@ def run_stage(name, recipe, model, processor, callbacks=()):
         load_trained_part(model, load_file(final / SAFE_WEIGHTS_NAME), str(final))
         return json.loads((final / HISTORY).read_text(encoding="utf-8"))
 
-    folder.mkdir(parents=True, exist_ok=True)
     stage = recipe.stages[name]
     data, eval_data = read_stage_data(name, recipe, processor)
     collator = Collator(processor.encoder_tokenizer.pad_token_id or 0, processor.tokenizer.pad_token_id or 0)
     if stage.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        _checkpointing(model, "enable")
     trainer = StageTrainer(model, name, stage, recipe, folder, data, eval_data, collator, callbacks)
     checkpoint = newest_valid(folder)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     # Under bf16, accelerate has wrapped forward in autocast; the next stage and the caller get the plain one back.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     if stage.gradient_checkpointing:
-        model.gradient_checkpointing_disable()
+        _checkpointing(model, "disable")
 
     history = [_plain(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     if trainer.is_world_process_zero():
@@ -118,7 +120,8 @@ def read_stage_data(name, recipe, processor):
         held_out = [records[index] for index in order[: stage.hold_out]]
         records = [records[index] for index in np.sort(order[stage.hold_out :])]
     data = encode_records(records, processor, stage, with_prompt, recipe.progress, name)
-    check_data(Path(recipe.output) / name, name, records, skipped, data)
+    with _processes(recipe).main_process_first():
+        check_data(Path(recipe.output) / name, name, records, skipped, data)
     if not held_out:
         return data, None
     return data, encode_records(held_out, processor, stage, with_prompt, recipe.progress, f"{name} evaluation")
@@ -150,6 +153,11 @@ def save_model(recipe, model, processor):
     sweep(folder.parent)
 
 
+def _processes(recipe):
+    """The processes that train together (torchrun): what each of them would write is written by the first one."""
+    return PartialState(cpu=recipe.device == "cpu")
+
+
 @contextmanager
 def _without_file_bars():
     """Without transformers' bars for files read and written, which would break up the training bar at every
@@ -162,6 +170,12 @@ def _without_file_bars():
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def _checkpointing(model, action):
+    """Enable or disable it; transformers 5.2x renamed the methods and warns at the old names."""
+    names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
+    getattr(model, next(name for name in names if hasattr(model, name)))()
 
 
 def _plain(entry):

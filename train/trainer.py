@@ -191,6 +191,7 @@ def _arguments(stage, recipe, folder):
         use_cpu=recipe.device == "cpu" or not torch.accelerator.is_available(),
         use_cache=True,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
     )

@@ -1,10 +1,12 @@
 import itertools
+import random
 import re
 
 import pytest
 
-from layalign.train.demo.base_glosses import part_of
+from layalign.train.demo.base_glosses import glosses, part_of
 from layalign.train.demo.base_text import english, hasty, multilingual
+from layalign.train.demo.base_tokenizers import encoder_tokenizer
 from layalign.train.demo.problems import (
     KINDS,
     LANGUAGES,
@@ -96,7 +98,9 @@ def test_held_out_templates_and_numbers_are_in_no_training():
 
 
 def test_a_sum_is_held_out_in_both_orders():
-    assert all(pair_held_out(a, sign, b) == pair_held_out(b, sign, a) for a in range(50) for b in range(50) for sign in "+*")
+    assert all(
+        pair_held_out(a, sign, b) == pair_held_out(b, sign, a) for a in range(50) for b in range(50) for sign in "+*"
+    )
 
 
 def test_each_clause_is_seen_in_training():
@@ -114,8 +118,6 @@ def test_bases_read_nothing_that_is_held_out():
 
 
 def test_hasty_notes_keep_every_number():
-    import random
-
     choose = random.Random(0)
     for problem in TRAINING[:100]:
         note = hasty(problem.sentences("en"), choose).lower()
@@ -141,3 +143,20 @@ def test_a_seed_gives_the_same_records_and_another_seed_others():
     assert task_records(40, 3) != task_records(40, 4)
     assert evaluation_problems(10, 3) == evaluation_problems(10, 3)
     assert evaluation_problems(10, 3) != evaluation_problems(10, 4)
+
+
+def test_glosses_give_each_numeral_to_its_own_pieces():
+    tokenizer = encoder_tokenizer((problem.text(code) for problem in TRAINING[:400] for code in LANGUAGES), 1600)
+    problem = next(
+        problem for problem in TRAINING if problem.kind == ("opening", "losses") and min(problem.numbers) > 20
+    )
+    # The question first: the glosses follow the order of the text.
+    for language in LANGUAGES:
+        ids, words = glosses(problem, (2, 1, 0), language, tokenizer)
+        assert ids == tokenizer(part_of(problem, (2, 1, 0), language)).input_ids and len(ids) == len(words)
+        found = [word for piece in words for word in piece]
+        numerals = ["".join(pair) for pair in itertools.pairwise(found) if pair[1].startswith("-")]
+        expected = [spell(number, "en") for number in reversed(problem.numbers)]
+        assert numerals == [numeral for numeral in expected if "-" in numeral]
+        name = WORDINGS["en"].names[problem.name]["name"].lower()
+        assert found.count(name) == part_of(problem, (2, 1, 0), "en").lower().count(name)

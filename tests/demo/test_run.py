@@ -24,9 +24,9 @@ def test_results_have_the_documented_form(miniature):
     for scores in results["accuracy"].values():
         assert list(scores) == list(LANGUAGES)
         assert all(0 <= score <= 100 for score in scores.values())
-    assert results["seconds"]["total"] >= sum(
-        value for name, value in results["seconds"].items() if name != "total"
-    ) - 0.1
+    assert (
+        results["seconds"]["total"] >= sum(value for name, value in results["seconds"].items() if name != "total") - 0.1
+    )
     assert results["seed"] == 5
     assert "generated" in results["data"]
 
@@ -77,7 +77,7 @@ def test_an_earlier_demo_is_replaced_with_the_same_result_and_other_files_stay(m
 def test_a_folder_of_something_else_is_refused_untouched(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("mine")
-    with pytest.raises(ValueError, match="output: .* holds something that is no demo"):
+    with pytest.raises(ValueError, match=r"output: .* holds something that is no demo"):
         run_demo(tmp_path, progress=False, **BUDGET)
     assert (tmp_path / "model" / "weights").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -86,7 +86,6 @@ def test_a_folder_of_something_else_is_refused_untouched(tmp_path):
 def test_a_file_as_output_is_refused(tmp_path):
     path = tmp_path / "file"
     path.write_text("mine")
-    with pytest.raises(ValueError, match="output: .* is a file"):
+    with pytest.raises(ValueError, match=r"output: .* is a file"):
         run_demo(path, progress=False, **BUDGET)
     assert path.read_text() == "mine"
-

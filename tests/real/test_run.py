@@ -1,3 +1,4 @@
+import itertools
 import json
 import time
 from pathlib import Path
@@ -152,11 +153,21 @@ def test_real_pairs(tmp_path, monkeypatch):
         material.real_pairs(tmp_path)
 
 
-def test_training_never_sees_a_held_out_problem(monkeypatch):
-    monkeypatch.setattr(material, "GENERATED", 2000)
-    questions = {problem["question"] for problem in material.held_out_problems(40, 0)}
-    assert not questions & {record["source"] for record in material.task_records(0)}
-    assert not questions & {record["source"] for record in material.translation_records(0)}
+def test_evaluation_asks_unseen_wordings_and_numbers():
+    def drawn(seed, held_out):
+        return list(itertools.islice(material.easy_problems(seed, held_out=held_out), 1500))
+
+    seen, unseen = drawn("task 0", False), drawn("evaluation 0", True)
+    for features in (
+        lambda problem: (problem.kind, problem.clauses),
+        lambda problem: (problem.kind, *problem.numbers),
+        lambda problem: (problem.kind, *sorted(problem.numbers)) if problem.kind != ("opening", "losses") else None,
+    ):
+        shared = set(map(features, seen)) & set(map(features, unseen))
+        assert shared <= {None}
+    for problems in (seen, unseen):
+        assert {problem.kind for problem in problems} == set(material.ONE_STEP)
+        assert all(problem.number > 0 and max(problem.numbers) <= 20 for problem in problems)
 
 
 def test_records_hold_every_language_and_the_right_answer():

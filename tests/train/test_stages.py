@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,7 +160,6 @@ def test_evaluation_and_tensorboard(settings):
 def test_held_out_records_are_not_trained_on(settings):
     run = recipe(only(settings, "task"), hold_out=4)
     _, processor = stages.build(run)
-    (Path(run.output) / "task").mkdir(parents=True)
     data, held_out = stages.read_stage_data("task", run, processor)
     rows = [{tuple(part[index][0].tolist()) for index in range(len(part))} for part in (data, held_out)]
     assert (len(data), len(held_out)) == (6, 4)
@@ -193,6 +193,11 @@ def test_another_recipe_is_refused_and_nothing_is_touched(settings, tmp_path):
     del settings["stages"]["translation"]
     with pytest.raises(ValueError, match=r"stages.translation.steps: 6 there, '\(not set\)' here"):
         train(recipe(settings))
+    shutil.rmtree(f"{run.output}/translation")
+    shutil.rmtree(f"{run.output}/task")
+    with pytest.raises(ValueError, match="seed: 0 there, 2 here"):
+        train(recipe({**settings, "seed": 2}))
+    files = {path: content for path, content in files.items() if path.exists()}
     assert files == {
         path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()
     }
@@ -215,6 +220,10 @@ def test_foreign_and_unusable_output_folders_are_refused(settings, tmp_path):
     with pytest.raises(ValueError, match=r"recipe.json is unreadable"):
         train(run)
     assert (tmp_path / "other" / "recipe.json").read_text() == "{"
+    (tmp_path / "other" / "recipe.json").write_text('{"flour": 500}')
+    with pytest.raises(ValueError, match="was not written by a training run"):
+        train(run)
+    assert (tmp_path / "other" / "recipe.json").read_text() == '{"flour": 500}'
 
 
 def test_changed_data_files_are_refused(recipe_file, tmp_path):
@@ -239,6 +248,20 @@ def test_bases_that_are_not_there(settings):
     settings["llm"] = "/nowhere/llm"
     with pytest.raises(ValueError, match="llm '/nowhere/llm'"):
         train(recipe(settings))
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_corrected(settings):
+    class Fail(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(recipe(settings, steps=2, batch_size=9), callbacks=[Fail()])
+    settings["stages"]["task"]["data"]["records"].pop()
+    corrected = recipe(settings, steps=2, batch_size=3)
+    history = train(corrected)[2]
+    assert len(history["task"]) == 2
+    assert json.loads((Path(corrected.output) / "recipe.json").read_text())["stages"]["task"]["batch_size"] == 3
 
 
 def test_a_task_prompt_with_a_language_gives_no_template(settings, caplog):

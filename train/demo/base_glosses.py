@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from layalign.train.demo.problems import Problem
 from layalign.train.demo.templates import WORDINGS
 
-WORD = re.compile(r"[^\W\d_]+|[^\w\s]")
+# Thirty-seven is "thirty" and "-seven": a numeral's tens and ones, each a word of its own.
+WORD = re.compile(r"-?[^\W\d_]+|[^\w\s]")
 
 
 def part_of(problem: Problem, order: Sequence[int], language: str) -> str:
@@ -32,31 +33,30 @@ def glosses(
     words = [[] for _ in spans]
     position = 0
     for i in order:
-        literal = []
+        literal, taken = [], set()
         seen: dict[str, int] = {}
         for what, piece in source[i]:
             inside = _tokens(spans, text, position, position + len(piece))
             position += len(piece)
             if what == "literal":
-                literal += [token for token in inside if token not in literal]
+                literal += inside
                 continue
             same = [found for kind, found in english[i] if kind == what]
             # German says "jede Kiste" where English has a second "box": the n-th stands for the n-th.
             if same:
                 _hand_out(WORD.findall(same[min(seen.get(what, 0), len(same) - 1)].lower()), inside, words)
+                taken.update(inside)
             seen[what] = seen.get(what, 0) + 1
-        _hand_out(WORD.findall(" ".join(found for kind, found in english[i] if kind == "literal").lower()), literal, words)
+        # A piece that a numeral or name shares with other text stands for the numeral or name alone.
+        free = [token for token in dict.fromkeys(literal) if token not in taken]
+        _hand_out(WORD.findall(" ".join(found for kind, found in english[i] if kind == "literal").lower()), free, words)
         position += len(WORDINGS[language].space)
     return encoded["input_ids"], words
 
 
 def _tokens(spans: Sequence[tuple[int, int]], text: str, start: int, end: int) -> list[int]:
     """Tokens with a letter or sign between start and end."""
-    return [
-        token
-        for token, (first, last) in enumerate(spans)
-        if text[max(first, start) : min(last, end)].strip()
-    ]
+    return [token for token, (first, last) in enumerate(spans) if text[max(first, start) : min(last, end)].strip()]
 
 
 def _hand_out(english: list[str], tokens: list[int], words: list[list[str]]) -> None:

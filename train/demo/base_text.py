@@ -5,10 +5,12 @@ import random
 from collections.abc import Iterator, Sequence
 
 from layalign.train.demo.base_tokenizers import ANSWER, COPY
-from layalign.train.demo.problems import LANGUAGES, LIMIT, Problem, draw_number, pair_held_out, problems
+from layalign.train.demo.problems import LANGUAGES, LIMIT, Problem, pair_held_out, problems
 
 # Words that a hasty note leaves out without losing its meaning.
-DISPENSABLE = frozenset("has had a the of there are in then later and does to with this each".split())
+DISPENSABLE = frozenset(
+    ("has", "had", "a", "the", "of", "there", "are", "in", "then", "later", "and", "does", "to", "with", "this", "each")
+)
 
 
 def multilingual(seed: int | str) -> Iterator[tuple[Problem, Sequence[int], str]]:
@@ -25,7 +27,7 @@ def multilingual(seed: int | str) -> Iterator[tuple[Problem, Sequence[int], str]
 def english(seed: int | str) -> Iterator[tuple[str, str]]:
     """(what the LLM reads, what it is to write), all in English.
 
-    Most ask for the worked answer (38 %) or for a copy (22 %); the rest asks for both, hides the question among unknown
+    Two fifths ask for the worked answer, a quarter for a copy; the rest asks for both, hides the question among unknown
     words, or drills sums. Half of the passages are written as hasty notes: words in a free order, small ones missing.
     """
     choose = random.Random(f"english {seed}")
@@ -33,17 +35,15 @@ def english(seed: int | str) -> Iterator[tuple[str, str]]:
         clean = problem.text("en")
         passage = clean if choose.random() < 0.5 else hasty(problem.sentences("en"), choose)
         kind = choose.random()
-        if kind < 0.38:
+        if kind < 0.4:
             yield f"{passage} {ANSWER}", problem.worked_answer
-        elif kind < 0.6:
+        elif kind < 0.65:
             yield f"{passage} {COPY}", clean
-        elif kind < 0.7:
+        elif kind < 0.75:
             yield f"{passage} {COPY}", f"{clean} {ANSWER} {problem.worked_answer}"
-        elif kind < 0.85:
-            parts = [passage, unreadable(clean, choose)]
-            if choose.random() < 0.3:
-                parts.reverse()
-            yield f"{f' {choose.choice((COPY, ANSWER))} '.join(parts)} {ANSWER}", problem.worked_answer
+        elif kind < 0.9:
+            middle = choose.choice(("", f"{COPY} "))
+            yield f"{passage} {middle}{unreadable(clean, choose)} {ANSWER}", problem.worked_answer
         else:
             yield "", " ".join(sums(choose, 5))
 
@@ -68,11 +68,8 @@ def sums(choose: random.Random, count: int) -> list[str]:
     lines = []
     while len(lines) < count:
         sign = choose.choice("+-*")
-        left = choose.randint(2, 9) if sign == "*" else draw_number(LIMIT - 3, choose)
-        if sign == "-" and left < 3:
-            continue
-        most = {"*": 9, "+": LIMIT - 1 - left, "-": left - 1}[sign]
-        right = choose.randint(2, 9) if sign == "*" else draw_number(most, choose)
+        left = choose.randint(3, LIMIT - 3) if sign != "*" else choose.randint(2, 9)
+        right = choose.randint(2, {"*": 9, "+": LIMIT - 1 - left, "-": left - 1}[sign])
         result = {"*": left * right, "+": left + right, "-": left - right}[sign]
         if sign == "*" or not pair_held_out(left, sign, right):
             lines.append(f"{left} {sign} {right} = {result}.")
@@ -82,4 +79,3 @@ def sums(choose: random.Random, count: int) -> list[str]:
 def sample_texts(count: int, seed: int) -> list[str]:
     """English texts for the LLM's vocabulary."""
     return [f"{read} {write}" for read, write in itertools.islice(english(seed), count)]
-

@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from layalign.bases import SHIPPED
 from layalign.train.demo.base_glosses import glosses, part_of
 from layalign.train.demo.base_text import english, multilingual, sample_texts
 from layalign.train.demo.base_tokenizers import encoder_tokenizer, llm_tokenizer
 from layalign.train.demo.problems import LANGUAGES, problems
 
-FOLDER = Path(__file__).resolve().parents[2] / "layalign" / "bases"
 IGNORED = -100
 
 
@@ -45,8 +45,8 @@ def padded(rows: list[list[int]], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
-def fit(name: str, model: nn.Module, loss_of: Callable[[], Tensor], steps: int, learning_rate: float) -> float:
-    """AdamW with warm-up and a cosine; returns the mean loss of the last 100 steps."""
+def fit(name: str, model: nn.Module, loss_of: Callable[[], Tensor], steps: int, learning_rate: float) -> None:
+    """AdamW with warm-up and a cosine; the bar shows the mean loss of the last 100 steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=0.05, cycle_momentum=False
@@ -62,7 +62,6 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[], Tensor], steps: int, 
         optimizer.zero_grad()
         losses = [*losses[-99:], loss.item()]
         bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
-    return sum(losses) / len(losses)
 
 
 def make_encoder(steps: int, batch_size: int, seed: int) -> tuple[MT5EncoderModel, PreTrainedTokenizerFast]:
@@ -126,8 +125,12 @@ def check_glosses(
         for problem in chosen:
             ids, words = glosses(problem, range(len(problem.clauses)), language, tokenizer)
             told = head(encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]).argmax(-1).tolist()
-            right += [place in [vocabulary[word] for word in found or [""]] for place, found in zip(told, words, strict=True)]
-        print(f"{language}: {100 * sum(right) / len(right):.2f} % of {len(right)} pieces of held-out problems glossed right")
+            right += [
+                place in [vocabulary[word] for word in found or [""]] for place, found in zip(told, words, strict=True)
+            ]
+        print(
+            f"{language}: {100 * sum(right) / len(right):.2f} % of {len(right)} pieces of held-out problems glossed right"
+        )
 
 
 def causal_model(words: int, *, layers: int, pad: int, bos: int, eos: int) -> LlamaForCausalLM:
@@ -166,7 +169,10 @@ def make_llm(steps: int, batch_size: int, seed: int) -> tuple[LlamaForCausalLM, 
 
     def encoded() -> Iterator[tuple[list[int], list[int]]]:
         for read, write in english(seed):
-            yield tokenizer(read).input_ids, tokenizer(write, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+            yield (
+                tokenizer(read).input_ids,
+                [*tokenizer(write, add_special_tokens=False).input_ids, tokenizer.eos_token_id],
+            )
 
     stream = batches(encoded(), batch_size)
 
@@ -193,18 +199,18 @@ def write(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--output", type=Path, default=SHIPPED)
     parser.add_argument("--only", choices=("tiny_encoder", "tiny_llm"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, help="default: 2000 for tiny_encoder, 3000 for tiny_llm")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for name, make in {"tiny_encoder": make_encoder, "tiny_llm": make_llm}.items():
+    for name, make, steps in (("tiny_encoder", make_encoder, 2000), ("tiny_llm", make_llm, 3000)):
         if arguments.only in (None, name):
             started = time.perf_counter()
-            write(arguments.output / name, *make(arguments.steps, arguments.batch_size, arguments.seed))
+            write(arguments.output / name, *make(arguments.steps or steps, arguments.batch_size, arguments.seed))
             print(f"{name}: {time.perf_counter() - started:.0f} s")
 
 

@@ -7,9 +7,10 @@ every training there is, that of the shipped bases included:
 - templates: about a quarter of the clause combinations of each kind. Each clause alone is seen in training, its
   combination with the others is not: the bases are far too small to understand wordings they never saw.
 - numbers: one in six pairs of an addition (in either order) and of a subtraction. In an evaluation problem every
-  addition and subtraction is such a pair; in training none is, not as a step of a longer problem either. The
-  multiplication table cannot be worked out from other entries of it, so for a multiplication only the one-step
-  question is held out (in either order) while the product occurs as first step of two-step training problems.
+  addition and subtraction is such a pair; in training none is, not as a step of a longer problem either. Tables that a
+  pupil learns by heart cannot be worked out from their other entries: sums and differences of two numbers up to 20 are
+  never held out (and never evaluated), and of a multiplication only the one-step question is held out (in either order)
+  while the product occurs as first step of two-step training problems.
 """
 
 import itertools
@@ -35,6 +36,7 @@ KINDS = (
 )
 SIGNS = {"groups": "*", "gains": "+", "losses": "-"}
 LIMIT = 100
+BY_HEART = 20
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def template_held_out(kind: tuple[str, ...], clauses: tuple[int, ...]) -> bool:
 
 def pair_held_out(left: int, sign: str, right: int) -> bool:
     """Whether this pair of numbers is kept for evaluation; a sum or product counts in either order."""
+    if sign != "*" and max(left, right) <= BY_HEART:
+        return False
     pair = (left, right) if sign == "-" else (min(left, right), max(left, right))
     return zlib.crc32(repr((sign, *pair)).encode()) % 6 == 0
 
@@ -116,24 +120,15 @@ def numbers_held_out(problem: Problem) -> bool:
     return all(pair_held_out(*pair) for pair in pairs if pair[1] != "*" or len(pairs) == 1)
 
 
-def draw_number(most: int, choose: random.Random) -> int:
-    """From 2 to most, the small ones more often: drawn evenly, those with one digit would hardly come up."""
-    return choose.randint(2, min(most, 20) if choose.random() < 0.4 else most)
-
-
 def draw_numbers(kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
     """Numbers for a kind of problem, such that no result leaves the range from 1 to 99."""
-    if kind[0] == "groups":
-        numbers = [choose.randint(2, 9), choose.randint(2, 9)]
-        value = numbers[0] * numbers[1]
-    else:
-        numbers = [draw_number(LIMIT - 3, choose)]
-        value = numbers[0]
+    numbers = [choose.randint(2, 9), choose.randint(2, 9)] if kind[0] == "groups" else [choose.randint(2, LIMIT - 3)]
+    value = numbers[0] * numbers[1] if kind[0] == "groups" else numbers[0]
     for part in kind[1:]:
         most = value - 1 if part == "losses" else LIMIT - 1 - value
         if most < 2:
             return draw_numbers(kind, choose)
-        numbers.append(draw_number(most, choose))
+        numbers.append(choose.randint(2, most))
         value += -numbers[-1] if part == "losses" else numbers[-1]
     return tuple(numbers)
 
@@ -164,7 +159,7 @@ def translation_records(count: int, seed: int) -> list[dict]:
     stream = problems(f"translation {seed}")
     return [
         {"source": problem.text(language), "target": problem.text("en"), "lang": language}
-        for problem, language in zip(stream, itertools.islice(itertools.cycle(LANGUAGES), count))
+        for problem, language in zip(stream, itertools.islice(itertools.cycle(LANGUAGES), count), strict=False)
     ]
 
 
@@ -173,7 +168,7 @@ def task_records(count: int, seed: int) -> list[dict]:
     stream = problems(f"task {seed}")
     return [
         {"source": problem.text(language), "target": problem.worked_answer, "lang": language}
-        for problem, language in zip(stream, itertools.islice(itertools.cycle(LANGUAGES), count))
+        for problem, language in zip(stream, itertools.islice(itertools.cycle(LANGUAGES), count), strict=False)
     ]
 
 
@@ -185,4 +180,3 @@ def evaluation_problems(per_language: int, seed: int) -> list[dict]:
         for language in LANGUAGES
         for problem in chosen
     ]
-

@@ -45,11 +45,11 @@ def run_demo(
     output="runs/demo",
     seed=0,
     *,
-    translation_steps=150,
-    task_steps=150,
-    batch_size=32,
-    questions=50,
-    learning_rate=3e-3,
+    translation_steps=180,
+    task_steps=500,
+    batch_size=16,
+    questions=100,
+    learning_rate=7e-3,
     progress=True,
 ):
     """Train LangBridge, MindMerger and LayAlign on the shipped bases, compare them with the LLM alone, save LayAlign.
@@ -105,7 +105,13 @@ def run_demo(
     for system in SYSTEMS:
         show(f"\n{TITLES[system.name]}: translation stage, then task stage")
         begun = time.perf_counter()
-        stage = {"batch_size": batch_size, "learning_rate": learning_rate, "betas": [0.9, 0.98], "log_steps": 5}
+        stage = {
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "betas": [0.9, 0.98],
+            "log_steps": 5,
+            "length_grouped": True,
+        }
         recipe = Recipe(
             encoder=ENCODER,
             llm=LLM,
@@ -174,7 +180,9 @@ def claim(output, settings):
     if output.exists() and not output.is_dir():
         raise ValueError(f"output: {output} is a file, takes a folder")
     if output.is_dir() and any(output.iterdir()) and not (output / MARKER).is_file():
-        raise ValueError(f"output: {output} holds something that is no demo; nothing was changed, choose another folder")
+        raise ValueError(
+            f"output: {output} holds something that is no demo; nothing was changed, choose another folder"
+        )
     for name in WRITTEN:
         path = output / name
         if path.is_dir() and not path.is_symlink():

@@ -3,9 +3,7 @@ from layalign.train.demo.wording import Wording, forms
 WORDING = Wording(
     code="de",
     names=forms("name", "Asha\nJuma\nMaria\nTom\nLina\nOmar\nMei\nRavi"),
-    nouns=forms(
-        "noun", "Stifte\nBleistifte\nBananen\nZitronen\nBriefmarken\nTeller\nPerlen\nBilder\nHüte\nTrommeln"
-    ),
+    nouns=forms("noun", "Stifte\nBleistifte\nBananen\nZitronen\nBriefmarken\nTeller\nPerlen\nBilder\nHüte\nTrommeln"),
     containers=forms(
         "boxes_noun, each_box, in_each, into_each",
         """
