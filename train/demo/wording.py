@@ -71,10 +71,6 @@ class Wording:
         what, first = found[0]
         return [(what, first[0].upper() + first[1:]), *found[1:]]
 
-    def counted(self, number: int, noun: int) -> str:
-        """The phrase for so many of a noun: "thirty-seven pens"."""
-        return self.count_pattern.format(number=self._agreeing(number, self.nouns[noun]), **self.nouns[noun])
-
     def _agreeing(self, number: int, forms: dict[str, str]) -> str:
         return self.agree(spell(number, self.code), number, forms)
 
