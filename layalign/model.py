@@ -275,12 +275,13 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         device = states[0].device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         keys, values = self.aligner(states, self._projections, compute, backend=self._aligner_backend())
-        heads = [projection.split_key(key) for projection, key in zip(self._projections, keys, strict=True)]
-        heads = (
-            torch.stack(heads) if self._projections[0].key_norm is not None else keys.unflatten(-1, heads[0].shape[-2:])
-        )
-        values = values.unflatten(-1, heads.shape[-2:])
-        return soft, mask, heads.permute(1, 0, 3, 2, 4), values.permute(1, 0, 3, 2, 4)
+        split = (self._projections[0].heads, self._projections[0].head_dim)
+        if self._projections[0].key_norm is None:
+            keys = keys.unflatten(-1, split)
+        else:
+            keys = torch.stack([layer.split_key(key) for layer, key in zip(self._projections, keys, strict=True)])
+        values = values.unflatten(-1, split)
+        return soft, mask, keys.permute(1, 0, 3, 2, 4), values.permute(1, 0, 3, 2, 4)
 
     def _aligner_backend(self):
         return "auto" if self.config.attention_backend == "flash" else self.config.attention_backend

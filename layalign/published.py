@@ -85,7 +85,7 @@ def save_published(model, path):
         raise ValueError(
             f"the published code runs {FAMILIES} only, this model's LLM is {config.llm_config.model_type!r}"
         )
-    state = {theirs: value for theirs, value in _published_bases(model)}
+    state = dict(_published_bases(model))
     own = model.trained_state_dict()
     for theirs, ours in RENAMED.items():
         state |= {theirs + name.removeprefix(ours): value for name, value in own.items() if name.startswith(ours)}
