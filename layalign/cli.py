@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 app = typer.Typer(
     help="LayAlign: a frozen LLM answers in languages it never learned, through a frozen multilingual encoder.",
@@ -163,6 +164,63 @@ def convert(
     model.save_pretrained(target)
     if processor is not None:
         processor.save_pretrained(target)
+
+
+class SeveralValues(typer.core.TyperCommand):
+    """A command without arguments: a repeatable option takes all words up to the next option, and commas part them too."""
+
+    def parse_args(self, ctx, args):
+        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread, option, words = [], None, iter(args)
+        for word in words:
+            name, _, values = word.partition("=")
+            if name in repeatable:
+                option, word = name, values or next(words, "-")
+                if word.startswith("-"):
+                    ctx.fail(f"Option '{option}' requires an argument.")
+            elif word.startswith("-"):
+                option = None
+            spread += [word] if option is None else [part for value in word.split(",") for part in (option, value)]
+        return super().parse_args(ctx, spread)
+
+
+@app.command(cls=SeveralValues)
+def kernels(
+    arch: Annotated[
+        list[str] | None, typer.Option(help="sm_80 sm_90 ...; the present GPU's, else sm_80 sm_89 sm_90 sm_100.")
+    ] = None,
+    head_dim: Annotated[list[int] | None, typer.Option(help="Widths of a head; 64 128 by default.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="bfloat16 (by default) float16 float32.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Feature combinations; all by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line instead of a table.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Compilations at a time; one per core by default.")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Compile again what was compiled before.")] = False,
+):
+    """Compile every kernel ahead of time, no GPU needed, into Triton's cache: registers, spills, shared memory, tensor cores."""
+    import json
+    import os
+
+    from tqdm import tqdm
+
+    from layalign.kernels.compile_calls import described_calls
+    from layalign.kernels.compile_report import compile_report, default_architectures, describe, table
+
+    calls = described_calls(
+        arch or default_architectures(), head_dim or (64, 128), dtype or ("bfloat16",), variant or ()
+    )
+    lines = []
+    for compiled in tqdm(compile_report(calls, jobs or os.cpu_count(), refresh), "compiling", len(calls), unit="call"):
+        lines += compiled
+        if as_json:
+            for line in compiled:
+                typer.echo(json.dumps(line))
+    if not as_json:
+        typer.echo(table(lines))
+    failing = [line for line in lines if line["failures"]]
+    for line in failing:
+        typer.echo(f"fails: {describe(line)}: {'; '.join(line['failures'])}", err=True)
+    if failing:
+        raise typer.Exit(1)
 
 
 def main():

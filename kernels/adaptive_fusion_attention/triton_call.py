@@ -1,0 +1,132 @@
+"""From the arguments of `adaptive_fusion_attention` to those of its kernels."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+from ..launch import LaunchConfig, architecture, launch
+from .launch_table import launch_config
+from .triton_tiles import list_used_tiles_kernel
+
+_LONGEST_WINDOW = 2**30  # the kernels add it to lengths in 32 bits
+
+
+class Rows(NamedTuple):
+    """A (B, H, S, D) tensor with unit last stride, or a (B, H, S) one: its pointer and other strides."""
+
+    pointer: torch.Tensor
+    batch: int
+    head: int
+    row: int
+
+
+class Slots(NamedTuple):
+    """A (B, N) mask and its lists of the tiles that hold a True: see `list_used_tiles_kernel`."""
+
+    mask: torch.Tensor
+    stride: int
+    tiles: torch.Tensor
+    ranks: torch.Tensor
+
+
+def rows(x):
+    return Rows(x, *x.stride()[:3])
+
+
+def rows_or_none(x):
+    return None if x is None else rows(x)
+
+
+def unit_stride(x):
+    """x itself, or a copy whose last dimension is contiguous."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def gate_rows(gate, q):
+    """The gate as (B, Hq, S) by strides alone."""
+    if gate.dim() == 1:
+        return Rows(gate, 0, gate.stride(0) if gate.shape[0] > 1 else 0, 0)
+    return rows(gate.expand(q.shape[:3]))
+
+
+def used_slots(mask, bounds, sequences, block):
+    """The tiles of `block` slots that a mask leaves to visit; None for no mask."""
+    if mask is None:
+        return None
+    mask = unit_stride(mask)
+    count, length = mask.shape
+    if bounds is None:
+        sequences = count
+        places = count * triton.cdiv(length, block)
+    else:
+        places = length // block + sequences
+    tiles = torch.empty(places, dtype=torch.int32, device=mask.device)
+    ranks = torch.empty(places + sequences, dtype=torch.int32, device=mask.device)
+    config = LaunchConfig(block_m=1, block_n=block, warps=4, stages=1)
+    stride = mask.stride(0)
+    launch(
+        list_used_tiles_kernel, (sequences,), config, mask, stride, bounds, length, tiles, ranks, BLOCK_N=block
+    )
+    return Slots(mask, stride, tiles, ranks)
+
+
+def geometry(q, k, cross_k, query_start, cu_seqlens, cross_cu_seqlens, causal, scale, window, softcap):
+    """-> the arguments and constants that all attention kernels share."""
+    batch, heads, queries, width = q.shape
+    kv_heads, keys = k.shape[1:3]
+    if cu_seqlens is not None:
+        query_start = 0
+    elif query_start is None:
+        query_start = keys - queries
+    window = min(window, _LONGEST_WINDOW) if window is not None else 0
+    per_row = isinstance(query_start, torch.Tensor)
+    if per_row:
+        query_start = query_start.expand(batch).contiguous()
+    else:
+        # Past this index no key or every key is seen, whatever the window; the kernels' 32 bits hold it.
+        query_start = min(query_start, keys + window)
+    arguments = (
+        cu_seqlens,
+        cross_cu_seqlens,
+        0 if cu_seqlens is None else cu_seqlens.shape[0] - 1,
+        queries,
+        keys,
+        cross_k.shape[2],
+        query_start,
+        window,
+        scale,
+        softcap or 0.0,
+    )
+    constants = dict(
+        HEADS=heads,
+        GROUP=heads // kv_heads,
+        HEAD_DIM=width,
+        BLOCK_D=max(16, triton.next_power_of_2(width)),
+        CAUSAL=causal,
+        WINDOWED=window > 0 and (per_row or window < query_start + queries),
+        CAPPED=softcap is not None,
+        START_PER_ROW=per_row,
+        PRECISION=dot_precision(q.dtype),
+    )
+    return arguments, constants
+
+
+def dot_precision(dtype):
+    """How fp32 tiles are multiplied: as torch.set_float32_matmul_precision says for torch's own products."""
+    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact else "tf32"
+
+
+def tile_count(length, bounds, block):
+    """Programs per head: whole tiles of every sequence."""
+    return triton.cdiv(length, block) if bounds is None else length // block + bounds.shape[0] - 1
+
+
+def config_for(kernel, q, k, bounds):
+    """The launch table's line for this call. Of packed sequences the lengths are unknown, and must not decide: a
+    sequence's bits do not depend on what it is packed with."""
+    length = None if bounds is not None else k.shape[2]
+    return launch_config(
+        kernel, architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], length=length
+    )

@@ -1,0 +1,366 @@
+"""Forward in one launch: the cross softmax, then the self softmax, over one query tile that stays on chip.
+
+Only one accumulator is alive at a time: the un-gated cross result is stored (the backward needs it anyway) and read back for
+the sum. Kept in registers it takes 210 to 255 of them at D = 128 and spills; stored, 171.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..launch import launch
+from .triton_call import config_for, gate_rows, geometry, rows, tile_count, unit_stride, used_slots
+from .triton_tiles import (
+    LOG2_E,
+    band_visible,
+    first_query_index,
+    head_pointer,
+    keys_of_queries,
+    list_first,
+    listed_span,
+    load_gate,
+    load_rows,
+    mask_row,
+    query_tile,
+    seen_keys,
+    sequence_span,
+    store_rows,
+    tanh,
+    tile_at,
+)
+
+
+@triton.jit
+def matrix(
+    x,
+    batch,
+    head,
+    first,
+    rows,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """One head's rows first .. first + rows: a tensor descriptor, which ends where they end, or a pointer."""
+    source = head_pointer(x, batch, head, first)
+    if DESCRIPTORS:
+        source = tl.make_tensor_descriptor(
+            source, shape=[rows, HEAD_DIM], strides=[x.row, 1], block_shape=[BLOCK, BLOCK_D]
+        )
+    return source
+
+
+@triton.jit
+def read(
+    source,
+    stride,
+    first,
+    used,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """`load_rows` from what `matrix` made."""
+    if DESCRIPTORS:
+        tile = source.load([first, 0])
+        if used is not None:
+            tile = tl.where(used[:, None], tile, tl.zeros_like(tile))
+    else:
+        tile = load_rows(source, stride, first, used, BLOCK, BLOCK_D, HEAD_DIM)
+    return tile
+
+
+@triton.jit
+def attend(
+    accumulator,  # [BM, BLOCK_D] fp32
+    top,  # [BM] fp32, largest score so far, base 2
+    total,  # [BM] fp32, sum of exp2(score - top)
+    q,  # [BM, BLOCK_D]
+    k,
+    v,
+    k_stride,
+    v_stride,
+    slots,  # key mask and its list of used tiles, or None
+    mask,
+    list_start,
+    first,  # places first .. last of the list (without one: tiles)
+    last,
+    key_begin,  # no query of the tile sees keys outside key_begin .. key_end
+    key_end,
+    query,  # [BM] key indices of the queries
+    window,
+    scale,  # of the scores, in base 2
+    softcap,
+    BAND: tl.constexpr,  # some keys in these tiles are unseen by some queries
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Online softmax over tiles of keys -> accumulator, top, total."""
+    for place in range(first, last):
+        tile = tile_at(slots, list_start, place)
+        key = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # [BN]
+        used = None  # all are
+        if BAND or slots is not None:
+            used = seen_keys(slots, mask, key, key_begin, key_end, BAND and WINDOWED)
+        b_k = read(k, k_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
+        scores = tl.dot(q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
+        factor = scale
+        if CAPPED:
+            scores = softcap * tanh(scores * (scale / (softcap * LOG2_E)), ACCURATE=q.dtype == tl.float32)
+            factor = LOG2_E
+        if used is not None:
+            visible = used[None, :]
+            if BAND and CAUSAL:
+                visible = visible & band_visible(query[:, None], key[None, :], window, WINDOWED)
+            scores = tl.where(visible, scores, -float("inf"))
+
+        new_top = tl.maximum(top, tl.max(scores, 1) * factor)
+        base = new_top
+        if used is not None:
+            base = tl.where(new_top == -float("inf"), 0.0, new_top)  # a row that has seen no key yet
+        weights = tl.exp2(scores * factor - base[:, None])  # [BM, BN]
+        decay = tl.exp2(top - base)
+        total = total * decay + tl.sum(weights, 1)
+        accumulator = accumulator * decay[:, None]
+        b_v = read(v, v_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
+        accumulator = tl.dot(weights.to(b_v.dtype), b_v, accumulator, input_precision=PRECISION)
+        top = new_top
+    return accumulator, top, total
+
+
+@triton.jit
+def normalise(accumulator, top, total):
+    """-> softmax-weighted values [BM, BLOCK_D] and log-sum-exp [BM] in base 2: 0 and -inf for a row that saw nothing."""
+    total = tl.where(total == 0, 1.0, total)
+    return accumulator / total[:, None], top + tl.log2(total)
+
+
+@triton.jit(do_not_specialize=["sequences", "queries", "keys", "cross_keys", "start", "window", "scale", "softcap"])
+def forward_kernel(
+    q,
+    k,
+    v,
+    cross_k,
+    cross_v,
+    gate,
+    out,
+    cross_out,
+    self_lse,
+    cross_lse,
+    slots,
+    cross_slots,
+    bounds,
+    cross_bounds,
+    sequences,
+    queries,
+    keys,
+    cross_keys,
+    start,
+    window,
+    scale,
+    softcap,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    CROSS: tl.constexpr,
+    EVEN_CROSS: tl.constexpr,
+    GATE_PER_QUERY: tl.constexpr,
+    START_PER_ROW: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One tile of queries of one head: shapes as in `adaptive_fusion_attention`, the log-sum-exps in base 2."""
+    batch, head, sequence, tile = query_tile(bounds, sequences, queries, HEADS, BLOCK_M)
+    q_begin, q_count = sequence_span(bounds, sequence, queries)
+    k_begin, k_count = sequence_span(bounds, sequence, keys)
+    c_begin, c_count = sequence_span(cross_bounds, sequence, cross_keys)
+    first = tile * BLOCK_M
+    if first >= q_count:
+        return
+    start = first_query_index(start, batch, queries, keys, window, START_PER_ROW)
+
+    o_query = first + tl.arange(0, BLOCK_M)  # [BM]
+    in_sequence = o_query < q_count
+    row = (tl.cast(batch, tl.int64) * HEADS + head) * queries + q_begin
+    q_rows = head_pointer(q, batch, head, q_begin)
+    b_q = load_rows(q_rows, q.row, first, in_sequence, BLOCK_M, BLOCK_D, HEAD_DIM)  # [BM, BLOCK_D]
+    scale = scale * LOG2_E
+
+    if CROSS:
+        accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        place = list_first(cross_bounds, c_begin, sequence, cross_keys, BLOCK_N)
+        begin, end = listed_span(cross_slots, place, sequence, 0, tl.cdiv(c_count, BLOCK_N))
+        accumulator, top, total = attend(
+            accumulator,
+            top,
+            total,
+            b_q,
+            matrix(cross_k, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+            matrix(cross_v, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+            cross_k.row,
+            cross_v.row,
+            cross_slots,
+            mask_row(cross_slots, batch, c_begin),
+            place,
+            begin,
+            end,
+            0,
+            c_count,
+            o_query,
+            window,
+            scale,
+            softcap,
+            not EVEN_CROSS,
+            False,
+            False,
+            False,
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_N,
+            DESCRIPTORS,
+            PRECISION,
+        )
+        accumulator, lse = normalise(accumulator, top, total)
+        cross_rows = head_pointer(cross_out, batch, head, q_begin)
+        store_rows(cross_rows, cross_out.row, first, in_sequence, accumulator, BLOCK_M, BLOCK_D, HEAD_DIM)
+        tl.store(cross_lse + row + o_query, lse, mask=in_sequence)
+
+    accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    last = tl.minimum(first + BLOCK_M, q_count)
+    begin, full_begin, full_end, end = keys_of_queries(
+        first, last, start, k_count, window, BLOCK_N, CAUSAL, WINDOWED
+    )
+    key_begin = start + first - window + 1
+    key_end = k_count
+    if CAUSAL:
+        key_end = tl.minimum(k_count, start + last)
+    place = list_first(bounds, k_begin, sequence, keys, BLOCK_N)
+    k_rows = matrix(k, batch, head // GROUP, k_begin, k_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS)
+    v_rows = matrix(v, batch, head // GROUP, k_begin, k_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS)
+    for PART in tl.static_range(3):  # left edge of the window, tiles that all queries see, causal diagonal and last tile
+        if PART != 0 or WINDOWED:
+            if PART == 0:
+                low, high = listed_span(slots, place, sequence, begin, full_begin)
+            elif PART == 1:
+                low, high = listed_span(slots, place, sequence, full_begin, full_end)
+            else:
+                low, high = listed_span(slots, place, sequence, full_end, end)
+            accumulator, top, total = attend(
+                accumulator,
+                top,
+                total,
+                b_q,
+                k_rows,
+                v_rows,
+                k.row,
+                v.row,
+                slots,
+                mask_row(slots, batch, k_begin),
+                place,
+                low,
+                high,
+                key_begin,
+                key_end,
+                start + o_query,
+                window,
+                scale,
+                softcap,
+                PART != 1,
+                CAUSAL,
+                WINDOWED,
+                CAPPED,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_N,
+                DESCRIPTORS,
+                PRECISION,
+            )
+    result, lse = normalise(accumulator, top, total)
+    tl.store(self_lse + row + o_query, lse, mask=in_sequence)
+    if CROSS:
+        tl.debug_barrier()  # the threads that read a cross result need not be those that stored it
+        b_cross = load_rows(cross_rows, cross_out.row, first, in_sequence, BLOCK_M, BLOCK_D, HEAD_DIM)
+        b_gate = load_gate(gate, batch, head, q_begin + o_query, in_sequence, GATE_PER_QUERY)
+        if GATE_PER_QUERY:
+            b_gate = b_gate[:, None]
+        result += b_gate * b_cross.to(tl.float32)
+    out_rows = head_pointer(out, batch, head, q_begin)
+    store_rows(out_rows, out.row, first, in_sequence, result, BLOCK_M, BLOCK_D, HEAD_DIM)
+
+
+def forward(
+    q,
+    k,
+    v,
+    cross_k,
+    cross_v,
+    gate,
+    key_mask,
+    cross_mask,
+    query_start,
+    cu_seqlens,
+    cross_cu_seqlens,
+    causal,
+    scale,
+    window,
+    softcap,
+):
+    """-> out, cross_out (un-gated, both like q; empty where T = 0) and both log-sum-exps (B, Hq, S) fp32 in base 2."""
+    batch, heads, queries, _ = q.shape
+    crossing = cross_k.shape[2] > 0
+    out = torch.empty_like(q)
+    cross_out = torch.empty_like(q) if crossing else q.new_empty(0)
+    self_lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    cross_lse = q.new_empty(q.shape[:3], dtype=torch.float32) if crossing else torch.full_like(self_lse, -torch.inf)
+    if q.numel() == 0:
+        return out, cross_out, self_lse, cross_lse
+    q, k, v, cross_k, cross_v = (unit_stride(x) for x in (q, k, v, cross_k, cross_v))
+    config = config_for("forward", q, k, cu_seqlens)
+    arguments, constants = geometry(
+        q, k, cross_k, query_start, cu_seqlens, cross_cu_seqlens, causal, scale, window, softcap
+    )
+    sequences = arguments[2]
+    launch(
+        forward_kernel,
+        (tile_count(queries, cu_seqlens, config.block_m) * heads * batch,),
+        config,
+        rows(q),
+        rows(k),
+        rows(v),
+        rows(cross_k),
+        rows(cross_v),
+        gate_rows(gate, q),
+        rows(out),
+        rows(cross_out) if crossing else None,
+        self_lse,
+        cross_lse,
+        used_slots(key_mask, cu_seqlens, sequences, config.block_n),
+        used_slots(cross_mask, cross_cu_seqlens, sequences, config.block_n) if crossing else None,
+        *arguments,
+        **constants,
+        CROSS=crossing,
+        EVEN_CROSS=cu_seqlens is None and cross_k.shape[2] % config.block_n == 0,
+        GATE_PER_QUERY=gate.dim() == 3,
+        DESCRIPTORS=config.descriptors,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+    )
+    return out, cross_out, self_lse, cross_lse

@@ -1,0 +1,371 @@
+"""Gradients of keys and values, self and cross in one launch: one program per tile of keys, which adds over queries and heads.
+
+Each program loops over the heads that share its key head, so nothing of the size of all query heads is ever written.
+"""
+
+import triton
+import triton.language as tl
+
+from .triton_tiles import (
+    LOG2_E,
+    band_visible,
+    first_query_index,
+    head_pointer,
+    load_lse,
+    load_rows,
+    packed_tile,
+    queries_of_keys,
+    sequence_span,
+    store_rows,
+    tanh,
+)
+
+
+@triton.jit
+def add_query_tiles(
+    grad_k,  # [BN, BLOCK_D] fp32
+    grad_v,
+    b_k,  # [BN, BLOCK_D], zero in unused slots
+    b_v,
+    q,  # pointers to the sequence's first query
+    grad_out,
+    q_stride,
+    grad_stride,
+    lse,
+    sums,
+    gate,
+    gate_stride,
+    first,  # query tiles first .. last
+    last,
+    queries,
+    key,  # [BN]
+    start,
+    window,
+    scale,
+    softcap,
+    BAND: tl.constexpr,  # some of these queries do not see some of the keys
+    GATED: tl.constexpr,  # the weights count `gate` times, a gate per query or one for all
+    GATE_PER_QUERY: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WANT_K: tl.constexpr,
+    WANT_V: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add what one head's tiles of queries contribute to the gradients of one tile of keys and values."""
+    for tile in range(first, last):
+        o_query = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # [BM]
+        used = o_query < queries
+        b_q = load_rows(q, q_stride, tile * BLOCK_M, used, BLOCK_M, BLOCK_D, HEAD_DIM)  # [BM, BLOCK_D]
+        b_lse = load_lse(lse, o_query, used)
+        # Keys in rows, so that the weights feed the next product as they are.
+        scores = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BN, BM]
+        if CAPPED:
+            capped = tanh(scores * (scale / (softcap * LOG2_E)), ACCURATE=b_q.dtype == tl.float32)
+            weights = tl.exp2(capped * (softcap * LOG2_E) - b_lse[None, :])
+        else:
+            weights = tl.exp2(scores * scale - b_lse[None, :])
+        if BAND:
+            visible = band_visible(start + o_query[None, :], key[:, None], window, WINDOWED)
+            weights = tl.where(visible, weights, 0.0)
+        if GATED and GATE_PER_QUERY:
+            b_gate = tl.load(gate + o_query * gate_stride, mask=used, other=0.0).to(tl.float32)
+            weights = weights * b_gate[None, :]
+        elif GATED:
+            weights = weights * gate
+        b_grad = load_rows(grad_out, grad_stride, tile * BLOCK_M, used, BLOCK_M, BLOCK_D, HEAD_DIM)
+        if WANT_V:
+            grad_v = tl.dot(weights.to(b_grad.dtype), b_grad, grad_v, input_precision=PRECISION)
+        if WANT_K:
+            products = tl.dot(b_v, tl.trans(b_grad), input_precision=PRECISION)  # [BN, BM]
+            b_sums = tl.load(sums + o_query, mask=used, other=0.0)
+            grad_scores = weights * (products - b_sums[None, :])
+            if CAPPED:
+                grad_scores = grad_scores * (1 - capped * capped)
+            grad_k = tl.dot(grad_scores.to(b_q.dtype), b_q, grad_k, input_precision=PRECISION)
+    return grad_k, grad_v
+
+
+@triton.jit
+def gradients_of_key_tile(
+    q,
+    k,
+    v,
+    gate,
+    grad_out,
+    lse,
+    sums,
+    grad_k,
+    grad_v,
+    mask,
+    mask_stride,
+    bounds,  # of the queries
+    key_bounds,
+    sequences,
+    tile,
+    kv_head,
+    batch,
+    queries,
+    keys,
+    start,
+    window,
+    scale,
+    softcap,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    GATED: tl.constexpr,
+    GATE_PER_QUERY: tl.constexpr,
+    START_PER_ROW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Compute and store the gradients of one tile of keys and values, of the self or the cross term."""
+    sequence = batch
+    if bounds is not None:
+        sequence, tile = packed_tile(key_bounds, sequences, tile, BLOCK_N)
+    q_begin, q_count = sequence_span(bounds, sequence, queries)
+    k_begin, k_count = sequence_span(key_bounds, sequence, keys)
+    first_key = tile * BLOCK_N
+    if first_key < k_count:
+        key = first_key + tl.arange(0, BLOCK_N)  # [BN]
+        used = key < k_count
+        if mask is not None:
+            mask_row = mask + tl.cast(batch, tl.int64) * mask_stride + k_begin
+            used = tl.load(mask_row + key, mask=used, other=0) != 0
+        b_k = load_rows(
+            head_pointer(k, batch, kv_head, k_begin), k.row, first_key, used, BLOCK_N, BLOCK_D, HEAD_DIM
+        )
+        b_v = load_rows(
+            head_pointer(v, batch, kv_head, k_begin), v.row, first_key, used, BLOCK_N, BLOCK_D, HEAD_DIM
+        )
+        sum_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        sum_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        if CAUSAL:
+            start = first_query_index(start, batch, queries, keys, window, START_PER_ROW)
+        last_key = tl.minimum(first_key + BLOCK_N, k_count)
+        begin, full_begin, full_end, end = queries_of_keys(
+            first_key, last_key, start, q_count, window, BLOCK_M, CAUSAL, WINDOWED
+        )
+        if mask is not None:
+            some = tl.max(used.to(tl.int32), 0)  # 0: a tile of masked slots only, whose gradients are 0
+            begin, full_begin, full_end, end = begin * some, full_begin * some, full_end * some, end * some
+
+        for member in range(GROUP):
+            head = kv_head * GROUP + member
+            row = (tl.cast(batch, tl.int64) * HEADS + head) * queries + q_begin
+            sums_row = row
+            if grad_k is not None:
+                sums_row = sums + row
+            gate_row = head_pointer(gate, batch, head, q_begin)
+            if GATED and not GATE_PER_QUERY:
+                gate_row = tl.load(gate_row).to(tl.float32)
+            for PART in tl.static_range(3):  # causal diagonal, tiles that see all keys, left edge of the window
+                if (PART != 0 or CAUSAL) and (PART != 2 or WINDOWED):
+                    if PART == 0:
+                        low, high = begin, full_begin
+                    elif PART == 1:
+                        low, high = full_begin, full_end
+                    else:
+                        low, high = full_end, end
+                    sum_k, sum_v = add_query_tiles(
+                        sum_k,
+                        sum_v,
+                        b_k,
+                        b_v,
+                        head_pointer(q, batch, head, q_begin),
+                        head_pointer(grad_out, batch, head, q_begin),
+                        q.row,
+                        grad_out.row,
+                        lse + row,
+                        sums_row,
+                        gate_row,
+                        gate.row,
+                        low,
+                        high,
+                        q_count,
+                        key,
+                        start,
+                        window,
+                        scale * LOG2_E,
+                        softcap,
+                        PART != 1,
+                        GATED,
+                        GATE_PER_QUERY,
+                        WINDOWED,
+                        CAPPED,
+                        grad_k is not None,
+                        grad_v is not None,
+                        HEAD_DIM,
+                        BLOCK_D,
+                        BLOCK_M,
+                        PRECISION,
+                    )
+
+        inside = key < k_count
+        if grad_k is not None:
+            sum_k = tl.where(used[:, None], sum_k * scale, 0.0)
+            target = head_pointer(grad_k, batch, kv_head, k_begin)
+            store_rows(target, grad_k.row, first_key, inside, sum_k, BLOCK_N, BLOCK_D, HEAD_DIM)
+        if grad_v is not None:
+            sum_v = tl.where(used[:, None], sum_v, 0.0)
+            target = head_pointer(grad_v, batch, kv_head, k_begin)
+            store_rows(target, grad_v.row, first_key, inside, sum_v, BLOCK_N, BLOCK_D, HEAD_DIM)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "sequences",
+        "queries",
+        "keys",
+        "cross_keys",
+        "start",
+        "window",
+        "scale",
+        "softcap",
+        "self_tiles",
+        "cross_tiles",
+    ]
+)
+def key_value_gradients_kernel(
+    q,
+    k,
+    v,
+    cross_k,
+    cross_v,
+    gate,
+    grad_out,
+    self_lse,
+    cross_lse,
+    self_sums,
+    cross_sums,
+    grad_k,
+    grad_v,
+    grad_cross_k,
+    grad_cross_v,
+    key_mask,
+    key_mask_stride,
+    cross_mask,
+    cross_mask_stride,
+    self_tiles,
+    cross_tiles,
+    bounds,
+    cross_bounds,
+    sequences,
+    queries,
+    keys,
+    cross_keys,
+    start,
+    window,
+    scale,
+    softcap,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    GATE_PER_QUERY: tl.constexpr,
+    START_PER_ROW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One tile of keys of one key head: cross tiles first, since all queries see them; then self tiles, longest first.
+
+    Gradients that nobody asked for are None and cost nothing.
+    """
+    program = tl.program_id(0)
+    tiles = self_tiles + cross_tiles
+    tile = program % tiles
+    kv_head = program // tiles % (HEADS // GROUP)
+    batch = program // (tiles * (HEADS // GROUP))
+    if grad_cross_k is not None or grad_cross_v is not None:
+        if tile < cross_tiles:
+            gradients_of_key_tile(
+                q,
+                cross_k,
+                cross_v,
+                gate,
+                grad_out,
+                cross_lse,
+                cross_sums,
+                grad_cross_k,
+                grad_cross_v,
+                cross_mask,
+                cross_mask_stride,
+                bounds,
+                cross_bounds,
+                sequences,
+                tile,
+                kv_head,
+                batch,
+                queries,
+                cross_keys,
+                0,
+                0,
+                scale,
+                softcap,
+                HEADS,
+                GROUP,
+                HEAD_DIM,
+                BLOCK_D,
+                False,
+                False,
+                False,
+                True,
+                GATE_PER_QUERY,
+                False,
+                PRECISION,
+                BLOCK_M,
+                BLOCK_N,
+            )
+    if grad_k is not None or grad_v is not None:
+        if tile >= cross_tiles:
+            gradients_of_key_tile(
+                q,
+                k,
+                v,
+                gate,
+                grad_out,
+                self_lse,
+                self_sums,
+                grad_k,
+                grad_v,
+                key_mask,
+                key_mask_stride,
+                bounds,
+                bounds,
+                sequences,
+                tile - cross_tiles,
+                kv_head,
+                batch,
+                queries,
+                keys,
+                start,
+                window,
+                scale,
+                softcap,
+                HEADS,
+                GROUP,
+                HEAD_DIM,
+                BLOCK_D,
+                CAUSAL,
+                WINDOWED,
+                CAPPED,
+                False,
+                False,
+                START_PER_ROW,
+                PRECISION,
+                BLOCK_M,
+                BLOCK_N,
+            )

@@ -1,0 +1,289 @@
+"""Gradients of queries, and the row sums that both gradient launches read."""
+
+import triton
+import triton.language as tl
+
+from .triton_tiles import (
+    LOG2_E,
+    band_visible,
+    first_query_index,
+    head_pointer,
+    keys_of_queries,
+    list_first,
+    listed_span,
+    load_gate,
+    load_lse,
+    load_rows,
+    mask_row,
+    query_tile,
+    seen_keys,
+    sequence_span,
+    store_rows,
+    tanh,
+    tile_at,
+)
+
+
+@triton.jit(do_not_specialize=["queries"])
+def row_sums_kernel(
+    grad_out,
+    out,
+    cross_out,
+    gate,
+    self_sums,
+    cross_sums,
+    queries,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GATE_PER_QUERY: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """cross_sums = sum_d grad_out * cross_out, which is also the gate's gradient per query; self_sums the same of the self
+    term, out - gate * cross_out. (B, Hq, S) fp32 both."""
+    tiles = tl.cdiv(queries, BLOCK_M)
+    program = tl.program_id(0)
+    batch = program // (tiles * HEADS)
+    head = program // tiles % HEADS
+    first = program % tiles * BLOCK_M
+    o_query = first + tl.arange(0, BLOCK_M)
+    used = o_query < queries
+    row = (tl.cast(batch, tl.int64) * HEADS + head) * queries
+    grad_rows = head_pointer(grad_out, batch, head, 0)
+    b_grad = load_rows(grad_rows, grad_out.row, first, used, BLOCK_M, BLOCK_D, HEAD_DIM).to(tl.float32)
+    if cross_sums is not None:
+        cross_rows = head_pointer(cross_out, batch, head, 0)
+        b_cross = load_rows(cross_rows, cross_out.row, first, used, BLOCK_M, BLOCK_D, HEAD_DIM).to(tl.float32)
+        cross_sum = tl.sum(b_grad * b_cross, 1)
+        tl.store(cross_sums + row + o_query, cross_sum, mask=used)
+    if self_sums is not None:
+        out_rows = head_pointer(out, batch, head, 0)
+        b_out = load_rows(out_rows, out.row, first, used, BLOCK_M, BLOCK_D, HEAD_DIM).to(tl.float32)
+        self_sum = tl.sum(b_grad * b_out, 1)
+        if cross_sums is not None:
+            self_sum -= load_gate(gate, batch, head, o_query, used, GATE_PER_QUERY) * cross_sum
+        tl.store(self_sums + row + o_query, self_sum, mask=used)
+
+
+@triton.jit(do_not_specialize=["queries"])
+def sum_heads_kernel(sums, total, queries, HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """total (B, S) = sums (B, HEADS, S) over the heads, in their order whatever the batch."""
+    tiles = tl.cdiv(queries, BLOCK_M)
+    batch = tl.program_id(0) // tiles
+    o_query = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    used = o_query < queries
+    value = tl.zeros([BLOCK_M], tl.float32)
+    for head in range(HEADS):
+        row = (tl.cast(batch, tl.int64) * HEADS + head) * queries
+        value += tl.load(sums + row + o_query, mask=used, other=0.0)
+    tl.store(total + tl.cast(batch, tl.int64) * queries + o_query, value, mask=used)
+
+
+@triton.jit
+def add_key_tiles(
+    grad_q,  # [BM, BLOCK_D] fp32
+    b_q,  # [BM, BLOCK_D]
+    b_grad,  # [BM, BLOCK_D]
+    lse,  # [BM]
+    sums,  # [BM]
+    k,  # pointers to the sequence's first key
+    v,
+    k_stride,
+    v_stride,
+    slots,
+    mask,
+    list_start,
+    first,  # places first .. last of the list of used tiles (without one: tiles)
+    last,
+    key_begin,  # no query of the tile sees keys outside key_begin .. key_end
+    key_end,
+    query,  # [BM] key indices of the queries
+    window,
+    scale,
+    softcap,
+    BAND: tl.constexpr,  # some keys in these tiles are unseen by some queries
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add what tiles of keys contribute to the gradients of one tile of queries, still to be multiplied by the scale."""
+    for place in range(first, last):
+        tile = tile_at(slots, list_start, place)
+        key = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # [BN]
+        used = None  # all are
+        if BAND or slots is not None:
+            used = seen_keys(slots, mask, key, key_begin, key_end, BAND and WINDOWED)
+        b_k = load_rows(k, k_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM)  # [BN, BLOCK_D]
+        scores = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
+        if CAPPED:
+            capped = tanh(scores * (scale / (softcap * LOG2_E)), ACCURATE=b_q.dtype == tl.float32)
+            weights = tl.exp2(capped * (softcap * LOG2_E) - lse[:, None])
+        else:
+            weights = tl.exp2(scores * scale - lse[:, None])
+        if used is not None:
+            visible = used[None, :]
+            if BAND and CAUSAL:
+                visible = visible & band_visible(query[:, None], key[None, :], window, WINDOWED)
+            weights = tl.where(visible, weights, 0.0)
+        b_v = load_rows(v, v_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM)
+        products = tl.dot(b_grad, tl.trans(b_v), input_precision=PRECISION)  # [BM, BN]
+        grad_scores = weights * (products - sums[:, None])
+        if CAPPED:
+            grad_scores = grad_scores * (1 - capped * capped)
+        grad_q = tl.dot(grad_scores.to(b_k.dtype), b_k, grad_q, input_precision=PRECISION)
+    return grad_q
+
+
+@triton.jit(do_not_specialize=["sequences", "queries", "keys", "cross_keys", "start", "window", "scale", "softcap"])
+def query_gradients_kernel(
+    q,
+    k,
+    v,
+    cross_k,
+    cross_v,
+    gate,
+    grad_out,
+    self_lse,
+    cross_lse,
+    self_sums,
+    cross_sums,
+    grad_q,
+    slots,
+    cross_slots,
+    bounds,
+    cross_bounds,
+    sequences,
+    queries,
+    keys,
+    cross_keys,
+    start,
+    window,
+    scale,
+    softcap,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    CROSS: tl.constexpr,
+    EVEN_CROSS: tl.constexpr,
+    GATE_PER_QUERY: tl.constexpr,
+    START_PER_ROW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One tile of queries of one head."""
+    batch, head, sequence, tile = query_tile(bounds, sequences, queries, HEADS, BLOCK_M)
+    q_begin, q_count = sequence_span(bounds, sequence, queries)
+    k_begin, k_count = sequence_span(bounds, sequence, keys)
+    c_begin, c_count = sequence_span(cross_bounds, sequence, cross_keys)
+    first = tile * BLOCK_M
+    if first >= q_count:
+        return
+    start = first_query_index(start, batch, queries, keys, window, START_PER_ROW)
+
+    o_query = first + tl.arange(0, BLOCK_M)  # [BM]
+    used = o_query < q_count
+    row = (tl.cast(batch, tl.int64) * HEADS + head) * queries + q_begin
+    q_rows = head_pointer(q, batch, head, q_begin)
+    b_q = load_rows(q_rows, q.row, first, used, BLOCK_M, BLOCK_D, HEAD_DIM)  # [BM, BLOCK_D]
+    grad_rows = head_pointer(grad_out, batch, head, q_begin)
+    b_grad = load_rows(grad_rows, grad_out.row, first, used, BLOCK_M, BLOCK_D, HEAD_DIM)  # [BM, BLOCK_D]
+    gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+
+    if CROSS:
+        place = list_first(cross_bounds, c_begin, sequence, cross_keys, BLOCK_N)
+        begin, end = listed_span(cross_slots, place, sequence, 0, tl.cdiv(c_count, BLOCK_N))
+        gradient = add_key_tiles(
+            gradient,
+            b_q,
+            b_grad,
+            load_lse(cross_lse + row, o_query, used),
+            tl.load(cross_sums + row + o_query, mask=used, other=0.0),
+            head_pointer(cross_k, batch, head // GROUP, c_begin),
+            head_pointer(cross_v, batch, head // GROUP, c_begin),
+            cross_k.row,
+            cross_v.row,
+            cross_slots,
+            mask_row(cross_slots, batch, c_begin),
+            place,
+            begin,
+            end,
+            0,
+            c_count,
+            o_query,
+            window,
+            scale * LOG2_E,
+            softcap,
+            not EVEN_CROSS,
+            False,
+            False,
+            False,
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_N,
+            PRECISION,
+        )
+        b_gate = load_gate(gate, batch, head, q_begin + o_query, used, GATE_PER_QUERY)
+        if GATE_PER_QUERY:
+            b_gate = b_gate[:, None]
+        gradient = gradient * b_gate  # once, before the self term joins
+
+    last = tl.minimum(first + BLOCK_M, q_count)
+    begin, full_begin, full_end, end = keys_of_queries(
+        first, last, start, k_count, window, BLOCK_N, CAUSAL, WINDOWED
+    )
+    key_begin = start + first - window + 1
+    key_end = k_count
+    if CAUSAL:
+        key_end = tl.minimum(k_count, start + last)
+    place = list_first(bounds, k_begin, sequence, keys, BLOCK_N)
+    b_lse = load_lse(self_lse + row, o_query, used)
+    b_sums = tl.load(self_sums + row + o_query, mask=used, other=0.0)
+    for PART in tl.static_range(3):  # left edge of the window, tiles that all queries see, causal diagonal and last tile
+        if PART != 0 or WINDOWED:
+            if PART == 0:
+                low, high = listed_span(slots, place, sequence, begin, full_begin)
+            elif PART == 1:
+                low, high = listed_span(slots, place, sequence, full_begin, full_end)
+            else:
+                low, high = listed_span(slots, place, sequence, full_end, end)
+            gradient = add_key_tiles(
+                gradient,
+                b_q,
+                b_grad,
+                b_lse,
+                b_sums,
+                head_pointer(k, batch, head // GROUP, k_begin),
+                head_pointer(v, batch, head // GROUP, k_begin),
+                k.row,
+                v.row,
+                slots,
+                mask_row(slots, batch, k_begin),
+                place,
+                low,
+                high,
+                key_begin,
+                key_end,
+                start + o_query,
+                window,
+                scale * LOG2_E,
+                softcap,
+                PART != 1,
+                CAUSAL,
+                WINDOWED,
+                CAPPED,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_N,
+                PRECISION,
+            )
+    target = head_pointer(grad_q, batch, head, q_begin)
+    store_rows(target, grad_q.row, first, used, gradient * scale, BLOCK_M, BLOCK_D, HEAD_DIM)

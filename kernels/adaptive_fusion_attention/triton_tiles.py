@@ -1,0 +1,250 @@
+"""What the forward and backward kernels share: where a tile lies, which tiles a tile sees, how a tile is read."""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def head_pointer(x, batch, head, first_row):
+    """Pointer to row `first_row` of one head. 64 bits: a long batch of many heads passes 2^31 elements."""
+    return x.pointer + tl.cast(batch, tl.int64) * x.batch + tl.cast(head, tl.int64) * x.head + tl.cast(first_row, tl.int64) * x.row
+
+
+@triton.jit
+def load_rows(pointer, stride, first, used, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Rows first .. first + BLOCK as [BLOCK, BLOCK_D], zero where not `used` ([BLOCK] bool, None = all are) and past HEAD_DIM."""
+    pointers = row_pointers(pointer, stride, first, BLOCK, BLOCK_D)
+    inside = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
+    if used is not None and HEAD_DIM != BLOCK_D:
+        tile = tl.load(pointers, mask=used[:, None] & inside, other=0.0)
+    elif used is not None:
+        tile = tl.load(pointers, mask=used[:, None], other=0.0)
+    elif HEAD_DIM != BLOCK_D:
+        tile = tl.load(pointers, mask=inside, other=0.0)
+    else:
+        tile = tl.load(pointers)
+    return tile
+
+
+@triton.jit
+def store_rows(
+    pointer, stride, first, used, tile, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, HEAD_DIM: tl.constexpr
+):
+    """Write the `used` rows of tile [BLOCK, BLOCK_D], rounded to the pointer's dtype."""
+    pointers = row_pointers(pointer, stride, first, BLOCK, BLOCK_D)
+    inside = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
+    tl.store(pointers, tile.to(pointer.dtype.element_ty), mask=used[:, None] & inside)
+
+
+@triton.jit
+def load_gate(gate, batch, head, o_row, used, GATE_PER_QUERY: tl.constexpr):
+    """The gate of one head's rows in fp32: [BM], or a scalar where it is the same for all queries."""
+    pointer = head_pointer(gate, batch, head, 0)
+    if GATE_PER_QUERY:
+        value = tl.load(pointer + o_row * gate.row, mask=used, other=0.0)
+    else:
+        value = tl.load(pointer)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def load_lse(lse, o_row, used):
+    """Log-sum-exps [BM] for the backward: +inf, which makes every weight 0, for a row that saw nothing."""
+    value = tl.load(lse + o_row, mask=used, other=float("inf"))
+    return tl.where(value == -float("inf"), float("inf"), value)
+
+
+@triton.jit
+def row_pointers(pointer, stride, first, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    pointer += tl.cast(first, tl.int64) * stride
+    return pointer + tl.arange(0, BLOCK)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
+def packed_tile(bounds, sequences, tile, BLOCK: tl.constexpr):
+    """-> the packed sequence that tile number `tile` belongs to, and the tile's number within it, maybe past its end.
+
+    Sequence i owns the numbers from bounds[i] // BLOCK + i on: at least as many as it has tiles, known without a sum
+    over the sequences before it.
+    """
+    owner = -1
+    for first in range(0, sequences, 256):
+        o_sequence = first + tl.arange(0, 256)
+        begin = tl.load(bounds + o_sequence, mask=o_sequence < sequences, other=0)
+        reached = (begin // BLOCK + o_sequence <= tile) & (o_sequence < sequences)
+        owner += tl.sum(reached.to(tl.int32), 0)
+    return owner, tile - tl.load(bounds + owner) // BLOCK - owner
+
+
+@triton.jit
+def sequence_span(bounds, sequence, length):
+    """-> first position and length of a packed sequence; without packing every batch row spans 0 .. length."""
+    begin = 0
+    if bounds is not None:
+        begin = tl.load(bounds + sequence)
+        length = tl.load(bounds + sequence + 1) - begin
+    return begin, length
+
+
+@triton.jit
+def query_tile(bounds, sequences, queries, HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """-> batch row, head, sequence and tile of queries of this program, the tile maybe past the sequence's end."""
+    program = tl.program_id(0)
+    if bounds is None:
+        tiles = tl.cdiv(queries, BLOCK_M)
+        batch = program // (tiles * HEADS)
+        sequence = batch
+        tile = tiles - 1 - program % tiles  # under a causal mask the last queries see most: longest first
+    else:
+        tiles = queries // BLOCK_M + sequences
+        batch = 0
+        sequence, tile = packed_tile(bounds, sequences, program % tiles, BLOCK_M)
+    return batch, program // tiles % HEADS, sequence, tile
+
+
+@triton.jit
+def first_query_index(start, batch, queries, keys, window, START_PER_ROW: tl.constexpr):
+    """Key index of a sequence's first query, kept within what can matter so that sums with it stay in 32 bits."""
+    if START_PER_ROW:
+        index = tl.load(start + batch).to(tl.int64)
+        start = tl.minimum(tl.maximum(index, -queries), keys + window).to(tl.int32)
+    return start
+
+
+@triton.jit
+def keys_of_queries(
+    first, end, start, keys, window, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
+):
+    """Key tiles that the queries first .. end see -> begin, full_begin, full_end, end.
+
+    All of these queries see all keys of the tiles full_begin .. full_end; the tiles around them need a mask.
+    """
+    seen = keys
+    seen_by_all = keys
+    if CAUSAL:
+        seen = tl.minimum(keys, tl.maximum(start + end, 0))
+        seen_by_all = tl.minimum(keys, tl.maximum(start + first + 1, 0))
+    tile_end = tl.cdiv(seen, BLOCK_N)
+    full_end = seen_by_all // BLOCK_N
+    begin = 0
+    full_begin = 0
+    if WINDOWED:
+        begin = tl.minimum(tl.maximum(start + first - window + 1, 0) // BLOCK_N, tile_end)
+        full_begin = tl.cdiv(tl.maximum(start + end - window, 0), BLOCK_N)
+        full_begin = tl.minimum(tl.maximum(full_begin, begin), tile_end)
+        full_end = tl.minimum(tl.maximum(full_end, full_begin), tile_end)
+    return begin, full_begin, full_end, tile_end
+
+
+@triton.jit
+def queries_of_keys(
+    first, end, start, queries, window, BLOCK_M: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
+):
+    """Query tiles that see the keys first .. end -> begin, full_begin, full_end, end, as in `keys_of_queries`."""
+    tile_end = tl.cdiv(queries, BLOCK_M)
+    full_end = tile_end
+    begin = 0
+    full_begin = 0
+    if CAUSAL:
+        begin = tl.minimum(tl.maximum(first - start, 0) // BLOCK_M, tile_end)
+        full_begin = tl.minimum(tl.cdiv(tl.maximum(end - 1 - start, 0), BLOCK_M), tile_end)
+    if WINDOWED:
+        tile_end = tl.minimum(tl.cdiv(tl.maximum(end - 1 - start + window, 0), BLOCK_M), tile_end)
+        tile_end = tl.maximum(tile_end, begin)
+        full_begin = tl.minimum(full_begin, tile_end)
+        full_end = tl.minimum(tl.maximum(tl.maximum(first - start + window, 0) // BLOCK_M, full_begin), tile_end)
+    return begin, full_begin, full_end, tile_end
+
+
+@triton.jit
+def band_visible(query, key, window, WINDOWED: tl.constexpr):
+    """Causal (and windowed) visibility of key indices to query indices, which broadcast against each other."""
+    visible = key <= query
+    if WINDOWED:
+        visible = visible & (query - key < window)
+    return visible
+
+
+@triton.jit
+def listed_span(slots, list_start, sequence, begin, end):
+    """Places in the list of used tiles that hold tiles begin .. end; without a list, a tile's place is its number."""
+    if slots is not None:
+        ranks = slots.ranks + list_start + sequence
+        begin = tl.load(ranks + begin)
+        end = tl.load(ranks + end)
+    return begin, end
+
+
+@triton.jit
+def list_first(bounds, begin, sequence, length, BLOCK_N: tl.constexpr):
+    """Where a sequence's list of used tiles starts."""
+    if bounds is None:
+        place = sequence * tl.cdiv(length, BLOCK_N)
+    else:
+        place = begin // BLOCK_N + sequence
+    return place
+
+
+@triton.jit
+def tile_at(slots, list_start, place):
+    """Number of the tile at one place of the list of used tiles."""
+    if slots is not None:
+        place = tl.load(slots.tiles + list_start + place)
+    return place
+
+
+@triton.jit
+def seen_keys(slots, mask, key, key_begin, key_end, WINDOWED: tl.constexpr):
+    """Which of the keys [BN] the mask allows and lie where any query of the tile sees: key_begin .. key_end."""
+    if slots is not None:
+        seen = tl.load(mask + key, mask=key < key_end, other=0) != 0
+    else:
+        seen = key < key_end
+    if WINDOWED:
+        seen = seen & (key >= key_begin)
+    return seen
+
+
+@triton.jit
+def mask_row(slots, batch, begin):
+    """Pointer to the mask of a sequence's first slot; without a mask a number that nobody reads."""
+    pointer = 0
+    if slots is not None:
+        pointer = slots.mask + tl.cast(batch, tl.int64) * slots.stride + begin
+    return pointer
+
+
+@triton.jit
+def list_used_tiles_kernel(mask, mask_stride, bounds, length, tiles, ranks, BLOCK_N: tl.constexpr):
+    """One sequence: the numbers of its tiles in which the mask holds a True, and for each tile how many come before it."""
+    sequence = tl.program_id(0)
+    begin, count = sequence_span(bounds, sequence, length)
+    place = list_first(bounds, begin, sequence, length, BLOCK_N)
+    if bounds is None:
+        mask += tl.cast(sequence, tl.int64) * mask_stride
+    mask += begin
+    used_before = 0
+    for first in range(0, tl.cdiv(count, BLOCK_N), 32):
+        tile = first + tl.arange(0, 32)  # [32]
+        slot = tile[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]  # [32, BN]
+        attended = tl.load(mask + slot, mask=slot < count, other=0).to(tl.int32)
+        used = tl.max(attended, 1)
+        rank = used_before + tl.cumsum(used, 0) - used
+        tl.store(tiles + place + rank, tile, mask=used > 0)
+        tl.store(ranks + place + sequence + tile, rank, mask=tile * BLOCK_N < count)
+        used_before += tl.sum(used, 0)
+    tl.store(ranks + place + sequence + tl.cdiv(count, BLOCK_N), used_before)
+
+
+@triton.jit
+def tanh(x, ACCURATE: tl.constexpr):
+    """tanh by exp2, to about 1e-7 absolute; ACCURATE: to a few ulp near 0 too, by its Taylor series."""
+    power = tl.exp2(tl.abs(x) * (LOG2_E * -2.0))
+    size = (1 - power) / (1 + power)
+    if ACCURATE:
+        square = x * x
+        series = 1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835))))
+        size = tl.where(square < 0.0625, tl.abs(x) * series, size)
+    return tl.where(x < 0, -size, size)

@@ -1,0 +1,117 @@
+"""The calls whose kernels are compiled ahead of time and reported: `SHIPPED_CALLS`, an entry for each operator."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import NamedTuple
+
+import torch
+
+from .adaptive_fusion_attention.launch_table import launch_config
+from .dispatch import malformed
+
+KB = 1024
+SHARED_LIMITS = {  # architecture -> bytes of shared memory a block may have, from CUDA's programming guide
+    "sm_80": 163 * KB,
+    "sm_86": 99 * KB,
+    "sm_87": 163 * KB,
+    "sm_89": 99 * KB,
+    "sm_90": 227 * KB,
+    "sm_100": 227 * KB,
+    "sm_103": 227 * KB,
+    "sm_120": 99 * KB,
+    "sm_121": 99 * KB,
+}
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+class ShippedCalls(NamedTuple):
+    """One operator's calls.
+
+    entry: "module:function"; function(variant, head_dim, dtype, length) runs the launchers on meta tensors.
+    variants: names of feature combinations.
+    lengths(variant, **of_launch_table): a length for each launch configuration that the variant can get.
+    """
+
+    entry: str
+    variants: tuple[str, ...]
+    lengths: Callable
+
+
+def described_calls(architectures, head_dims=(64, 128), dtypes=("bfloat16",), variants=()):
+    """The calls to compile: dicts of strings and ints. `variants` selects some; none given means all."""
+    known = dict.fromkeys(variant for shipped in SHIPPED_CALLS.values() for variant in shipped.variants)
+    given = (("arch", architectures, SHARED_LIMITS), ("dtype", dtypes, DTYPES), ("variant", variants, known))
+    for name, values, takes in given:
+        for value in values:
+            if value not in takes:
+                raise malformed(name, value, f"one of {', '.join(takes)}")
+    for head_dim in head_dims:
+        if not 0 < head_dim <= 256:
+            raise malformed("head-dim", head_dim, "1 to 256")
+    calls = []
+    for arch, head_dim, dtype in product(*map(dict.fromkeys, (architectures, head_dims, dtypes))):
+        for operator, shipped in SHIPPED_CALLS.items():
+            for variant in (variant for variant in shipped.variants if not variants or variant in variants):
+                call = dict(operator=operator, arch=arch, variant=variant, head_dim=head_dim, dtype=dtype)
+                lengths = shipped.lengths(variant, architecture=arch, head_dim=head_dim, dtype=getattr(torch, dtype))
+                calls += [{**call, "length": length} for length in lengths]
+    return calls
+
+
+def attention_lengths(variant, **of_launch_table):
+    """The longest power of two of each bucket of lengths; of packed sequences the launch table does not know the length."""
+    if variant == "packed":
+        return (4096,)
+    buckets = {}
+    for length in (2**power for power in range(6, 15)):
+        kernels = ("forward", "key_value_gradients", "query_gradients")
+        buckets[tuple(launch_config(kernel, length=length, **of_launch_table) for kernel in kernels)] = length
+    return tuple(buckets.values())
+
+
+def attention(variant, head_dim, dtype, length):
+    """Forward and backward with every gradient, of 32 query heads over 8 key heads laid out as a model's projections.
+
+    causal: what a training step without padding runs; lengths are multiples of 16, which Triton is told.
+    everything: window, soft cap, both masks, a start per row and a gate per query; no length is a multiple of anything.
+    packed: sequences end to end in one row, with both masks.
+    """
+    from .adaptive_fusion_attention.triton_backward import backward
+    from .adaptive_fusion_attention.triton_forward import forward
+
+    packed, everything = variant == "packed", variant == "everything"
+    batch, queries, cross_keys = (1 if packed else 2), length, 256
+    if variant != "causal":
+        queries, cross_keys = length - 3, 253
+
+    def projected(heads, tokens):
+        return torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
+
+    def flags(tokens):
+        return None if variant == "causal" else torch.empty(batch, tokens, dtype=torch.bool, device="meta")
+
+    bounds = torch.empty(5, dtype=torch.int32, device="meta") if packed else None
+    q, k, v = projected(32, queries), projected(8, queries), projected(8, queries)
+    cross_k, cross_v = projected(8, cross_keys), projected(8, cross_keys)
+    gate = torch.empty((batch, 32, queries) if everything else (1,), dtype=torch.float32, device="meta")
+    tensors = (q, k, v, cross_k, cross_v, gate)
+    options = dict(
+        key_mask=flags(queries),
+        cross_mask=flags(cross_keys),
+        query_start=torch.empty(batch, dtype=torch.int64, device="meta") if everything else None if packed else 0,
+        cu_seqlens=bounds,
+        cross_cu_seqlens=bounds,
+        causal=True,
+        scale=head_dim**-0.5,
+        window=length // 2 if everything else None,
+        softcap=50.0 if everything else None,
+    )
+    results = forward(*tensors, **options)
+    backward(torch.empty_like(results[0]), *results, *tensors, **options, wanted=(True,) * 6)
+
+
+SHIPPED_CALLS = {
+    "adaptive_fusion_attention": ShippedCalls(
+        "layalign.kernels.compile_calls:attention", ("causal", "everything", "packed"), attention_lengths
+    ),
+}

@@ -1,0 +1,178 @@
+"""Ahead-of-time compilation of every shipped kernel: registers, spills, shared memory and tensor cores, without a GPU."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import triton
+
+from .autotuning import cache_folder, write_whole
+from .compile_calls import SHARED_LIMITS, SHIPPED_CALLS
+from .launch import architecture
+
+TENSOR_MEMORY_COLUMNS = 512
+FIGURES = (
+    "registers",
+    "spill_bytes",
+    "stack_bytes",
+    "shared_bytes",
+    "tensor_memory_columns",
+    "matrix_products",
+    "tensor_core_instructions",
+    "tensor_core_kind",
+    "seconds",
+)
+
+
+def default_architectures():
+    """The present GPU's; those of the shipped launch tables where there is none."""
+    if torch.cuda.is_available():
+        return [architecture(torch.device("cuda"))]
+    return ["sm_80", "sm_89", "sm_90", "sm_100"]
+
+
+def compile_report(calls, jobs, refresh=False):
+    """Compile the calls, `jobs` at a time -> for each call, in order and as they finish, its list of lines.
+
+    A line is a kernel: the fields of its call, kernel, config, FIGURES, triton, error (None, or why it did not compile)
+    and failures, the gates it does not pass. What is on disk from before is used unless `refresh`: kept by a hash of
+    the call, of all sources beside this file and of Triton's version, while Triton's cache still holds the kernels.
+    """
+    sources = _hash_of_sources()
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(lambda call: _report_call(call, sources, refresh), calls)
+
+
+def failures(line):
+    """What keeps this kernel from shipping, in words; empty where nothing does."""
+    if line["error"] is not None:
+        return [line["error"]]
+    found = []
+    if line["spill_bytes"]:
+        found.append(f"{line['spill_bytes']} bytes of registers spilled")
+    if line["shared_bytes"] > SHARED_LIMITS[line["arch"]]:
+        found.append(f"{line['shared_bytes']} bytes of shared memory, {line['arch']} has {SHARED_LIMITS[line['arch']]}")
+    if line["tensor_memory_columns"] > TENSOR_MEMORY_COLUMNS:
+        found.append(f"{line['tensor_memory_columns']} columns of tensor memory of {TENSOR_MEMORY_COLUMNS}")
+    multiplies = line["matrix_products"] > 0 and line["dtype"] != "float32"
+    if line["arch"] == "sm_90" and multiplies and "HGMMA" not in (line["tensor_core_kind"] or ""):
+        found.append(f"no HGMMA instruction, {line['tensor_core_kind'] or 'no tensor cores'} instead")
+    return found
+
+
+def describe(line):
+    """A line's kernel in a few words."""
+    call = f"{line['arch']} {line['variant']} head_dim {line['head_dim']} {line['dtype']} length {line['length']}"
+    return f"{line['kernel']} ({call}, {_config(line)})"
+
+
+def table(lines):
+    """The report as aligned text."""
+    titles = ["kernel", "arch", "variant", "D", "dtype", "length", "config"]
+    titles += ["regs", "spill", "stack", "shared", "tensor cores", "s", ""]
+    names = ("registers", "spill_bytes", "stack_bytes", "shared_bytes")
+    rows = [titles]
+    for line in lines:
+        row = [line[name] for name in ("kernel", "arch", "variant", "head_dim", "dtype", "length")]
+        row += [_config(line), *(line[name] for name in names)]
+        row += [f"{line['tensor_core_instructions']} {line['tensor_core_kind'] or ''}", line["seconds"]]
+        rows.append([*("-" if cell is None else str(cell) for cell in row), "FAILS" if line["failures"] else ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _config(line):
+    config = line["config"] or {}
+    tile = "x".join(str(config[name]) for name in ("block_m", "block_n") if name in config)
+    words = [tile, f"{config.get('warps', '-')} warps", f"{config.get('stages', '-')} stages"]
+    return " ".join([*words, *(["descriptors"] if config.get("descriptors") else [])])
+
+
+def _report_call(call, sources, refresh):
+    path = _kept_at(call, sources)
+    lines = None if refresh else _kept(path)
+    if lines is None:
+        lines = _compile(call)
+        if all(line["error"] is None for line in lines):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(lines))
+    lines = [{name: value for name, value in line.items() if name != "cubin"} for line in lines]
+    return [{**line, "failures": failures(line)} for line in lines]
+
+
+def _kept_at(call, sources):
+    description = [call, sources, triton.__version__, triton.knobs.cache.dir]
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "compile-report" / f"{digest}.json"
+
+
+def _kept(path):
+    if not path.exists():
+        return None
+    lines = json.loads(path.read_text())
+    return lines if all(Path(line["cubin"]).exists() for line in lines) else None
+
+
+def _hash_of_sources():
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _compile(call):
+    """Lines of one call, from processes without Triton's interpreter; the next goes on where one broke off."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    description = {name: value for name, value in call.items() if name != "operator"}
+    description |= {"entry": SHIPPED_CALLS[call["operator"]].entry, "skip": []}
+    empty = {
+        **call,
+        "kernel": None,
+        "config": None,
+        **dict.fromkeys(FIGURES),
+        "triton": triton.__version__,
+        "error": None,
+    }
+    lines = {}
+    while True:
+        command = [sys.executable, "-m", "layalign.kernels.compile_worker", json.dumps(description)]
+        process = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
+        unfinished = None
+        for said in map(json.loads, process.stdout.splitlines()):
+            if "kernel" in said:
+                unfinished = said["launch"]
+                lines[unfinished] = {**empty, "kernel": said["kernel"], "config": said["config"]}
+            elif said["figures"] is None:
+                del lines[said["launch"]]
+                unfinished = None
+            else:
+                lines[said["launch"]] |= said["figures"]
+                unfinished = None
+            description["skip"].append(said["launch"])
+        if process.returncode == -signal.SIGINT:
+            raise KeyboardInterrupt
+        if process.returncode == 0:
+            return list(lines.values())
+        error = last_error(process.stderr, process.returncode)
+        if unfinished is None:  # the launcher itself: nothing to leave out
+            return [*lines.values(), {**empty, "kernel": "launcher", "error": error}]
+        lines[unfinished]["error"] = error
+
+
+def last_error(stderr, returncode):
+    """The line of a failed process's output that says most: the last that speaks of an error."""
+    written = [line.strip() for line in stderr.splitlines() if line.strip()]
+    telling = [line for line in written if re.search(r"\berror\b|error:|Error\b|Assertion", line)]
+    said = (telling or written or ["no message"])[-1]
+    return said if returncode > 0 else f"{signal.Signals(-returncode).name}: {said}"
