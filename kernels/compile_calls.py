@@ -72,8 +72,9 @@ def attention_lengths(variant, **of_launch_table):
 def attention(variant, head_dim, dtype, length):
     """Forward and backward with every gradient, of 32 query heads over 8 key heads laid out as a model's projections.
 
-    causal: what a training step without padding runs; lengths are multiples of 16, which Triton is told.
-    everything: window, soft cap, both masks, a start per row and a gate per query; no length is a multiple of anything.
+    causal: what a training step without padding runs.
+    padded: the same with both masks, and lengths that are no multiple of a tile, as from here on.
+    everything: window, soft cap, both masks, a start per row and a gate per query.
     packed: sequences end to end in one row, with both masks.
     """
     from .adaptive_fusion_attention.triton_backward import backward
@@ -98,7 +99,7 @@ def attention(variant, head_dim, dtype, length):
     options = dict(
         key_mask=flags(queries),
         cross_mask=flags(cross_keys),
-        query_start=torch.empty(batch, dtype=torch.int64, device="meta") if everything else None if packed else 0,
+        query_start=torch.empty(batch, dtype=torch.int64, device="meta") if everything else None,
         cu_seqlens=bounds,
         cross_cu_seqlens=bounds,
         causal=True,
@@ -112,6 +113,6 @@ def attention(variant, head_dim, dtype, length):
 
 SHIPPED_CALLS = {
     "adaptive_fusion_attention": ShippedCalls(
-        "layalign.kernels.compile_calls:attention", ("causal", "everything", "packed"), attention_lengths
+        "layalign.kernels.compile_calls:attention", ("causal", "padded", "everything", "packed"), attention_lengths
     ),
 }

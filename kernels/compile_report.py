@@ -82,16 +82,18 @@ def table(lines):
     for line in lines:
         row = [line[name] for name in ("kernel", "arch", "variant", "head_dim", "dtype", "length")]
         row += [_config(line), *(line[name] for name in names)]
-        row += [f"{line['tensor_core_instructions']} {line['tensor_core_kind'] or ''}", line["seconds"]]
+        row += [f"{line['tensor_core_instructions'] or '-'} {line['tensor_core_kind'] or ''}", line["seconds"]]
         rows.append([*("-" if cell is None else str(cell) for cell in row), "FAILS" if line["failures"] else ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _config(line):
-    config = line["config"] or {}
+    if line["config"] is None:
+        return "-"
+    config = line["config"]
     tile = "x".join(str(config[name]) for name in ("block_m", "block_n") if name in config)
-    words = [tile, f"{config.get('warps', '-')} warps", f"{config.get('stages', '-')} stages"]
+    words = [tile, f"{config['warps']} warps", f"{config['stages']} stages"]
     return " ".join([*words, *(["descriptors"] if config.get("descriptors") else [])])
 
 
@@ -171,8 +173,11 @@ def _compile(call):
 
 
 def last_error(stderr, returncode):
-    """The line of a failed process's output that says most: the last that speaks of an error."""
-    written = [line.strip() for line in stderr.splitlines() if line.strip()]
-    telling = [line for line in written if re.search(r"\berror\b|error:|Error\b|Assertion", line)]
-    said = (telling or written or ["no message"])[-1]
+    """The line of a failed process's output that says most: the last that speaks of an error, else the last."""
+    written = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no message"]
+    said = next(
+        (line for line in reversed(written) if re.search(r"error\b|Error\b|Failure\b|Assertion", line)), written[-1]
+    )
+    if said.endswith(":"):  # Triton's compiler shows the source next, and says what is wrong with it at the end
+        said = f"{said} {written[-1]}"
     return said if returncode > 0 else f"{signal.Signals(-returncode).name}: {said}"

@@ -46,9 +46,9 @@ def resources(resource_usage, sass):
     """Figures from the text of `cuobjdump -res-usage` and `-sass` of one kernel.
 
     spill_bytes: spilled registers go through local memory, so these are the bytes of all STL or of all LDL instructions,
-    whichever is more; they are the "spill stores" and "spill loads" that ptxas -v prints, which only a compilation
-    shows, not a cached kernel. stack_bytes: local memory a thread sets aside, which rounds those bytes up, or that
-    values indexed at run time need.
+    whichever is more: the "spill stores" and "spill loads" of ptxas -v, which a kernel from the cache does not show.
+    stack_bytes: the local memory a thread sets aside, for those (a slot may be stored to in several places) and for
+    values that are indexed at run time.
     """
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", resource_usage).groups()
     instructions = Counter(_INSTRUCTION.findall(sass))
@@ -97,8 +97,8 @@ def compile_call(entry, arch, variant, head_dim, dtype, length, skip, emit):
         launch, launches = launches, launches + 1
         if launch in skip:
             return
-        config = {"warps": options["num_warps"], "stages": options["num_stages"]}
-        config |= {name.lower(): constants[name] for name in ("BLOCK_M", "BLOCK_N", "DESCRIPTORS") if name in constants}
+        config = {name.lower(): constants[name] for name in ("BLOCK_M", "BLOCK_N", "DESCRIPTORS") if name in constants}
+        config |= {"warps": options["num_warps"], "stages": options["num_stages"]}
         emit({"launch": launch, "kernel": kernel.__name__, "config": config})
         start = time.perf_counter()
         # A meta tensor's address is 0 plus its storage offset: aligned just where a real one is.

@@ -1,9 +1,15 @@
 """What every operator does before its backend runs: choose the backend, follow autocast, word the errors."""
 
+import warnings
+
 import torch
+
+from .launch import INTERPRETING
 
 BACKENDS = ("auto", "triton", "torch", "flash", "reference")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_refused = set()  # GPUs that "auto" has warned of
 
 
 def malformed(argument, got, takes):
@@ -11,17 +17,43 @@ def malformed(argument, got, takes):
     return ValueError(f"{argument}: got {got}, takes {takes}")
 
 
-def choose_backend(backend, available, operator):
-    """Name of the backend that serves this call; "auto" is the first of `available`."""
+def choose_backend(backend, available, operator, tensor):
+    """Name of the backend that serves this call on the device of `tensor`.
+
+    "auto" is "triton" on the GPUs it covers and "torch" elsewhere.
+    """
+    if backend not in BACKENDS:
+        raise malformed("backend", repr(backend), f"one of {', '.join(map(repr, BACKENDS))}")
+    device = tensor.device if isinstance(tensor, torch.Tensor) else torch.device("cpu")
     if backend == "auto":
-        return available[0]
-    if backend in available:
-        return backend
-    if backend in BACKENDS:
-        raise ValueError(
-            f'backend="{backend}" is not available in this version for {operator}; available: {", ".join(available)}'
-        )
-    raise malformed("backend", repr(backend), f"one of {', '.join(map(repr, BACKENDS))}")
+        return "triton" if device.type == "cuda" and "triton" in available and _covered(device) else "torch"
+    if backend not in available:
+        raise ValueError(f'backend="{backend}" is not available here for {operator}; available: {", ".join(available)}')
+    if backend == "triton" and device.type != "cuda":
+        if not INTERPRETING:
+            takes = "CUDA or HIP tensors (TRITON_INTERPRET=1, set before the start, runs the kernels on a CPU to test them)"
+            raise malformed(f'backend="triton" of {operator}', f"tensors on {device}", takes)
+        if tensor.dtype == torch.bfloat16:
+            takes = "float32 or float16: Triton's interpreter computes with the bits of bfloat16"
+            raise malformed(f'backend="triton" of {operator}', "bfloat16 under TRITON_INTERPRET=1", takes)
+    return backend
+
+
+@torch.compiler.assume_constant_result
+def _covered(device):
+    """Whether the kernels support this GPU; says once of each that they do not."""
+    if torch.version.hip or device in _refused:
+        return device not in _refused
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 8:
+        return True
+    _refused.add(device)
+    warnings.warn(
+        f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}; LayAlign's Triton kernels need 8.0, "
+        'so backend="auto" takes "torch" there',
+        stacklevel=4,
+    )
+    return False
 
 
 def check_tensors(backend, required, optional=None):

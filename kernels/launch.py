@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+# Whether Triton kernels run in Triton's interpreter, on CPU tensors: Triton decides it when it defines them.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchConfig:
@@ -35,11 +38,6 @@ def architecture(device):
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
-
-
-def interpreting():
-    """Whether Triton kernels run in Triton's interpreter, on CPU tensors. Decided when Triton is first imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def launch(kernel, grid, config, *args, **constants):

@@ -1,5 +1,7 @@
 """Self-attention plus gated cross-attention over one shared query (LayAlign, arXiv 2502.11405, equations 4 to 6)."""
 
+from importlib.util import find_spec
+
 import torch
 
 from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend
@@ -13,6 +15,10 @@ _BACKENDS = {
     "torch": torch_backend.fused_attention,
     "reference": adaptive_fusion_attention_reference,
 }
+if find_spec("triton"):  # there are systems without
+    from . import triton_backend
+
+    _BACKENDS["triton"] = triton_backend.fused_attention
 
 
 def adaptive_fusion_attention(
@@ -51,7 +57,8 @@ def adaptive_fusion_attention(
         cu_seqlens, cross_cu_seqlens: (n + 1,) int32, from 0 up to S and to T: n packed sequences (B = 1, N = S);
             sequence i attends to itself and to cross sequence i, either may be empty. Given together.
         return_lse: also return both log-sum-exps, (B, Hq, S) fp32, -inf where a row attends to nothing; no gradient.
-        backend: "auto" ("torch"), "torch" or "reference"; "triton" and "flash" are names of later versions.
+        backend: "triton" (one launch; CUDA and HIP), "torch" (two calls of PyTorch's attention and a combine), "reference",
+            or "auto": "triton" where there is such a GPU, else "torch". "flash" is a name of later versions.
 
     Returns:
         (B, Hq, S, D) in the dtype of q; with return_lse (output, self_lse, cross_lse). A row with nothing to attend to
@@ -79,6 +86,6 @@ def adaptive_fusion_attention(
         tensors = [cast_for_autocast(tensor, dtype) for tensor in tensors]
         with torch.autocast(q.device.type, enabled=False):
             return adaptive_fusion_attention(*tensors, gate, **options, backend=backend)
-    name = choose_backend(backend, tuple(_BACKENDS), "adaptive_fusion_attention")
+    name = choose_backend(backend, tuple(_BACKENDS), "adaptive_fusion_attention", q)
     check_arguments(*tensors, gate, backend=name, **options)
     return _BACKENDS[name](*tensors, gate, **options)

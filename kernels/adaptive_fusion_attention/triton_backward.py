@@ -85,6 +85,7 @@ def backward(
             cross_tiles,
             *arguments,
             **constants,
+            DESCRIPTORS=config.descriptors,
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
         )
@@ -103,6 +104,7 @@ def backward(
             **constants,
             CROSS=crossing,
             EVEN_CROSS=cu_seqlens is None and cross_k.shape[2] % config.block_n == 0,
+            DESCRIPTORS=config.descriptors,
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
         )

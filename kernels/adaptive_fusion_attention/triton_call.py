@@ -65,9 +65,7 @@ def used_slots(mask, bounds, sequences, block):
     ranks = torch.empty(places + sequences, dtype=torch.int32, device=mask.device)
     config = LaunchConfig(block_m=1, block_n=block, warps=4, stages=1)
     stride = mask.stride(0)
-    launch(
-        list_used_tiles_kernel, (sequences,), config, mask, stride, bounds, length, tiles, ranks, BLOCK_N=block
-    )
+    launch(list_used_tiles_kernel, (sequences,), config, mask, stride, bounds, length, tiles, ranks, BLOCK_N=block)
     return Slots(mask, stride, tiles, ranks)
 
 
@@ -127,6 +125,4 @@ def config_for(kernel, q, k, bounds):
     """The launch table's line for this call. Of packed sequences the lengths are unknown, and must not decide: a
     sequence's bits do not depend on what it is packed with."""
     length = None if bounds is not None else k.shape[2]
-    return launch_config(
-        kernel, architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], length=length
-    )
+    return launch_config(kernel, architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], length=length)

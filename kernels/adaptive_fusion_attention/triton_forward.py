@@ -12,9 +12,9 @@ from ..launch import launch
 from .triton_call import config_for, gate_rows, geometry, rows, tile_count, unit_stride, used_slots
 from .triton_tiles import (
     LOG2_E,
-    band_visible,
     first_query_index,
     head_pointer,
+    hide_unseen,
     keys_of_queries,
     list_first,
     listed_span,
@@ -22,54 +22,14 @@ from .triton_tiles import (
     load_rows,
     mask_row,
     query_tile,
-    seen_keys,
+    read_rows,
+    row_source,
     sequence_span,
     store_rows,
     tanh,
     tile_at,
+    used_keys,
 )
-
-
-@triton.jit
-def matrix(
-    x,
-    batch,
-    head,
-    first,
-    rows,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-):
-    """One head's rows first .. first + rows: a tensor descriptor, which ends where they end, or a pointer."""
-    source = head_pointer(x, batch, head, first)
-    if DESCRIPTORS:
-        source = tl.make_tensor_descriptor(
-            source, shape=[rows, HEAD_DIM], strides=[x.row, 1], block_shape=[BLOCK, BLOCK_D]
-        )
-    return source
-
-
-@triton.jit
-def read(
-    source,
-    stride,
-    first,
-    used,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-):
-    """`load_rows` from what `matrix` made."""
-    if DESCRIPTORS:
-        tile = source.load([first, 0])
-        if used is not None:
-            tile = tl.where(used[:, None], tile, tl.zeros_like(tile))
-    else:
-        tile = load_rows(source, stride, first, used, BLOCK, BLOCK_D, HEAD_DIM)
-    return tile
 
 
 @triton.jit
@@ -85,15 +45,18 @@ def attend(
     slots,  # key mask and its list of used tiles, or None
     mask,
     list_start,
-    first,  # places first .. last of the list (without one: tiles)
+    first,  # tiles first .. last; all queries see all keys of full_begin .. full_end
+    full_begin,
+    full_end,
     last,
+    sequence,
     key_begin,  # no query of the tile sees keys outside key_begin .. key_end
     key_end,
     query,  # [BM] key indices of the queries
     window,
     scale,  # of the scores, in base 2
     softcap,
-    BAND: tl.constexpr,  # some keys in these tiles are unseen by some queries
+    FULL: tl.constexpr,  # all queries see all keys, up to the mask
     CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -104,33 +67,29 @@ def attend(
     PRECISION: tl.constexpr,
 ):
     """Online softmax over tiles of keys -> accumulator, top, total."""
-    for place in range(first, last):
+    begin, end = listed_span(slots, list_start, sequence, first, last)
+    for place in range(begin, end):
         tile = tile_at(slots, list_start, place)
         key = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # [BN]
-        used = None  # all are
-        if BAND or slots is not None:
-            used = seen_keys(slots, mask, key, key_begin, key_end, BAND and WINDOWED)
-        b_k = read(k, k_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
+        used = None
+        if not FULL or slots is not None:
+            used = used_keys(slots, mask, key, key_begin, key_end, WINDOWED)
+        b_k = read_rows(k, k_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
         scores = tl.dot(q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
         factor = scale
         if CAPPED:
             scores = softcap * tanh(scores * (scale / (softcap * LOG2_E)), ACCURATE=q.dtype == tl.float32)
             factor = LOG2_E
-        if used is not None:
-            visible = used[None, :]
-            if BAND and CAUSAL:
-                visible = visible & band_visible(query[:, None], key[None, :], window, WINDOWED)
-            scores = tl.where(visible, scores, -float("inf"))
+        partial = (tile < full_begin) | (tile >= full_end)
+        scores = hide_unseen(scores, -float("inf"), used, query, key, window, partial, slots, CAUSAL, WINDOWED)
 
         new_top = tl.maximum(top, tl.max(scores, 1) * factor)
-        base = new_top
-        if used is not None:
-            base = tl.where(new_top == -float("inf"), 0.0, new_top)  # a row that has seen no key yet
+        base = tl.where(new_top == -float("inf"), 0.0, new_top)  # a row that has seen no key yet
         weights = tl.exp2(scores * factor - base[:, None])  # [BM, BN]
         decay = tl.exp2(top - base)
         total = total * decay + tl.sum(weights, 1)
         accumulator = accumulator * decay[:, None]
-        b_v = read(v, v_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
+        b_v = read_rows(v, v_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
         accumulator = tl.dot(weights.to(b_v.dtype), b_v, accumulator, input_precision=PRECISION)
         top = new_top
     return accumulator, top, total
@@ -205,28 +164,30 @@ def forward_kernel(
         top = tl.full([BLOCK_M], -float("inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         place = list_first(cross_bounds, c_begin, sequence, cross_keys, BLOCK_N)
-        begin, end = listed_span(cross_slots, place, sequence, 0, tl.cdiv(c_count, BLOCK_N))
         accumulator, top, total = attend(
             accumulator,
             top,
             total,
             b_q,
-            matrix(cross_k, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
-            matrix(cross_v, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+            row_source(cross_k, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+            row_source(cross_v, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
             cross_k.row,
             cross_v.row,
             cross_slots,
             mask_row(cross_slots, batch, c_begin),
             place,
-            begin,
-            end,
+            0,
+            0,
+            c_count // BLOCK_N,
+            tl.cdiv(c_count, BLOCK_N),
+            sequence,
             0,
             c_count,
             o_query,
             window,
             scale,
             softcap,
-            not EVEN_CROSS,
+            EVEN_CROSS,
             False,
             False,
             False,
@@ -245,54 +206,50 @@ def forward_kernel(
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     last = tl.minimum(first + BLOCK_M, q_count)
-    begin, full_begin, full_end, end = keys_of_queries(
-        first, last, start, k_count, window, BLOCK_N, CAUSAL, WINDOWED
-    )
+    begin, full_begin, full_end, end = keys_of_queries(first, last, start, k_count, window, BLOCK_N, CAUSAL, WINDOWED)
     key_begin = start + first - window + 1
     key_end = k_count
     if CAUSAL:
         key_end = tl.minimum(k_count, start + last)
     place = list_first(bounds, k_begin, sequence, keys, BLOCK_N)
-    k_rows = matrix(k, batch, head // GROUP, k_begin, k_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS)
-    v_rows = matrix(v, batch, head // GROUP, k_begin, k_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS)
-    for PART in tl.static_range(3):  # left edge of the window, tiles that all queries see, causal diagonal and last tile
-        if PART != 0 or WINDOWED:
-            if PART == 0:
-                low, high = listed_span(slots, place, sequence, begin, full_begin)
-            elif PART == 1:
-                low, high = listed_span(slots, place, sequence, full_begin, full_end)
-            else:
-                low, high = listed_span(slots, place, sequence, full_end, end)
-            accumulator, top, total = attend(
-                accumulator,
-                top,
-                total,
-                b_q,
-                k_rows,
-                v_rows,
-                k.row,
-                v.row,
-                slots,
-                mask_row(slots, batch, k_begin),
-                place,
-                low,
-                high,
-                key_begin,
-                key_end,
-                start + o_query,
-                window,
-                scale,
-                softcap,
-                PART != 1,
-                CAUSAL,
-                WINDOWED,
-                CAPPED,
-                HEAD_DIM,
-                BLOCK_D,
-                BLOCK_N,
-                DESCRIPTORS,
-                PRECISION,
-            )
+    limit = k_count
+    if CAUSAL:
+        limit = tl.minimum(
+            k_count, tl.maximum(start + q_count, 0)
+        )  # what lies past the sequence's last query stays unread
+    accumulator, top, total = attend(
+        accumulator,
+        top,
+        total,
+        b_q,
+        row_source(k, batch, head // GROUP, k_begin, limit, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+        row_source(v, batch, head // GROUP, k_begin, limit, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+        k.row,
+        v.row,
+        slots,
+        mask_row(slots, batch, k_begin),
+        place,
+        begin,
+        full_begin,
+        full_end,
+        end,
+        sequence,
+        key_begin,
+        key_end,
+        start + o_query,
+        window,
+        scale,
+        softcap,
+        False,
+        CAUSAL,
+        WINDOWED,
+        CAPPED,
+        HEAD_DIM,
+        BLOCK_D,
+        BLOCK_N,
+        DESCRIPTORS,
+        PRECISION,
+    )
     result, lse = normalise(accumulator, top, total)
     tl.store(self_lse + row + o_query, lse, mask=in_sequence)
     if CROSS:

@@ -15,6 +15,8 @@ from .triton_tiles import (
     load_rows,
     packed_tile,
     queries_of_keys,
+    read_rows,
+    row_source,
     sequence_span,
     store_rows,
     tanh,
@@ -27,7 +29,7 @@ def add_query_tiles(
     grad_v,
     b_k,  # [BN, BLOCK_D], zero in unused slots
     b_v,
-    q,  # pointers to the sequence's first query
+    q,
     grad_out,
     q_stride,
     grad_stride,
@@ -35,7 +37,9 @@ def add_query_tiles(
     sums,
     gate,
     gate_stride,
-    first,  # query tiles first .. last
+    first,  # query tiles first .. last; all queries of full_begin .. full_end see all the keys
+    full_begin,
+    full_end,
     last,
     queries,
     key,  # [BN]
@@ -43,7 +47,7 @@ def add_query_tiles(
     window,
     scale,
     softcap,
-    BAND: tl.constexpr,  # some of these queries do not see some of the keys
+    CAUSAL: tl.constexpr,
     GATED: tl.constexpr,  # the weights count `gate` times, a gate per query or one for all
     GATE_PER_QUERY: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -53,13 +57,14 @@ def add_query_tiles(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Add what one head's tiles of queries contribute to the gradients of one tile of keys and values."""
     for tile in range(first, last):
         o_query = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # [BM]
         used = o_query < queries
-        b_q = load_rows(q, q_stride, tile * BLOCK_M, used, BLOCK_M, BLOCK_D, HEAD_DIM)  # [BM, BLOCK_D]
+        b_q = read_rows(q, q_stride, tile * BLOCK_M, used, BLOCK_M, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BM, BLOCK_D]
         b_lse = load_lse(lse, o_query, used)
         # Keys in rows, so that the weights feed the next product as they are.
         scores = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BN, BM]
@@ -68,15 +73,16 @@ def add_query_tiles(
             weights = tl.exp2(capped * (softcap * LOG2_E) - b_lse[None, :])
         else:
             weights = tl.exp2(scores * scale - b_lse[None, :])
-        if BAND:
-            visible = band_visible(start + o_query[None, :], key[:, None], window, WINDOWED)
-            weights = tl.where(visible, weights, 0.0)
+        if CAUSAL:
+            if (tile < full_begin) | (tile >= full_end):
+                visible = band_visible(start + o_query[None, :], key[:, None], window, WINDOWED)
+                weights = tl.where(visible, weights, 0.0)
         if GATED and GATE_PER_QUERY:
             b_gate = tl.load(gate + o_query * gate_stride, mask=used, other=0.0).to(tl.float32)
             weights = weights * b_gate[None, :]
         elif GATED:
             weights = weights * gate
-        b_grad = load_rows(grad_out, grad_stride, tile * BLOCK_M, used, BLOCK_M, BLOCK_D, HEAD_DIM)
+        b_grad = read_rows(grad_out, grad_stride, tile * BLOCK_M, used, BLOCK_M, BLOCK_D, HEAD_DIM, DESCRIPTORS)
         if WANT_V:
             grad_v = tl.dot(weights.to(b_grad.dtype), b_grad, grad_v, input_precision=PRECISION)
         if WANT_K:
@@ -124,6 +130,7 @@ def gradients_of_key_tile(
     GATED: tl.constexpr,
     GATE_PER_QUERY: tl.constexpr,
     START_PER_ROW: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -141,19 +148,16 @@ def gradients_of_key_tile(
         if mask is not None:
             mask_row = mask + tl.cast(batch, tl.int64) * mask_stride + k_begin
             used = tl.load(mask_row + key, mask=used, other=0) != 0
-        b_k = load_rows(
-            head_pointer(k, batch, kv_head, k_begin), k.row, first_key, used, BLOCK_N, BLOCK_D, HEAD_DIM
-        )
-        b_v = load_rows(
-            head_pointer(v, batch, kv_head, k_begin), v.row, first_key, used, BLOCK_N, BLOCK_D, HEAD_DIM
-        )
+        b_k = load_rows(head_pointer(k, batch, kv_head, k_begin), k.row, first_key, used, BLOCK_N, BLOCK_D, HEAD_DIM)
+        b_v = load_rows(head_pointer(v, batch, kv_head, k_begin), v.row, first_key, used, BLOCK_N, BLOCK_D, HEAD_DIM)
         sum_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         sum_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        first_index = 0
         if CAUSAL:
-            start = first_query_index(start, batch, queries, keys, window, START_PER_ROW)
+            first_index = first_query_index(start, batch, queries, keys, window, START_PER_ROW)
         last_key = tl.minimum(first_key + BLOCK_N, k_count)
         begin, full_begin, full_end, end = queries_of_keys(
-            first_key, last_key, start, q_count, window, BLOCK_M, CAUSAL, WINDOWED
+            first_key, last_key, first_index, q_count, window, BLOCK_M, CAUSAL, WINDOWED
         )
         if mask is not None:
             some = tl.max(used.to(tl.int32), 0)  # 0: a tile of masked slots only, whose gradients are 0
@@ -168,47 +172,42 @@ def gradients_of_key_tile(
             gate_row = head_pointer(gate, batch, head, q_begin)
             if GATED and not GATE_PER_QUERY:
                 gate_row = tl.load(gate_row).to(tl.float32)
-            for PART in tl.static_range(3):  # causal diagonal, tiles that see all keys, left edge of the window
-                if (PART != 0 or CAUSAL) and (PART != 2 or WINDOWED):
-                    if PART == 0:
-                        low, high = begin, full_begin
-                    elif PART == 1:
-                        low, high = full_begin, full_end
-                    else:
-                        low, high = full_end, end
-                    sum_k, sum_v = add_query_tiles(
-                        sum_k,
-                        sum_v,
-                        b_k,
-                        b_v,
-                        head_pointer(q, batch, head, q_begin),
-                        head_pointer(grad_out, batch, head, q_begin),
-                        q.row,
-                        grad_out.row,
-                        lse + row,
-                        sums_row,
-                        gate_row,
-                        gate.row,
-                        low,
-                        high,
-                        q_count,
-                        key,
-                        start,
-                        window,
-                        scale * LOG2_E,
-                        softcap,
-                        PART != 1,
-                        GATED,
-                        GATE_PER_QUERY,
-                        WINDOWED,
-                        CAPPED,
-                        grad_k is not None,
-                        grad_v is not None,
-                        HEAD_DIM,
-                        BLOCK_D,
-                        BLOCK_M,
-                        PRECISION,
-                    )
+            sum_k, sum_v = add_query_tiles(
+                sum_k,
+                sum_v,
+                b_k,
+                b_v,
+                row_source(q, batch, head, q_begin, q_count, HEAD_DIM, BLOCK_M, BLOCK_D, DESCRIPTORS),
+                row_source(grad_out, batch, head, q_begin, q_count, HEAD_DIM, BLOCK_M, BLOCK_D, DESCRIPTORS),
+                q.row,
+                grad_out.row,
+                lse + row,
+                sums_row,
+                gate_row,
+                gate.row,
+                begin,
+                full_begin,
+                full_end,
+                end,
+                q_count,
+                key,
+                first_index,
+                window,
+                scale * LOG2_E,
+                softcap,
+                CAUSAL,
+                GATED,
+                GATE_PER_QUERY,
+                WINDOWED,
+                CAPPED,
+                grad_k is not None,
+                grad_v is not None,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_M,
+                DESCRIPTORS,
+                PRECISION,
+            )
 
         inside = key < k_count
         if grad_k is not None:
@@ -276,6 +275,7 @@ def key_value_gradients_kernel(
     CAPPED: tl.constexpr,
     GATE_PER_QUERY: tl.constexpr,
     START_PER_ROW: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -325,6 +325,7 @@ def key_value_gradients_kernel(
                 True,
                 GATE_PER_QUERY,
                 False,
+                DESCRIPTORS,
                 PRECISION,
                 BLOCK_M,
                 BLOCK_N,
@@ -365,6 +366,7 @@ def key_value_gradients_kernel(
                 False,
                 False,
                 START_PER_ROW,
+                DESCRIPTORS,
                 PRECISION,
                 BLOCK_M,
                 BLOCK_N,

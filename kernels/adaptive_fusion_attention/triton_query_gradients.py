@@ -5,9 +5,9 @@ import triton.language as tl
 
 from .triton_tiles import (
     LOG2_E,
-    band_visible,
     first_query_index,
     head_pointer,
+    hide_unseen,
     keys_of_queries,
     list_first,
     listed_span,
@@ -16,11 +16,13 @@ from .triton_tiles import (
     load_rows,
     mask_row,
     query_tile,
-    seen_keys,
+    read_rows,
+    row_source,
     sequence_span,
     store_rows,
     tanh,
     tile_at,
+    used_keys,
 )
 
 
@@ -86,50 +88,52 @@ def add_key_tiles(
     b_grad,  # [BM, BLOCK_D]
     lse,  # [BM]
     sums,  # [BM]
-    k,  # pointers to the sequence's first key
+    k,
     v,
     k_stride,
     v_stride,
     slots,
     mask,
     list_start,
-    first,  # places first .. last of the list of used tiles (without one: tiles)
+    first,  # tiles first .. last; all queries see all keys of full_begin .. full_end
+    full_begin,
+    full_end,
     last,
+    sequence,
     key_begin,  # no query of the tile sees keys outside key_begin .. key_end
     key_end,
     query,  # [BM] key indices of the queries
     window,
     scale,
     softcap,
-    BAND: tl.constexpr,  # some keys in these tiles are unseen by some queries
+    FULL: tl.constexpr,  # all queries see all keys, up to the mask
     CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Add what tiles of keys contribute to the gradients of one tile of queries, still to be multiplied by the scale."""
-    for place in range(first, last):
+    begin, end = listed_span(slots, list_start, sequence, first, last)
+    for place in range(begin, end):
         tile = tile_at(slots, list_start, place)
         key = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # [BN]
-        used = None  # all are
-        if BAND or slots is not None:
-            used = seen_keys(slots, mask, key, key_begin, key_end, BAND and WINDOWED)
-        b_k = load_rows(k, k_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM)  # [BN, BLOCK_D]
+        used = None
+        if not FULL or slots is not None:
+            used = used_keys(slots, mask, key, key_begin, key_end, WINDOWED)
+        b_k = read_rows(k, k_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
         scores = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
         if CAPPED:
             capped = tanh(scores * (scale / (softcap * LOG2_E)), ACCURATE=b_q.dtype == tl.float32)
             weights = tl.exp2(capped * (softcap * LOG2_E) - lse[:, None])
         else:
             weights = tl.exp2(scores * scale - lse[:, None])
-        if used is not None:
-            visible = used[None, :]
-            if BAND and CAUSAL:
-                visible = visible & band_visible(query[:, None], key[None, :], window, WINDOWED)
-            weights = tl.where(visible, weights, 0.0)
-        b_v = load_rows(v, v_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM)
+        partial = (tile < full_begin) | (tile >= full_end)
+        weights = hide_unseen(weights, 0.0, used, query, key, window, partial, slots, CAUSAL, WINDOWED)
+        b_v = read_rows(v, v_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
         products = tl.dot(b_grad, tl.trans(b_v), input_precision=PRECISION)  # [BM, BN]
         grad_scores = weights * (products - sums[:, None])
         if CAPPED:
@@ -175,6 +179,7 @@ def query_gradients_kernel(
     EVEN_CROSS: tl.constexpr,
     GATE_PER_QUERY: tl.constexpr,
     START_PER_ROW: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -200,35 +205,38 @@ def query_gradients_kernel(
 
     if CROSS:
         place = list_first(cross_bounds, c_begin, sequence, cross_keys, BLOCK_N)
-        begin, end = listed_span(cross_slots, place, sequence, 0, tl.cdiv(c_count, BLOCK_N))
         gradient = add_key_tiles(
             gradient,
             b_q,
             b_grad,
             load_lse(cross_lse + row, o_query, used),
             tl.load(cross_sums + row + o_query, mask=used, other=0.0),
-            head_pointer(cross_k, batch, head // GROUP, c_begin),
-            head_pointer(cross_v, batch, head // GROUP, c_begin),
+            row_source(cross_k, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+            row_source(cross_v, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
             cross_k.row,
             cross_v.row,
             cross_slots,
             mask_row(cross_slots, batch, c_begin),
             place,
-            begin,
-            end,
+            0,
+            0,
+            c_count // BLOCK_N,
+            tl.cdiv(c_count, BLOCK_N),
+            sequence,
             0,
             c_count,
             o_query,
             window,
             scale * LOG2_E,
             softcap,
-            not EVEN_CROSS,
+            EVEN_CROSS,
             False,
             False,
             False,
             HEAD_DIM,
             BLOCK_D,
             BLOCK_N,
+            DESCRIPTORS,
             PRECISION,
         )
         b_gate = load_gate(gate, batch, head, q_begin + o_query, used, GATE_PER_QUERY)
@@ -237,9 +245,7 @@ def query_gradients_kernel(
         gradient = gradient * b_gate  # once, before the self term joins
 
     last = tl.minimum(first + BLOCK_M, q_count)
-    begin, full_begin, full_end, end = keys_of_queries(
-        first, last, start, k_count, window, BLOCK_N, CAUSAL, WINDOWED
-    )
+    begin, full_begin, full_end, end = keys_of_queries(first, last, start, k_count, window, BLOCK_N, CAUSAL, WINDOWED)
     key_begin = start + first - window + 1
     key_end = k_count
     if CAUSAL:
@@ -247,43 +253,44 @@ def query_gradients_kernel(
     place = list_first(bounds, k_begin, sequence, keys, BLOCK_N)
     b_lse = load_lse(self_lse + row, o_query, used)
     b_sums = tl.load(self_sums + row + o_query, mask=used, other=0.0)
-    for PART in tl.static_range(3):  # left edge of the window, tiles that all queries see, causal diagonal and last tile
-        if PART != 0 or WINDOWED:
-            if PART == 0:
-                low, high = listed_span(slots, place, sequence, begin, full_begin)
-            elif PART == 1:
-                low, high = listed_span(slots, place, sequence, full_begin, full_end)
-            else:
-                low, high = listed_span(slots, place, sequence, full_end, end)
-            gradient = add_key_tiles(
-                gradient,
-                b_q,
-                b_grad,
-                b_lse,
-                b_sums,
-                head_pointer(k, batch, head // GROUP, k_begin),
-                head_pointer(v, batch, head // GROUP, k_begin),
-                k.row,
-                v.row,
-                slots,
-                mask_row(slots, batch, k_begin),
-                place,
-                low,
-                high,
-                key_begin,
-                key_end,
-                start + o_query,
-                window,
-                scale * LOG2_E,
-                softcap,
-                PART != 1,
-                CAUSAL,
-                WINDOWED,
-                CAPPED,
-                HEAD_DIM,
-                BLOCK_D,
-                BLOCK_N,
-                PRECISION,
-            )
+    limit = k_count
+    if CAUSAL:
+        limit = tl.minimum(
+            k_count, tl.maximum(start + q_count, 0)
+        )  # what lies past the sequence's last query stays unread
+    gradient = add_key_tiles(
+        gradient,
+        b_q,
+        b_grad,
+        b_lse,
+        b_sums,
+        row_source(k, batch, head // GROUP, k_begin, limit, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+        row_source(v, batch, head // GROUP, k_begin, limit, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+        k.row,
+        v.row,
+        slots,
+        mask_row(slots, batch, k_begin),
+        place,
+        begin,
+        full_begin,
+        full_end,
+        end,
+        sequence,
+        key_begin,
+        key_end,
+        start + o_query,
+        window,
+        scale * LOG2_E,
+        softcap,
+        False,
+        CAUSAL,
+        WINDOWED,
+        CAPPED,
+        HEAD_DIM,
+        BLOCK_D,
+        BLOCK_N,
+        DESCRIPTORS,
+        PRECISION,
+    )
     target = head_pointer(grad_q, batch, head, q_begin)
     store_rows(target, grad_q.row, first, used, gradient * scale, BLOCK_M, BLOCK_D, HEAD_DIM)

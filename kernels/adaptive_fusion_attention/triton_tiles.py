@@ -9,7 +9,12 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def head_pointer(x, batch, head, first_row):
     """Pointer to row `first_row` of one head. 64 bits: a long batch of many heads passes 2^31 elements."""
-    return x.pointer + tl.cast(batch, tl.int64) * x.batch + tl.cast(head, tl.int64) * x.head + tl.cast(first_row, tl.int64) * x.row
+    return (
+        x.pointer
+        + tl.cast(batch, tl.int64) * x.batch
+        + tl.cast(head, tl.int64) * x.head
+        + tl.cast(first_row, tl.int64) * x.row
+    )
 
 
 @triton.jit
@@ -29,9 +34,47 @@ def load_rows(pointer, stride, first, used, BLOCK: tl.constexpr, BLOCK_D: tl.con
 
 
 @triton.jit
-def store_rows(
-    pointer, stride, first, used, tile, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, HEAD_DIM: tl.constexpr
+def row_source(
+    x,
+    batch,
+    head,
+    first,
+    rows,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
+    """Rows first .. first + rows of one head, for `read_rows`: a tensor descriptor, which ends where they end, or a pointer."""
+    source = head_pointer(x, batch, head, first)
+    if DESCRIPTORS:
+        source = tl.make_tensor_descriptor(
+            source, shape=[rows, HEAD_DIM], strides=[x.row, 1], block_shape=[BLOCK, BLOCK_D]
+        )
+    return source
+
+
+@triton.jit
+def read_rows(
+    source,
+    stride,
+    first,
+    used,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """`load_rows` from a `row_source`; a descriptor gives zeros past its rows and does not look at `used`."""
+    if DESCRIPTORS:
+        tile = source.load([first, 0])
+    else:
+        tile = load_rows(source, stride, first, used, BLOCK, BLOCK_D, HEAD_DIM)
+    return tile
+
+
+@triton.jit
+def store_rows(pointer, stride, first, used, tile, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, HEAD_DIM: tl.constexpr):
     """Write the `used` rows of tile [BLOCK, BLOCK_D], rounded to the pointer's dtype."""
     pointers = row_pointers(pointer, stride, first, BLOCK, BLOCK_D)
     inside = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
@@ -196,15 +239,43 @@ def tile_at(slots, list_start, place):
 
 
 @triton.jit
-def seen_keys(slots, mask, key, key_begin, key_end, WINDOWED: tl.constexpr):
-    """Which of the keys [BN] the mask allows and lie where any query of the tile sees: key_begin .. key_end."""
+def used_keys(slots, mask, key, key_begin, key_end, WINDOWED: tl.constexpr):
+    """Which of the keys [BN] the mask allows and lie where some query of the tile sees: key_begin .. key_end."""
     if slots is not None:
-        seen = tl.load(mask + key, mask=key < key_end, other=0) != 0
+        used = tl.load(mask + key, mask=key < key_end, other=0) != 0
     else:
-        seen = key < key_end
+        used = key < key_end
     if WINDOWED:
-        seen = seen & (key >= key_begin)
-    return seen
+        used = used & (key >= key_begin)
+    return used
+
+
+@triton.jit
+def hide_unseen(
+    values,  # [BM, BN]
+    fill,
+    used,  # [BN] or None = all
+    query,  # [BM] key indices of the queries
+    key,  # [BN]
+    window,
+    partial,  # whether some query does not see all used keys of this tile
+    slots,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):
+    """values where a query sees the key, else fill. Position masks are computed in `partial` tiles only.
+
+    A branch on a number that the whole program shares is free; a second loop over the full tiles costs 30 to 40 registers.
+    """
+    if slots is not None:
+        values = tl.where(used[None, :], values, fill)
+    if used is not None:
+        if partial:
+            visible = used[None, :]
+            if CAUSAL:
+                visible = visible & band_visible(query[:, None], key[None, :], window, WINDOWED)
+            values = tl.where(visible, values, fill)
+    return values
 
 
 @triton.jit

@@ -117,7 +117,7 @@ def _run(operator, backends, check, arguments, backend, **options):
         arguments = [_map_tensors(cast_for_autocast, argument, dtype) for argument in arguments]
         with torch.autocast(first.device.type, enabled=False):
             return _run(operator, backends, check, arguments, backend, **options)
-    name = choose_backend(backend, tuple(backends), operator)
+    name = choose_backend(backend, tuple(backends), operator, first)
     check(*arguments, backend=name)
     return backends[name](*arguments, **options)
 

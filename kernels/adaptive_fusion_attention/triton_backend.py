@@ -1,0 +1,160 @@
+"""`adaptive_fusion_attention` by the Triton kernels: autograd, and opaque operators for torch.compile."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .triton_backward import backward
+from .triton_forward import forward
+
+
+def fused_attention(
+    q,
+    k,
+    v,
+    cross_k,
+    cross_v,
+    gate,
+    *,
+    causal,
+    scale,
+    window,
+    softcap,
+    key_mask,
+    cross_mask,
+    query_start,
+    cu_seqlens,
+    cross_cu_seqlens,
+    return_lse,
+):
+    """Arguments and results of `adaptive_fusion_attention`, checked by it."""
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if scale <= 0:  # the kernels take the largest score before they scale
+        q, scale = (q * 0, 1.0) if scale == 0 else (-q, -scale)
+    start, index = (query_start, None) if isinstance(query_start, Tensor) else (None, query_start)
+    softcap = None if softcap is None else float(softcap)
+    call = (key_mask, cross_mask, start, cu_seqlens, cross_cu_seqlens, index, causal, scale, window, softcap)
+    out, self_lse, cross_lse = _FusedAttention.apply(q, k, v, cross_k, cross_v, gate, *call)
+    return (out, self_lse * math.log(2), cross_lse * math.log(2)) if return_lse else out
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Saves its inputs, the output, the un-gated cross output and both log-sum-exps."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        run = _forward_operator if torch.compiler.is_compiling() else _forward
+        out, cross_out, self_lse, cross_lse = run(*arguments)
+        tensors, ctx.options = arguments[:11], arguments[11:]
+        ctx.save_for_backward(out, cross_out, self_lse, cross_lse, *tensors)
+        ctx.mark_non_differentiable(self_lse, cross_lse)
+        return out, self_lse, cross_lse
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_self_lse, grad_cross_lse):
+        wanted = list(ctx.needs_input_grad[:6])
+        if torch.compiler.is_compiling():
+            grads = _backward_operator(grad_out, *ctx.saved_tensors, *ctx.options, wanted)
+            grads = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+        else:
+            grads = _backward(grad_out, *ctx.saved_tensors, *ctx.options, wanted)
+        return *grads, *(None,) * 10
+
+
+def _forward(*arguments):
+    return forward(*_with_start(arguments))
+
+
+def _backward(*arguments):
+    return backward(*arguments[:5], *_with_start(arguments[5:-1]), arguments[-1])
+
+
+def _with_start(arguments):
+    """`query_start` is one argument of the kernels, but a tensor and an int are two in an operator's schema."""
+    *tensors, start, cu_seqlens, cross_cu_seqlens, index, causal, scale, window, softcap = arguments
+    start = index if start is None else start
+    return *tensors, start, cu_seqlens, cross_cu_seqlens, causal, scale, window, softcap
+
+
+@torch.library.custom_op("layalign::adaptive_fusion_attention", mutates_args=())
+def _forward_operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cross_k: Tensor,
+    cross_v: Tensor,
+    gate: Tensor,
+    key_mask: Tensor | None,
+    cross_mask: Tensor | None,
+    start: Tensor | None,
+    cu_seqlens: Tensor | None,
+    cross_cu_seqlens: Tensor | None,
+    index: int | None,
+    causal: bool,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _forward(
+        q,
+        k,
+        v,
+        cross_k,
+        cross_v,
+        gate,
+        key_mask,
+        cross_mask,
+        start,
+        cu_seqlens,
+        cross_cu_seqlens,
+        index,
+        causal,
+        scale,
+        window,
+        softcap,
+    )
+
+
+@_forward_operator.register_fake
+def _(q, k, v, cross_k, cross_v, *rest):
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    cross_out = torch.empty_like(q) if cross_k.shape[2] > 0 else q.new_empty(0)
+    return torch.empty_like(q), cross_out, lse, torch.empty_like(lse)
+
+
+@torch.library.custom_op("layalign::adaptive_fusion_attention_backward", mutates_args=())
+def _backward_operator(
+    grad_out: Tensor,
+    out: Tensor,
+    cross_out: Tensor,
+    self_lse: Tensor,
+    cross_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cross_k: Tensor,
+    cross_v: Tensor,
+    gate: Tensor,
+    key_mask: Tensor | None,
+    cross_mask: Tensor | None,
+    start: Tensor | None,
+    cu_seqlens: Tensor | None,
+    cross_cu_seqlens: Tensor | None,
+    index: int | None,
+    causal: bool,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tensors = (out, cross_out, self_lse, cross_lse, q, k, v, cross_k, cross_v, gate)
+    masks = (key_mask, cross_mask, start, cu_seqlens, cross_cu_seqlens)
+    grads = _backward(grad_out, *tensors, *masks, index, causal, scale, window, softcap, wanted)
+    return tuple(q.new_empty(0) if grad is None else grad for grad in grads)
+
+
+@_backward_operator.register_fake
+def _(grad_out, out, cross_out, self_lse, cross_lse, q, k, v, cross_k, cross_v, gate, *rest):
+    inputs = (q, k, v, cross_k, cross_v, gate)
+    return tuple(torch.empty_like(x) if want else q.new_empty(0) for x, want in zip(inputs, rest[-1], strict=True))
