@@ -62,6 +62,7 @@ def attention_lengths(variant, **of_launch_table):
     """The longest power of two of each bucket of lengths; of packed sequences the launch table does not know the length."""
     if variant == "packed":
         return (4096,)
+    of_launch_table["plain"] = variant == "causal"
     buckets = {}
     for length in (2**power for power in range(6, 15)):
         kernels = ("forward", "key_value_gradients", "query_gradients")

@@ -31,7 +31,9 @@ def choose_backend(backend, available, operator, tensor):
         raise ValueError(f'backend="{backend}" is not available here for {operator}; available: {", ".join(available)}')
     if backend == "triton" and device.type != "cuda":
         if not INTERPRETING:
-            takes = "CUDA or HIP tensors (TRITON_INTERPRET=1, set before the start, runs the kernels on a CPU to test them)"
+            takes = (
+                "CUDA or HIP tensors (TRITON_INTERPRET=1, set before the start, runs the kernels on a CPU to test them)"
+            )
             raise malformed(f'backend="triton" of {operator}', f"tensors on {device}", takes)
         if tensor.dtype == torch.bfloat16:
             takes = "float32 or float16: Triton's interpreter computes with the bits of bfloat16"

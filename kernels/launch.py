@@ -45,8 +45,17 @@ def launch(kernel, grid, config, *args, **constants):
     options = dict(num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
     if _recorder is not None:
         _recorder[1](kernel, grid, args, constants, options)
-    else:
-        kernel[grid](*args, **constants, **options)
+        return
+    if config.descriptors and not INTERPRETING:
+        import triton
+
+        triton.set_allocator(_allocate)  # every time: it holds for one thread, and backward passes have their own
+    kernel[grid](*args, **constants, **options)
+
+
+def _allocate(size, alignment, stream):
+    """Memory in which a kernel makes its tensor descriptors."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 @contextmanager

@@ -88,4 +88,8 @@ def adaptive_fusion_attention(
             return adaptive_fusion_attention(*tensors, gate, **options, backend=backend)
     name = choose_backend(backend, tuple(_BACKENDS), "adaptive_fusion_attention", q)
     check_arguments(*tensors, gate, backend=name, **options)
+    if scale is not None and scale <= 0 and name != "reference":
+        # Kernels look for the largest score before they scale, PyTorch's too: it gives NaN where keys are masked.
+        tensors = (q * 0 if scale == 0 else -q, *tensors[1:])
+        options["scale"] = 1.0 if scale == 0 else -scale
     return _BACKENDS[name](*tensors, gate, **options)

@@ -9,5 +9,9 @@ INTERPRETER = {
 }
 
 
-def launch_config(kernel, *, architecture, dtype, head_dim, length):
+def launch_config(kernel, *, architecture, dtype, head_dim, length, plain):
     return INTERPRETER[kernel]
+
+
+def launch_candidates(kernel, *, architecture, dtype, head_dim, length, plain):
+    return [INTERPRETER[kernel]]

@@ -30,8 +30,6 @@ def fused_attention(
 ):
     """Arguments and results of `adaptive_fusion_attention`, checked by it."""
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if scale <= 0:  # the kernels take the largest score before they scale
-        q, scale = (q * 0, 1.0) if scale == 0 else (-q, -scale)
     start, index = (query_start, None) if isinstance(query_start, Tensor) else (None, query_start)
     softcap = None if softcap is None else float(softcap)
     call = (key_mask, cross_mask, start, cu_seqlens, cross_cu_seqlens, index, causal, scale, window, softcap)
@@ -63,11 +61,13 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _forward(*arguments):
-    return forward(*_with_start(arguments))
+    with torch.cuda.device_of(arguments[0]):  # kernels start on the current device
+        return forward(*_with_start(arguments))
 
 
 def _backward(*arguments):
-    return backward(*arguments[:5], *_with_start(arguments[5:-1]), arguments[-1])
+    with torch.cuda.device_of(arguments[0]):
+        return backward(*arguments[:5], *_with_start(arguments[5:-1]), arguments[-1])
 
 
 def _with_start(arguments):

@@ -8,7 +8,17 @@ import torch
 import triton
 
 from ..launch import LaunchConfig, launch
-from .triton_call import config_for, gate_rows, geometry, rows, rows_or_none, tile_count, unit_stride, used_slots
+from .triton_call import (
+    gate_rows,
+    geometry,
+    is_plain,
+    rows,
+    rows_or_none,
+    start,
+    tile_count,
+    unit_stride,
+    used_slots,
+)
 from .triton_key_value_gradients import key_value_gradients_kernel
 from .triton_query_gradients import query_gradients_kernel, row_sums_kernel, sum_heads_kernel
 
@@ -65,11 +75,12 @@ def backward(
     tensors = (rows(x) for x in (q, k, v, cross_k, cross_v))
     tensors = (*tensors, gate_rows(gate, q), rows(grad_out), self_lse, cross_lse, self_sums, cross_sums)
 
-    if want_self or want_cross:
-        config = config_for("key_value_gradients", q, k, cu_seqlens)
+    plain = is_plain((q, k, v, cross_k, cross_v, grad_out), key_mask, cross_mask, cu_seqlens, constants)
+    masks = [x if x is None else unit_stride(x) for x in (key_mask, cross_mask)]
+
+    def run_key_value_gradients(config):
         self_tiles = want_self * tile_count(k.shape[2], cu_seqlens, config.block_n)
         cross_tiles = want_cross * tile_count(cross_k.shape[2], cross_cu_seqlens, config.block_n)
-        key_mask, cross_mask = (x if x is None else unit_stride(x) for x in (key_mask, cross_mask))
         launch(
             key_value_gradients_kernel,
             ((self_tiles + cross_tiles) * k.shape[1] * k.shape[0],),
@@ -77,10 +88,7 @@ def backward(
             *tensors,
             *(rows_or_none(x) for x in (grad_k, grad_v)),
             *(rows_or_none(x) if want_cross else None for x in (grad_cross_k, grad_cross_v)),
-            key_mask,
-            0 if key_mask is None else key_mask.stride(0),
-            cross_mask,
-            0 if cross_mask is None else cross_mask.stride(0),
+            *(x for mask in masks for x in (mask, 0 if mask is None else mask.stride(0))),
             self_tiles,
             cross_tiles,
             *arguments,
@@ -89,8 +97,8 @@ def backward(
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
         )
-    if grad_q is not None:
-        config = config_for("query_gradients", q, k, cu_seqlens)
+
+    def run_query_gradients(config):
         sequences = arguments[2]
         launch(
             query_gradients_kernel,
@@ -108,6 +116,11 @@ def backward(
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
         )
+
+    if want_self or want_cross:
+        start("key_value_gradients", run_key_value_gradients, q, k, cross_k, cu_seqlens, constants, plain)
+    if grad_q is not None:
+        start("query_gradients", run_query_gradients, q, k, cross_k, cu_seqlens, constants, plain)
     return tuple(grads)
 
 

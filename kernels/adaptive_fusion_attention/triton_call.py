@@ -5,10 +5,13 @@ from typing import NamedTuple
 import torch
 import triton
 
+from .. import autotuning
 from ..launch import LaunchConfig, architecture, launch
-from .launch_table import launch_config
+from .launch_table import launch_candidates, launch_config
 from .triton_tiles import list_used_tiles_kernel
 
+# What a tuned configuration depends on besides sizes.
+_TUNED_BY = ("GROUP", "CAUSAL", "WINDOWED", "CAPPED")
 _LONGEST_WINDOW = 2**30  # the kernels add it to lengths in 32 bits
 
 
@@ -121,8 +124,27 @@ def tile_count(length, bounds, block):
     return triton.cdiv(length, block) if bounds is None else length // block + bounds.shape[0] - 1
 
 
-def config_for(kernel, q, k, bounds):
-    """The launch table's line for this call. Of packed sequences the lengths are unknown, and must not decide: a
-    sequence's bits do not depend on what it is packed with."""
+def start(kernel, run, q, k, cross_k, bounds, constants, plain):
+    """run(config) with the launch table's configuration, or the fastest of its lines where LAYALIGN_AUTOTUNE=1.
+
+    Lengths of packed sequences are unknown and must not decide: the bits of one do not depend on what it is packed with.
+    """
     length = None if bounds is not None else k.shape[2]
-    return launch_config(kernel, architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], length=length)
+    call = dict(architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], length=length, plain=plain)
+    config = launch_config(kernel, **call)
+    if autotuning.enabled() and q.device.type == "cuda":
+        sizes = [] if bounds is not None else [triton.next_power_of_2(x.shape[2]) for x in (q, k, cross_k)]
+        key = call | {"length": sizes} | {name: str(constants[name]) for name in _TUNED_BY}
+        config = autotuning.tuned(kernel, key | {"dtype": str(q.dtype)}, launch_candidates(kernel, **call), run)
+    run(config)
+
+
+def is_plain(tensors, key_mask, cross_mask, bounds, constants):
+    """Whether a call reads whole tiles only, by strides that tensor descriptors take."""
+    if any(x is not None for x in (key_mask, cross_mask, bounds)) or constants["WINDOWED"] or constants["CAPPED"]:
+        return False
+    # Descriptors address multiples of 16 bytes.
+    return all(
+        x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+        for x in tensors
+    )

@@ -102,7 +102,7 @@ def load_lse(lse, o_row, used):
 @triton.jit
 def row_pointers(pointer, stride, first, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     pointer += tl.cast(first, tl.int64) * stride
-    return pointer + tl.arange(0, BLOCK)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
+    return pointer + (tl.arange(0, BLOCK)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :])
 
 
 @triton.jit
