@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .triton_backward import backward
+from .triton_call import empty_like
 from .triton_forward import forward
 
 
@@ -119,8 +120,8 @@ def _forward_operator(
 @_forward_operator.register_fake
 def _(q, k, v, cross_k, cross_v, *rest):
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    cross_out = torch.empty_like(q) if cross_k.shape[2] > 0 else q.new_empty(0)
-    return torch.empty_like(q), cross_out, lse, torch.empty_like(lse)
+    cross_out = empty_like(q) if cross_k.shape[2] > 0 else q.new_empty(0)
+    return empty_like(q), cross_out, lse, torch.empty_like(lse)
 
 
 @torch.library.custom_op("layalign::adaptive_fusion_attention_backward", mutates_args=())
@@ -157,4 +158,4 @@ def _backward_operator(
 @_backward_operator.register_fake
 def _(grad_out, out, cross_out, self_lse, cross_lse, q, k, v, cross_k, cross_v, gate, *rest):
     inputs = (q, k, v, cross_k, cross_v, gate)
-    return tuple(torch.empty_like(x) if want else q.new_empty(0) for x, want in zip(inputs, rest[-1], strict=True))
+    return tuple(empty_like(x) if want else q.new_empty(0) for x, want in zip(inputs, rest[-1], strict=True))

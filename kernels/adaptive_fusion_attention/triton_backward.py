@@ -9,6 +9,7 @@ import triton
 
 from ..launch import LaunchConfig, launch
 from .triton_call import (
+    empty_like,
     gate_rows,
     geometry,
     is_plain,
@@ -56,7 +57,7 @@ def backward(
     inputs = q, k, v, cross_k, cross_v, gate
     if q.numel() == 0:
         return tuple(torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True))
-    grads = [torch.empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)]
+    grads = [empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)]
     grad_q, grad_k, grad_v, grad_cross_k, grad_cross_v, grad_gate = grads
     want_self, want_cross = grad_k is not None or grad_v is not None, False
     if cross_k.shape[2] > 0:

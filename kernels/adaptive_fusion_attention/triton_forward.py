@@ -214,9 +214,8 @@ def forward_kernel(
     place = list_first(bounds, k_begin, sequence, keys, BLOCK_N)
     limit = k_count
     if CAUSAL:
-        limit = tl.minimum(
-            k_count, tl.maximum(start + q_count, 0)
-        )  # what lies past the sequence's last query stays unread
+        # What lies past the sequence's last query stays unread; a descriptor has at least one row.
+        limit = tl.minimum(k_count, tl.maximum(start + q_count, 1))
     accumulator, top, total = attend(
         accumulator=accumulator,
         top=top,
@@ -283,13 +282,13 @@ def forward(
     """-> out, cross_out (un-gated, both like q; empty where T = 0) and both log-sum-exps (B, Hq, S) fp32 in base 2."""
     batch, heads, queries, _ = q.shape
     crossing = cross_k.shape[2] > 0
+    q, k, v, cross_k, cross_v = (unit_stride(x) for x in (q, k, v, cross_k, cross_v))
     out = torch.empty_like(q)
     cross_out = torch.empty_like(q) if crossing else q.new_empty(0)
     self_lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     cross_lse = q.new_empty(q.shape[:3], dtype=torch.float32) if crossing else torch.full_like(self_lse, -torch.inf)
     if q.numel() == 0:
         return out, cross_out, self_lse, cross_lse
-    q, k, v, cross_k, cross_v = (unit_stride(x) for x in (q, k, v, cross_k, cross_v))
     arguments, constants = geometry(
         q, k, cross_k, query_start, cu_seqlens, cross_cu_seqlens, causal, scale, window, softcap
     )

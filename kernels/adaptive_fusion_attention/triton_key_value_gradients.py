@@ -144,7 +144,13 @@ def gradients_of_key_tile(
     first_key = tile * BLOCK_N
     if first_key < k_count:
         key = first_key + tl.arange(0, BLOCK_N)  # [BN]
+        first_index = 0
         used = key < k_count
+        if CAUSAL:  # what no query sees must not reach the gradients, whatever it holds
+            first_index = first_query_index(start, batch, queries, keys, window, START_PER_ROW)
+            used = used & (key < first_index + q_count)
+        if WINDOWED:
+            used = used & (key > first_index - window)
         if mask is not None:
             mask_row = mask + tl.cast(batch, tl.int64) * mask_stride + k_begin
             used = tl.load(mask_row + key, mask=used, other=0) != 0
@@ -152,9 +158,6 @@ def gradients_of_key_tile(
         b_v = load_rows(head_pointer(v, batch, kv_head, k_begin), v.row, first_key, used, BLOCK_N, BLOCK_D, HEAD_DIM)
         sum_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         sum_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        first_index = 0
-        if CAUSAL:
-            first_index = first_query_index(start, batch, queries, keys, window, START_PER_ROW)
         last_key = tl.minimum(first_key + BLOCK_N, k_count)
         begin, full_begin, full_end, end = queries_of_keys(
             first_key, last_key, first_index, q_count, window, BLOCK_M, CAUSAL, WINDOWED

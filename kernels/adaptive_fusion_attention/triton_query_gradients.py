@@ -255,9 +255,8 @@ def query_gradients_kernel(
     b_sums = tl.load(self_sums + row + o_query, mask=used, other=0.0)
     limit = k_count
     if CAUSAL:
-        limit = tl.minimum(
-            k_count, tl.maximum(start + q_count, 0)
-        )  # what lies past the sequence's last query stays unread
+        # What lies past the sequence's last query stays unread; a descriptor has at least one row.
+        limit = tl.minimum(k_count, tl.maximum(start + q_count, 1))
     gradient = add_key_tiles(
         grad_q=gradient,
         b_q=b_q,
