@@ -1,17 +1,148 @@
-"""The shipped launch configurations of adaptive-fusion attention."""
+"""The shipped launch configurations of adaptive-fusion attention, and where their numbers come from.
+
+No line spills a register under Triton 3.6 and 3.9 (`layalign kernels` checks it); among those, tiles are as large as they
+get, the first sign of speed where none was measured. Two lines for each kernel and head dim: plain calls read whole tiles
+and may use tensor descriptors; masks, packing, windows and soft caps need 10 to 40 registers more.
+"""
+
+import torch
 
 from ..launch import LaunchConfig
 
-INTERPRETER = {
-    "forward": LaunchConfig(block_m=32, block_n=16, warps=4, stages=1),
-    "key_value_gradients": LaunchConfig(block_m=16, block_n=32, warps=4, stages=1),
-    "query_gradients": LaunchConfig(block_m=32, block_n=16, warps=4, stages=1),
+
+def _line(block_m, block_n, warps, stages, descriptors=False):
+    return LaunchConfig(block_m=block_m, block_n=block_n, warps=warps, stages=stages, descriptors=descriptors)
+
+
+# family -> kernel -> head dim up to -> (plain, any other call), in bfloat16 and float16
+_HALF = {
+    # Ampere: 64 K registers for 255 a thread, no tensor memory accelerator. 64 x 64 forward tiles spill 32 to 96 bytes.
+    "sm_80": {
+        "forward": {
+            64: (_line(128, 64, 4, 3), _line(128, 64, 8, 3)),
+            128: (_line(128, 32, 8, 3), _line(128, 32, 8, 3)),
+            256: (_line(64, 32, 8, 2), _line(32, 32, 4, 2)),
+        },
+        "key_value_gradients": {
+            64: (_line(32, 64, 4, 1), _line(32, 64, 4, 1)),
+            128: (_line(64, 64, 8, 2), _line(32, 64, 8, 2)),
+            256: (_line(16, 32, 8, 1), _line(16, 32, 8, 1)),
+        },
+        "query_gradients": {
+            64: (_line(64, 32, 4, 2), _line(128, 64, 8, 2)),
+            128: (_line(64, 64, 4, 2), _line(64, 32, 8, 2)),
+            256: (_line(32, 32, 8, 1), _line(32, 32, 8, 1)),
+        },
+    },
+    # Ada, consumer Ampere and consumer Blackwell: the same instructions with 99 KB of shared memory.
+    "sm_89": {
+        "forward": {
+            64: (_line(128, 64, 4, 3), _line(128, 64, 8, 3)),
+            128: (_line(64, 64, 4, 3), _line(128, 32, 8, 3)),
+            256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
+        },
+        "key_value_gradients": {
+            64: (_line(32, 64, 4, 1), _line(32, 64, 4, 1)),
+            128: (_line(64, 64, 8, 2), _line(32, 64, 8, 2)),
+            256: (_line(16, 32, 8, 1), _line(16, 32, 8, 1)),
+        },
+        "query_gradients": {
+            64: (_line(128, 64, 8, 2), _line(128, 64, 8, 2)),
+            128: (_line(64, 32, 4, 2), _line(64, 32, 4, 2)),
+            256: (_line(32, 32, 8, 1), _line(32, 32, 8, 1)),
+        },
+    },
+    # Hopper: descriptors save 40 to 70 registers, which is what lets 128 x 128 fit. Two warp groups want 128 rows.
+    "sm_90": {
+        "forward": {
+            64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 3)),
+            128: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 2)),
+            256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
+        },
+        "key_value_gradients": {
+            64: (_line(64, 128, 8, 2, True), _line(32, 64, 4, 2)),
+            128: (_line(32, 128, 8, 2), _line(16, 128, 8, 2)),
+            256: (_line(16, 32, 8, 1), _line(16, 32, 8, 1)),
+        },
+        "query_gradients": {
+            64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 2)),
+            128: (_line(128, 64, 8, 2, True), _line(128, 64, 8, 2)),
+            256: (_line(64, 32, 8, 2, True), _line(64, 32, 8, 2)),
+        },
+    },
+    # Blackwell: accumulators lie in tensor memory, but are read back to be rescaled; a second stage spills in the backward.
+    "sm_100": {
+        "forward": {
+            64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 3)),
+            128: (_line(128, 64, 8, 3, True), _line(128, 64, 8, 2)),
+            256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
+        },
+        "key_value_gradients": {
+            64: (_line(32, 64, 4, 2), _line(32, 64, 4, 2)),
+            128: (_line(32, 128, 8, 1), _line(32, 128, 8, 1)),
+            256: (_line(16, 32, 8, 1), _line(16, 32, 8, 1)),
+        },
+        "query_gradients": {
+            64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 2)),
+            128: (_line(128, 64, 8, 2), _line(128, 32, 8, 2)),
+            256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
+        },
+    },
+}
+
+# Up to 64 queries: tiles of 128 rows would be half empty.
+_SHORT = 64
+_HALF_SHORT = {"forward": _line(64, 32, 4, 2), "query_gradients": _line(64, 32, 4, 2)}
+
+# fp32 tiles are twice as large and multiplied three times (see `dot_precision`).
+_FLOAT32 = {
+    "forward": {64: _line(32, 32, 8, 1), 128: _line(16, 32, 8, 1), 256: _line(16, 16, 8, 1)},
+    "key_value_gradients": {64: _line(32, 32, 8, 1), 128: _line(16, 32, 8, 1), 256: _line(16, 16, 8, 1)},
+    "query_gradients": {64: _line(32, 32, 8, 1), 128: _line(16, 32, 8, 1), 256: _line(16, 16, 8, 1)},
+}
+
+_FAMILIES = {"sm_86": "sm_89", "sm_87": "sm_80", "sm_103": "sm_100", "sm_120": "sm_89", "sm_121": "sm_89"}
+
+# HIP and GPUs to come: tiles that need little of anything.
+_ELSEWHERE = {
+    "forward": _line(64, 32, 4, 1),
+    "key_value_gradients": _line(32, 32, 4, 1),
+    "query_gradients": _line(32, 32, 4, 1),
+}
+
+# Small, and unequal, so that tests of a few dozen positions meet every kind of tile.
+_INTERPRETER = {
+    "forward": _line(32, 16, 4, 1),
+    "key_value_gradients": _line(16, 32, 4, 1),
+    "query_gradients": _line(32, 16, 4, 1),
 }
 
 
 def launch_config(kernel, *, architecture, dtype, head_dim, length, plain):
-    return INTERPRETER[kernel]
+    """The line for one launch.
+
+    kernel: "forward", "key_value_gradients" or "query_gradients"; architecture: as `launch.architecture` names it;
+    length: of the queries, None where it must not decide; plain: see `triton_call.is_plain`.
+    """
+    if architecture == "interpreter":
+        return _INTERPRETER[kernel]
+    width = next(limit for limit in (64, 128, 256) if head_dim <= limit)
+    family = _FAMILIES.get(architecture, architecture)
+    if dtype == torch.float32:
+        return _FLOAT32[kernel][width]
+    if family not in _HALF:
+        return _ELSEWHERE[kernel]
+    if length is not None and length <= _SHORT and width <= 128 and kernel in _HALF_SHORT:
+        return _HALF_SHORT[kernel]
+    return _HALF[family][kernel][width][0 if plain else 1]
 
 
-def launch_candidates(kernel, *, architecture, dtype, head_dim, length, plain):
-    return [INTERPRETER[kernel]]
+def launch_candidates(kernel, *, architecture, plain, **call):
+    """The shipped line, first, and what else is worth timing when LAYALIGN_AUTOTUNE=1 asks for it."""
+    lines = [launch_config(kernel, architecture=architecture, plain=plain, **call)]
+    family = _FAMILIES.get(architecture, architecture)
+    described = (False, True) if plain and family in ("sm_90", "sm_100") else (False,)
+    for block_m, block_n in ((32, 64), (32, 128), (64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128)):
+        warps = 8 if block_m * block_n >= 64 * 128 else 4
+        lines += [_line(block_m, block_n, warps, stages, d) for stages in (2, 3) for d in described]
+    return list(dict.fromkeys(lines))

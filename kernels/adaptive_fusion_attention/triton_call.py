@@ -139,7 +139,7 @@ def start(kernel, run, q, k, cross_k, bounds, constants, plain):
 
     Lengths of packed sequences are unknown and must not decide: the bits of one do not depend on what it is packed with.
     """
-    length = None if bounds is not None else k.shape[2]
+    length = None if bounds is not None else q.shape[2]
     call = dict(architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], length=length, plain=plain)
     config = launch_config(kernel, **call)
     if autotuning.enabled() and q.device.type == "cuda":
