@@ -213,12 +213,13 @@ def gradients_of_key_tile(
             )
 
         inside = key < k_count
-        if grad_k is not None:
-            sum_k = tl.where(used[:, None], sum_k * scale, 0.0)
-            target = head_pointer(grad_k, batch, kv_head, k_begin)
-            store_rows(target, grad_k.row, first_key, inside, sum_k, BLOCK_N, BLOCK_D, HEAD_DIM)
-        if grad_v is not None:
+        if mask is not None:  # keys that no query sees have weights of 0 already
+            sum_k = tl.where(used[:, None], sum_k, 0.0)
             sum_v = tl.where(used[:, None], sum_v, 0.0)
+        if grad_k is not None:
+            target = head_pointer(grad_k, batch, kv_head, k_begin)
+            store_rows(target, grad_k.row, first_key, inside, sum_k * scale, BLOCK_N, BLOCK_D, HEAD_DIM)
+        if grad_v is not None:
             target = head_pointer(grad_v, batch, kv_head, k_begin)
             store_rows(target, grad_v.row, first_key, inside, sum_v, BLOCK_N, BLOCK_D, HEAD_DIM)
 
