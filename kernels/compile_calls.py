@@ -109,7 +109,7 @@ def attention(variant, head_dim, dtype, length):
         softcap=50.0 if everything else None,
     )
     results = forward(*tensors, **options)
-    backward(torch.empty_like(results[0]), *results, *tensors, **options, wanted=(True,) * 6)
+    backward(torch.empty_like(results[0]), *results[1:], *tensors, **options, wanted=(True,) * 6)
 
 
 SHIPPED_CALLS = {

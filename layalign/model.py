@@ -284,7 +284,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return soft, mask, keys.permute(1, 0, 3, 2, 4), values.permute(1, 0, 3, 2, 4)
 
     def _aligner_backend(self):
-        return "auto" if self.config.attention_backend == "flash" else self.config.attention_backend
+        """The attention's, where the aligner's operators have it."""
+        backend = self.config.attention_backend
+        return "auto" if backend in ("flash", "triton") else backend
 
     def assemble(self, soft, soft_mask, input_ids=None, attention_mask=None, labels=None):
         """The LLM's input sequence: [bos][soft prompts][boundary][input_ids], padding squeezed to the left.

@@ -33,20 +33,23 @@ def fused_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     start, index = (query_start, None) if isinstance(query_start, Tensor) else (None, query_start)
     softcap = None if softcap is None else float(softcap)
-    call = (key_mask, cross_mask, start, cu_seqlens, cross_cu_seqlens, index, causal, scale, window, softcap)
+    save_self = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    call = (key_mask, cross_mask, start, cu_seqlens, cross_cu_seqlens, index, causal, scale, window, softcap, save_self)
     out, self_lse, cross_lse = _FusedAttention.apply(q, k, v, cross_k, cross_v, gate, *call)
     return (out, self_lse * math.log(2), cross_lse * math.log(2)) if return_lse else out
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Saves its inputs, the output, the un-gated cross output and both log-sum-exps."""
+    """Saves its inputs, both terms of the output before they were added, and both log-sum-exps."""
 
     @staticmethod
     def forward(ctx, *arguments):
         run = _forward_operator if torch.compiler.is_compiling() else _forward
-        out, cross_out, self_lse, cross_lse = run(*arguments)
-        tensors, ctx.options = arguments[:11], arguments[11:]
-        ctx.save_for_backward(out, cross_out, self_lse, cross_lse, *tensors)
+        out, self_out, cross_out, self_lse, cross_lse = run(*arguments)
+        tensors, ctx.options = arguments[:11], arguments[11:-1]
+        if arguments[3].shape[2] == 0:  # no cross keys: out is the self term
+            self_out = out
+        ctx.save_for_backward(self_out, cross_out, self_lse, cross_lse, *tensors)
         ctx.mark_non_differentiable(self_lse, cross_lse)
         return out, self_lse, cross_lse
 
@@ -58,12 +61,12 @@ class _FusedAttention(torch.autograd.Function):
             grads = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
         else:
             grads = _backward(grad_out, *ctx.saved_tensors, *ctx.options, wanted)
-        return *grads, *(None,) * 10
+        return *grads, *(None,) * 11
 
 
 def _forward(*arguments):
     with torch.cuda.device_of(arguments[0]):  # kernels start on the current device
-        return forward(*_with_start(arguments))
+        return forward(*_with_start(arguments[:-1]), arguments[-1])
 
 
 def _backward(*arguments):
@@ -75,6 +78,7 @@ def _with_start(arguments):
     """`query_start` is one argument of the kernels, but a tensor and an int are two in an operator's schema."""
     *tensors, start, cu_seqlens, cross_cu_seqlens, index, causal, scale, window, softcap = arguments
     start = index if start is None else start
+    cu_seqlens, cross_cu_seqlens = (x if x is None else x.contiguous() for x in (cu_seqlens, cross_cu_seqlens))
     return *tensors, start, cu_seqlens, cross_cu_seqlens, causal, scale, window, softcap
 
 
@@ -96,7 +100,8 @@ def _forward_operator(
     scale: float,
     window: int | None,
     softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    save_self: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _forward(
         q,
         k,
@@ -114,20 +119,22 @@ def _forward_operator(
         scale,
         window,
         softcap,
+        save_self,
     )
 
 
 @_forward_operator.register_fake
 def _(q, k, v, cross_k, cross_v, *rest):
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    cross_out = empty_like(q) if cross_k.shape[2] > 0 else q.new_empty(0)
-    return empty_like(q), cross_out, lse, torch.empty_like(lse)
+    crossing, save_self = cross_k.shape[2] > 0, rest[-1]
+    self_out, cross_out = (empty_like(q) if made else q.new_empty(0) for made in (crossing and save_self, crossing))
+    return empty_like(q), self_out, cross_out, lse, torch.empty_like(lse)
 
 
 @torch.library.custom_op("layalign::adaptive_fusion_attention_backward", mutates_args=())
 def _backward_operator(
     grad_out: Tensor,
-    out: Tensor,
+    self_out: Tensor,
     cross_out: Tensor,
     self_lse: Tensor,
     cross_lse: Tensor,
@@ -149,13 +156,13 @@ def _backward_operator(
     softcap: float | None,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors = (out, cross_out, self_lse, cross_lse, q, k, v, cross_k, cross_v, gate)
+    tensors = (self_out, cross_out, self_lse, cross_lse, q, k, v, cross_k, cross_v, gate)
     masks = (key_mask, cross_mask, start, cu_seqlens, cross_cu_seqlens)
     grads = _backward(grad_out, *tensors, *masks, index, causal, scale, window, softcap, wanted)
     return tuple(q.new_empty(0) if grad is None else grad for grad in grads)
 
 
 @_backward_operator.register_fake
-def _(grad_out, out, cross_out, self_lse, cross_lse, q, k, v, cross_k, cross_v, gate, *rest):
+def _(grad_out, self_out, cross_out, self_lse, cross_lse, q, k, v, cross_k, cross_v, gate, *rest):
     inputs = (q, k, v, cross_k, cross_v, gate)
     return tuple(empty_like(x) if want else q.new_empty(0) for x, want in zip(inputs, rest[-1], strict=True))

@@ -85,13 +85,16 @@ def geometry(q, k, cross_k, query_start, cu_seqlens, cross_cu_seqlens, causal, s
         query_start = 0
     elif query_start is None:
         query_start = keys - queries
-    window = min(window, _LONGEST_WINDOW) if window is not None else 0
     per_row = isinstance(query_start, torch.Tensor)
     if per_row:
         query_start = query_start.expand(batch).contiguous()
+        windowed = window is not None
+        window = min(window, _LONGEST_WINDOW) if windowed else 0
     else:
-        # Past this index no key or every key is seen, whatever the window; the kernels' 32 bits hold it.
-        query_start = min(query_start, keys + window)
+        # Past the last key only the distance to the window counts: both stay within the kernels' 32 bits.
+        windowed = window is not None and window < query_start + queries
+        window = max(window - max(query_start - keys, 0), -_LONGEST_WINDOW) if windowed else 0
+        query_start = min(query_start, keys)
     arguments = (
         cu_seqlens,
         cross_cu_seqlens,
@@ -110,7 +113,7 @@ def geometry(q, k, cross_k, query_start, cu_seqlens, cross_cu_seqlens, causal, s
         HEAD_DIM=width,
         BLOCK_D=max(16, triton.next_power_of_2(width)),
         CAUSAL=causal,
-        WINDOWED=window > 0 and (per_row or window < query_start + queries),
+        WINDOWED=windowed,
         CAPPED=softcap is not None,
         START_PER_ROW=per_row,
         PRECISION=dot_precision(q.dtype, architecture(q.device)),

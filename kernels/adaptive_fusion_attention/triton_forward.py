@@ -111,6 +111,7 @@ def forward_kernel(
     cross_v,
     gate,
     out,
+    self_out,
     cross_out,
     self_lse,
     cross_lse,
@@ -251,6 +252,9 @@ def forward_kernel(
     )
     result, lse = normalise(accumulator, top, total)
     tl.store(self_lse + row + o_query, lse, mask=in_sequence)
+    if self_out is not None:
+        self_rows = head_pointer(self_out, batch, head, q_begin)
+        store_rows(self_rows, self_out.row, first, in_sequence, result, BLOCK_M, BLOCK_D, HEAD_DIM)
     if CROSS:
         tl.debug_barrier()  # the threads that read a cross result need not be those that stored it
         b_cross = load_rows(cross_rows, cross_out.row, first, in_sequence, BLOCK_M, BLOCK_D, HEAD_DIM)
@@ -278,17 +282,23 @@ def forward(
     scale,
     window,
     softcap,
+    save_self=True,
 ):
-    """-> out, cross_out (un-gated, both like q; empty where T = 0) and both log-sum-exps (B, Hq, S) fp32 in base 2."""
+    """-> out, self_out, cross_out (un-gated) and both log-sum-exps (B, Hq, S) fp32 in base 2.
+
+    self_out and cross_out are for the backward, like q; empty where T = 0, where out is the self term, and self_out also
+    without save_self.
+    """
     batch, heads, queries, _ = q.shape
     crossing = cross_k.shape[2] > 0
     q, k, v, cross_k, cross_v = (unit_stride(x) for x in (q, k, v, cross_k, cross_v))
     out = torch.empty_like(q)
     cross_out = torch.empty_like(q) if crossing else q.new_empty(0)
+    self_out = torch.empty_like(q) if crossing and save_self else q.new_empty(0)
     self_lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     cross_lse = q.new_empty(q.shape[:3], dtype=torch.float32) if crossing else torch.full_like(self_lse, -torch.inf)
     if q.numel() == 0:
-        return out, cross_out, self_lse, cross_lse
+        return out, self_out, cross_out, self_lse, cross_lse
     arguments, constants = geometry(
         q, k, cross_k, query_start, cu_seqlens, cross_cu_seqlens, causal, scale, window, softcap
     )
@@ -302,7 +312,7 @@ def forward(
             *(rows(x) for x in (q, k, v, cross_k, cross_v)),
             gate_rows(gate, q),
             rows(out),
-            rows(cross_out) if crossing else None,
+            *(rows(x) if x.numel() else None for x in (self_out, cross_out)),
             self_lse,
             cross_lse,
             used_slots(key_mask, cu_seqlens, sequences, config.block_n),
@@ -319,4 +329,4 @@ def forward(
 
     plain = is_plain((k, v, cross_k, cross_v), key_mask, cross_mask, cu_seqlens, constants)
     start("forward", run, q, k, cross_k, cu_seqlens, constants, plain)
-    return out, cross_out, self_lse, cross_lse
+    return out, self_out, cross_out, self_lse, cross_lse

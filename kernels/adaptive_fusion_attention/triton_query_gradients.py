@@ -29,20 +29,17 @@ from .triton_tiles import (
 @triton.jit(do_not_specialize=["queries"])
 def row_sums_kernel(
     grad_out,
-    out,
+    self_out,
     cross_out,
-    gate,
     self_sums,
     cross_sums,
     queries,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    GATE_PER_QUERY: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """cross_sums = sum_d grad_out * cross_out, which is also the gate's gradient per query; self_sums the same of the self
-    term, out - gate * cross_out. (B, Hq, S) fp32 both."""
+    """sums = sum_d grad_out * term, (B, Hq, S) fp32, of either un-gated term; the cross one is also the gate's gradient."""
     tiles = tl.cdiv(queries, BLOCK_M)
     program = tl.program_id(0)
     batch = program // (tiles * HEADS)
@@ -56,15 +53,11 @@ def row_sums_kernel(
     if cross_sums is not None:
         cross_rows = head_pointer(cross_out, batch, head, 0)
         b_cross = load_rows(cross_rows, cross_out.row, first, used, BLOCK_M, BLOCK_D, HEAD_DIM).to(tl.float32)
-        cross_sum = tl.sum(b_grad * b_cross, 1)
-        tl.store(cross_sums + row + o_query, cross_sum, mask=used)
+        tl.store(cross_sums + row + o_query, tl.sum(b_grad * b_cross, 1), mask=used)
     if self_sums is not None:
-        out_rows = head_pointer(out, batch, head, 0)
-        b_out = load_rows(out_rows, out.row, first, used, BLOCK_M, BLOCK_D, HEAD_DIM).to(tl.float32)
-        self_sum = tl.sum(b_grad * b_out, 1)
-        if cross_sums is not None:
-            self_sum -= load_gate(gate, batch, head, o_query, used, GATE_PER_QUERY) * cross_sum
-        tl.store(self_sums + row + o_query, self_sum, mask=used)
+        self_rows = head_pointer(self_out, batch, head, 0)
+        b_self = load_rows(self_rows, self_out.row, first, used, BLOCK_M, BLOCK_D, HEAD_DIM).to(tl.float32)
+        tl.store(self_sums + row + o_query, tl.sum(b_grad * b_self, 1), mask=used)
 
 
 @triton.jit(do_not_specialize=["queries"])

@@ -191,7 +191,7 @@ def queries_of_keys(
     begin = 0
     full_begin = 0
     if CAUSAL:
-        begin = tl.minimum(tl.maximum(first - start, 0) // BLOCK_M, tile_end)
+        begin = tl.where(first - start < queries, tl.maximum(first - start, 0) // BLOCK_M, tile_end)
         full_begin = tl.minimum(tl.cdiv(tl.maximum(end - 1 - start, 0), BLOCK_M), tile_end)
     if WINDOWED:
         tile_end = tl.minimum(tl.cdiv(tl.maximum(end - 1 - start + window, 0), BLOCK_M), tile_end)

@@ -172,7 +172,7 @@ def _draw(seed, choose, dtypes):
     dtype = dtypes[choose.randrange(6) % len(dtypes)]
     options = {"causal": choose.random() < 0.75, "return_lse": choose.random() < 0.4}
     if options["causal"] and choose.random() < 0.35:
-        options["window"] = choose.choice((1, 2, 3, 5, 15, 16, 17, 24, 200))
+        options["window"] = choose.choice((1, 2, 3, 15, 16, 17, 24, 33, 40, 50, 200))
     if not packed and choose.random() < 0.4:
         starts, kind = [choose.randint(0, keys + 3) for _ in range(batch)], choose.choice((torch.int32, torch.int64))
         forms = (starts[0], torch.tensor(starts[0], dtype=kind), torch.tensor(starts, dtype=kind))

@@ -14,7 +14,7 @@ SHAPES = {
     "single_key": (1, 2, 1, 1, 1, 1, 16),
     "no_cross": (2, 4, 2, 9, 9, 0, 32),
     "no_queries": (2, 4, 2, 0, 5, 3, 32),
-    "long": (1, 2, 1, 300, 300, 130, 64),
+    "long": (1, 2, 1, 150, 150, 70, 64),
     "wide": (1, 2, 2, 33, 33, 65, 256),
 }
 
@@ -75,7 +75,7 @@ def test_gradients_only_where_asked(check_attention, attend, random_inputs, want
 def test_packed_sequences(check_attention, attend, random_inputs, random_mask, cuts, dtype, with_masks):
     cross_cuts = [min(4 * index, 11) for index in range(len(cuts))]
     cross_cuts[-1] = 11
-    inputs = random_inputs(1, 4, 2, 20, 20, 11, 24, (1, 4, 20), dtype, torch.float32)
+    inputs = random_inputs(1, 2, 1, 20, 20, 11, 24, (1, 2, 20), dtype, torch.float32)
     options = {"cu_seqlens": torch.tensor(cuts), "cross_cu_seqlens": torch.tensor(cross_cuts)}
     options = {name: bounds.int() for name, bounds in options.items()}
     if with_masks:
@@ -119,17 +119,17 @@ def test_no_batch_row_at_all(attend, random_inputs, return_lse):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("queries", [1, 23])
 def test_a_row_does_not_depend_on_its_neighbours(attend, random_inputs, random_mask, dtype, queries):
-    inputs = [x.detach() for x in random_inputs(5, 6, 2, queries, 23, 9, 64, (5, 6, queries), dtype, torch.float32)]
-    masks = {"key_mask": random_mask((5, 23), 1), "cross_mask": random_mask((5, 9), 2)}
+    inputs = [x.detach() for x in random_inputs(4, 4, 2, queries, 23, 9, 64, (4, 4, queries), dtype, torch.float32)]
+    masks = {"key_mask": random_mask((4, 23), 1), "cross_mask": random_mask((4, 9), 2)}
     together = attend(*inputs, **masks)
-    for row in range(5):
+    for row in range(4):
         one = slice(row, row + 1)
         alone = attend(*(x[one] for x in inputs), **{name: x[one] for name, x in masks.items()})
         assert torch.equal(together[one], alone)
 
 
 def test_the_same_bits_every_run(attend, backend, random_inputs):
-    inputs = random_inputs(2, 6, 2, 33, 33, 9, 64, (1,), torch.float32, torch.float32)
+    inputs = random_inputs(2, 3, 1, 33, 33, 9, 64, (1,), torch.float32, torch.float32)
     runs = []
     for _ in range(3 if backend == "triton" else 20):  # interpreted, a run takes a second
         out = attend(*inputs)

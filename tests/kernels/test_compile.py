@@ -1,20 +1,28 @@
-"""The torch backend under torch.compile without a graph break: the same results as eager."""
+"""Operators under torch.compile without a graph break: the same results as eager."""
 
 import pytest
 import torch
+import torch._dynamo.testing
 
-from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 from layalign.kernels.layerwise_aligner import cross_key_values, layer_mix, stream_linear
 
 
-def leaf(*shape, number=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(number)).requires_grad_()
+def leaf(*shape, number=0, device="cpu"):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(device).requires_grad_()
+
+
+def on(device, options):
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+
+
+def compile_anew(operator):
+    """aot_eager: the whole of the capture and of the fake tensors, without minutes of C++."""
+    torch.compiler.reset()
+    return torch.compile(operator, fullgraph=True, backend="aot_eager")
 
 
 def check(operator, inputs, **options):
-    """aot_eager: the whole of the capture and of the fake tensors, without minutes of C++."""
-    torch.compiler.reset()
-    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+    compiled = compile_anew(operator)
     tensors = [x for argument in inputs for x in (argument if isinstance(argument, list) else [argument])]
     results = []
     for function in (operator, compiled):
@@ -38,26 +46,67 @@ CASES = {
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_attention(options):
+def test_attention(attend, device, options):
     shapes = [(2, 6, 7, 16), *[(2, 2, 11, 16)] * 2, *[(2, 2, 5, 16)] * 2, (1,)]
-    inputs = [leaf(*shape, number=index) for index, shape in enumerate(shapes)]
-    check(adaptive_fusion_attention, inputs, **options)
+    inputs = [leaf(*shape, number=index, device=device) for index, shape in enumerate(shapes)]
+    check(attend, inputs, **on(device, options))
 
 
-def test_packed_attention():
+def test_packed_attention(attend, device):
     shapes = [(1, 6, 7, 16), *[(1, 2, 7, 16)] * 2, *[(1, 2, 5, 16)] * 2, (6,)]
-    inputs = [leaf(*shape, number=index) for index, shape in enumerate(shapes)]
+    inputs = [leaf(*shape, number=index, device=device) for index, shape in enumerate(shapes)]
     cuts = {"cu_seqlens": [0, 3, 3, 7], "cross_cu_seqlens": [0, 0, 5, 5]}
     cuts = {name: torch.tensor(values, dtype=torch.int32) for name, values in cuts.items()}
-    check(adaptive_fusion_attention, inputs, **cuts, window=3)
+    check(attend, inputs, **on(device, cuts), window=3)
 
 
-def test_decode_without_gradients():
-    inputs = [torch.randn(2, 6, 1, 16), *torch.randn(2, 2, 2, 9, 16), *torch.randn(2, 2, 2, 5, 16), torch.randn(1)]
-    torch.compiler.reset()
-    compiled = torch.compile(adaptive_fusion_attention, fullgraph=True, backend="aot_eager")
+def test_decode_without_gradients(attend, device):
+    shapes = [(2, 6, 1, 16), *[(2, 2, 9, 16)] * 2, *[(2, 2, 5, 16)] * 2, (1,)]
+    inputs = [leaf(*shape, number=index, device=device) for index, shape in enumerate(shapes)]
     with torch.no_grad():
-        torch.testing.assert_close(compiled(*inputs), adaptive_fusion_attention(*inputs))
+        torch.testing.assert_close(compile_anew(attend)(*inputs), attend(*inputs))
+
+
+@pytest.mark.parametrize("wanted", range(6), ids=["q", "k", "v", "cross_k", "cross_v", "gate"])
+def test_one_gradient(attend, device, wanted):
+    shapes = [(1, 2, 7, 16), *[(1, 1, 9, 16)] * 2, *[(1, 1, 5, 16)] * 2, (1, 2, 7)]
+    inputs = [leaf(*shape, number=index, device=device).detach() for index, shape in enumerate(shapes)]
+    inputs[wanted].requires_grad_()
+    compiled = compile_anew(attend)
+    results = [torch.autograd.grad(function(*inputs).square().sum(), inputs[wanted]) for function in (compiled, attend)]
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "fused", "padded", "strided", "columns", "expanded"])
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_operators_and_their_fakes(backend, cases, device, layout):
+    """Compiled code trusts the fake operators' shapes, dtypes and strides."""
+    operators = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.triton_backend")
+    shapes = [(2, 2, 9, 16), *[(2, 1, 9, 16)] * 2, *[(2, 1, 5, 16)] * 2, (2, 1, 9)]
+    inputs = [leaf(*shape, number=index).detach() for index, shape in enumerate(shapes)]
+    inputs = [x.to(device) for x in cases.laid_out(inputs, layout)]
+    options = (None, None, None, None, None, None, True, 0.25, 4, None)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(operators._forward_operator, (*inputs, *options), test_utils=tests)
+    outputs = operators._forward_operator(*inputs, *options)
+    for wanted in ([True] * 6, [False, True, False, False, True, False]):
+        arguments = (outputs[0], *outputs, *inputs, *options, wanted)
+        torch.library.opcheck(operators._backward_operator, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_lengths_that_change_are_compiled_once_more_at_most(attend, device):
+    """The second set of lengths makes them symbols; no later set compiles again."""
+    compiled = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch.compiler.reset()
+    function = torch.compile(attend, fullgraph=True, backend=compiled)
+    for queries, keys, cross_keys in ((5, 9, 7), (7, 8, 19), (17, 18, 9), (6, 33, 8)):
+        shapes = [(2, 2, queries, 16), *[(2, 1, keys, 16)] * 2, *[(2, 1, cross_keys, 16)] * 2, (2, 1, queries)]
+        inputs = [leaf(*shape, number=index, device=device) for index, shape in enumerate(shapes)]
+        masks = {"key_mask": torch.arange(keys, device=device) > torch.tensor([[0], [3]], device=device)}
+        results = [torch.autograd.grad(each(*inputs, **masks).square().sum(), inputs) for each in (function, attend)]
+        torch.testing.assert_close(*results)
+    assert compiled.frame_count <= 2
 
 
 @pytest.mark.parametrize("folded", [False, True])
