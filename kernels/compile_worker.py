@@ -8,6 +8,7 @@ The compiled kernels are in Triton's own cache afterwards, where a launch on suc
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,7 @@ def compile_call(entry, arch, variant, head_dim, dtype, length, skip, emit):
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # or an interrupted ptxas looks like one that failed
     # Triton and LLVM print to standard output when they fail: keep it for the lines of the protocol.
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -43,7 +43,7 @@ _HALF = {
         },
         "key_value_gradients": {
             64: (_line(32, 64, 8, 2), _line(32, 64, 8, 1)),
-            128: (_line(64, 64, 8, 2), _line(32, 64, 8, 2)),
+            128: (_line(32, 64, 8, 2), _line(32, 64, 8, 2)),
             256: (_line(16, 32, 8, 1), _line(16, 32, 8, 1)),
         },
         "query_gradients": {
@@ -90,9 +90,9 @@ _HALF = {
     },
 }
 
-# Up to 64 queries: tiles of 128 rows would be half empty.
+# Up to 64 queries, where tiles of 128 rows would be half empty. Not on sm_80 and sm_89: theirs spill.
 _SHORT = 64
-_HALF_SHORT = {"forward": _line(64, 32, 4, 2), "query_gradients": _line(64, 32, 4, 2)}
+_HALF_SHORT = {"sm_90": _line(64, 32, 4, 2), "sm_100": _line(64, 32, 4, 2)}
 
 # fp32 tiles are twice as large and multiplied three times (see `dot_precision`).
 _FLOAT32 = {
@@ -132,8 +132,9 @@ def launch_config(kernel, *, architecture, dtype, head_dim, length, plain):
         return _FLOAT32[kernel][width]
     if family not in _HALF:
         return _ELSEWHERE[kernel]
-    if length is not None and length <= _SHORT and width <= 128 and kernel in _HALF_SHORT:
-        return _HALF_SHORT[kernel]
+    short = length is not None and length <= _SHORT and width <= 128 and kernel != "key_value_gradients"
+    if short and family in _HALF_SHORT:
+        return _HALF_SHORT[family]
     return _HALF[family][kernel][width][0 if plain else 1]
 
 
