@@ -6,13 +6,18 @@ TORCH ?= 2.13.0
 # Linux without an NVIDIA GPU gets PyTorch's CPU build: the default build brings gigabytes of CUDA packages.
 CPU_ONLY ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo 1)
 
-.PHONY: demo test lint install clean
+.PHONY: demo test gpu-tests lint install clean
 
 demo: install
 	$(BIN)/layalign demo
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# On a machine with a GPU: what needs one, then the operators' tests on compiled kernels.
+gpu-tests: install
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m pytest tests/kernels -m "not gpu and not slow"
 
 lint: install
 	$(BIN)/ruff check .

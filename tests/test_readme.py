@@ -147,11 +147,14 @@ def test_every_command(demo, tmp_path):
                 layalign(["convert", "runs/demo/model", "pytorch_model.bin", "--to-published"], folder)
             layalign(words[1:], folder)
             assert (folder / words[3]).exists()
+        elif name == "kernels":
+            printed = layalign(words[1:], folder)
+            assert "key_value_gradients_kernel" in printed and "HGMMA" in printed
         elif name == "demo":
             assert "--real" in words  # tests/real runs it, where the real models have been fetched
         else:
             pytest.fail(f"no test runs {command!r}")
-    assert done == {"demo", "test", "generate", "train", "evaluate", "convert"}
+    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "convert"}
     first, second = (folder / "pytorch_model.bin").read_bytes(), (folder / "back.bin").read_bytes()
     assert len(first) == len(second)
 

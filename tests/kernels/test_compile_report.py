@@ -357,7 +357,7 @@ def test_an_unknown_architecture_is_a_line_of_text(monkeypatch, capsys):
 def test_shipped_kernels_pass_the_gates(arch, head_dim, monkeypatch):
     for module in (compile_calls, compile_report):
         monkeypatch.setattr(module, "SHIPPED_CALLS", SHIPPED_CALLS)
-    calls = described_calls([arch], head_dims=[head_dim], variants=["causal"])[:1]
+    calls = described_calls([arch], head_dims=[head_dim], variants=["causal"])[-1:]
     lines = report(calls)
     kernels = {line["kernel"] for line in lines}
     assert len(kernels) >= 4
