@@ -68,6 +68,14 @@ def attend(
 ):
     """Online softmax over tiles of keys -> accumulator, top, total."""
     begin, end = listed_span(slots, list_start, sequence, first, last)
+    factor = scale
+    if CAPPED:
+        factor = LOG2_E
+    unit = factor  # of `top`, and what then is left to multiply with: see `softmax_weights`
+    rest = 1.0
+    if q.dtype == tl.float32:
+        unit = 1.0
+        rest = factor
     for place in range(begin, end):
         tile = tile_at(slots, list_start, place)
         key = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # [BN]
@@ -76,23 +84,21 @@ def attend(
             used = used_keys(slots, mask, key, key_begin, key_end, WINDOWED)
         b_k = read_rows(k, k_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
         scores = tl.dot(q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
-        factor = scale
         if CAPPED:
             scores = softcap * tanh(scores * (scale / (softcap * LOG2_E)), ACCURATE=q.dtype == tl.float32)
-            factor = LOG2_E
         partial = (tile < full_begin) | (tile >= full_end)
         scores = hide_unseen(scores, -float("inf"), used, query, key, window, partial, slots, CAUSAL, WINDOWED)
 
-        new_top = tl.maximum(top, tl.max(scores, 1) * factor)
+        new_top = tl.maximum(top, tl.max(scores, 1) * unit)
         base = tl.where(new_top == -float("inf"), 0.0, new_top)  # a row that has seen no key yet
-        weights = tl.exp2(scores * factor - base[:, None])  # [BM, BN]
-        decay = tl.exp2(top - base)
+        weights = tl.exp2((scores * unit - base[:, None]) * rest)  # [BM, BN]
+        decay = tl.exp2((top - base) * rest)
         total = total * decay + tl.sum(weights, 1)
         accumulator = accumulator * decay[:, None]
         b_v = read_rows(v, v_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]
         accumulator = tl.dot(weights.to(b_v.dtype), b_v, accumulator, input_precision=PRECISION)
         top = new_top
-    return accumulator, top, total
+    return accumulator, top * rest, total
 
 
 @triton.jit

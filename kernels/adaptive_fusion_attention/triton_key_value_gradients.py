@@ -18,6 +18,7 @@ from .triton_tiles import (
     read_rows,
     row_source,
     sequence_span,
+    softmax_weights,
     store_rows,
     tanh,
 )
@@ -70,9 +71,9 @@ def add_query_tiles(
         scores = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BN, BM]
         if CAPPED:
             capped = tanh(scores * (scale / (softcap * LOG2_E)), ACCURATE=b_q.dtype == tl.float32)
-            weights = tl.exp2(capped * (softcap * LOG2_E) - b_lse[None, :])
+            weights = softmax_weights(capped, softcap * LOG2_E, b_lse[None, :], EXACT=b_q.dtype == tl.float32)
         else:
-            weights = tl.exp2(scores * scale - b_lse[None, :])
+            weights = softmax_weights(scores, scale, b_lse[None, :], EXACT=b_q.dtype == tl.float32)
         if CAUSAL:
             if (tile < full_begin) | (tile >= full_end):
                 visible = band_visible(start + o_query[None, :], key[:, None], window, WINDOWED)

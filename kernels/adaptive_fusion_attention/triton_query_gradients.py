@@ -19,6 +19,7 @@ from .triton_tiles import (
     read_rows,
     row_source,
     sequence_span,
+    softmax_weights,
     store_rows,
     tanh,
     tile_at,
@@ -121,9 +122,9 @@ def add_key_tiles(
         scores = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
         if CAPPED:
             capped = tanh(scores * (scale / (softcap * LOG2_E)), ACCURATE=b_q.dtype == tl.float32)
-            weights = tl.exp2(capped * (softcap * LOG2_E) - lse[:, None])
+            weights = softmax_weights(capped, softcap * LOG2_E, lse[:, None], EXACT=b_q.dtype == tl.float32)
         else:
-            weights = tl.exp2(scores * scale - lse[:, None])
+            weights = softmax_weights(scores, scale, lse[:, None], EXACT=b_q.dtype == tl.float32)
         partial = (tile < full_begin) | (tile >= full_end)
         weights = hide_unseen(weights, 0.0, used, query, key, window, partial, slots, CAUSAL, WINDOWED)
         b_v = read_rows(v, v_stride, tile * BLOCK_N, used, BLOCK_N, BLOCK_D, HEAD_DIM, DESCRIPTORS)  # [BN, BLOCK_D]

@@ -310,6 +310,20 @@ def list_used_tiles_kernel(mask, mask_stride, bounds, length, tiles, ranks, BLOC
 
 
 @triton.jit
+def softmax_weights(scores, factor, lse, EXACT: tl.constexpr):
+    """exp2(scores * factor - lse), lse broadcast against fp32 scores.
+
+    EXACT, for fp32 tensors, subtracts first: the product of a score of 100 is rounded by 1e-5, the difference by nothing.
+    Half precision has no use for that, and multiplies and subtracts in one instruction.
+    """
+    if EXACT:
+        weights = tl.exp2((scores - lse / factor) * factor)
+    else:
+        weights = tl.exp2(scores * factor - lse)
+    return weights
+
+
+@triton.jit
 def tanh(x, ACCURATE: tl.constexpr):
     """tanh by exp2, to about 1e-7 absolute; ACCURATE: to a few ulp near 0 too, by its Taylor series."""
     power = tl.exp2(tl.abs(x) * (LOG2_E * -2.0))

@@ -110,11 +110,26 @@ class _OnGpu(torch.autograd.Function):
 def check_attention(check_against_oracle, attend):
     """check(inputs, **options) of adaptive_fusion_attention."""
 
-    def check(inputs, **options):
-        def by_row(gate):
-            return (gate[:, None] if gate.dim() == 1 else gate).expand(inputs[0].shape[:3])
+    reference = adaptive_fusion_attention_reference
 
-        check_against_oracle(attend, adaptive_fusion_attention_reference, inputs, summed=(5, by_row), **options)
+    def check(inputs, **options):
+        def by_element(gate):
+            return (gate[:, None, None] if gate.dim() == 1 else gate[..., None]).expand(inputs[0].shape)
+
+        def reference_by_element(q, k, v, cross_k, cross_v, gate, return_lse=False, **options):
+            """The reference's, of a gate for every element of the output."""
+            one = q.new_ones(1)
+            self_out = reference(q, k, v, cross_k, cross_v, one * 0, **options)
+            return self_out + gate.to(q.dtype) * reference(q, k, torch.zeros_like(v), cross_k, cross_v, one, **options)
+
+        # A score is rounded by its own ulp, and that is a relative error of its weight: 40 in a score, 40 ulp in a weight,
+        # whose share in a gradient the backward computes from a product in another order than the forward did.
+        q, k, _, cross_k, *_ = (x.detach().double() for x in inputs)
+        scale = q.shape[-1] ** -0.5 if options.get("scale") is None else abs(options["scale"])
+        scores = [scale * q @ x.repeat_interleave(q.shape[1] // x.shape[1], 1).transpose(-1, -2) for x in (k, cross_k)]
+        largest = max((x.abs().max().item() for x in scores if x.numel()), default=0.0)
+        summed = (5, by_element, reference_by_element)
+        check_against_oracle(attend, reference, inputs, summed=summed, ulps=max(20, 4 * largest), **options)
 
     return check
 
