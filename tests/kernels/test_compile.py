@@ -87,10 +87,11 @@ def test_operators_and_their_fakes(backend, cases, device, layout):
     inputs = [x.to(device) for x in cases.laid_out(inputs, layout)]
     options = (None, None, None, None, None, None, True, 0.25, 4, None)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(operators._forward_operator, (*inputs, *options), test_utils=tests)
-    outputs = operators._forward_operator(*inputs, *options)
+    for save_self in (False, True):
+        torch.library.opcheck(operators._forward_operator, (*inputs, *options, save_self), test_utils=tests)
+    outputs = operators._forward_operator(*inputs, *options, True)
     for wanted in ([True] * 6, [False, True, False, False, True, False]):
-        arguments = (outputs[0], *outputs, *inputs, *options, wanted)
+        arguments = (*outputs, *inputs, *options, wanted)
         torch.library.opcheck(operators._backward_operator, arguments, test_utils=tests)
 
 
