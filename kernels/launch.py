@@ -14,8 +14,9 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 class LaunchConfig:
     """Tile sizes and resources of one launch.
 
-    block_m: rows of queries in a tile; block_n: keys in a tile; warps: of 32 threads each; stages: tiles in flight in
-    the software pipeline; descriptors: read tiles by tensor descriptors (TMA) instead of pointers.
+    block_m, block_n: rows and columns of a tile (of attention: queries and keys); block_k: what a product takes of its
+    inner dimension at a time, 0 for a kernel that takes all; warps: of 32 threads each; stages: tiles in flight in the
+    software pipeline; descriptors: read tiles by tensor descriptors (TMA) instead of pointers.
     """
 
     block_m: int
@@ -23,6 +24,7 @@ class LaunchConfig:
     warps: int
     stages: int
     descriptors: bool = False
+    block_k: int = 0
 
 
 _recorder = None  # (architecture, function called instead of a launch), set by `recording`
@@ -38,6 +40,24 @@ def architecture(device):
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+def multiprocessors(device):
+    """How many programs of a persistent kernel run side by side; a fixed number where there is no GPU to ask."""
+    if _recorder is not None or device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def dot_precision(dtype, architecture):
+    """How tiles are multiplied: fp32 as torch.set_float32_matmul_precision says for torch's own products.
+
+    "highest" is three tf32 products on tensor cores, to within a few roundings of fp32: products without tensor cores
+    keep both tiles in registers and spill 2,600 bytes where these spill none (attention forward, D = 128, 32 x 32).
+    """
+    if dtype != torch.float32 or not architecture.startswith("sm_"):
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def launch(kernel, grid, config, *args, **constants):

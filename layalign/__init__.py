@@ -17,6 +17,8 @@ _EXPORTS = {
     "stream_linear_reference": "layalign.kernels.layerwise_aligner",
     "cross_key_values": "layalign.kernels.layerwise_aligner",
     "cross_key_values_reference": "layalign.kernels.layerwise_aligner",
+    "fold_key_values": "layalign.kernels.layerwise_aligner",
+    "fold_key_values_reference": "layalign.kernels.layerwise_aligner",
     "LayAlignConfig": "layalign.configuration",
     "LayAlignForConditionalGeneration": "layalign.model",
     "LayAlignProcessor": "layalign.processor",

@@ -6,7 +6,7 @@ import torch
 import triton
 
 from .. import autotuning
-from ..launch import LaunchConfig, architecture, launch
+from ..launch import LaunchConfig, architecture, dot_precision, launch
 from .launch_table import launch_candidates, launch_config
 from .triton_tiles import list_used_tiles_kernel
 
@@ -119,17 +119,6 @@ def geometry(q, k, cross_k, query_start, cu_seqlens, cross_cu_seqlens, causal, s
         PRECISION=dot_precision(q.dtype, architecture(q.device)),
     )
     return arguments, constants
-
-
-def dot_precision(dtype, architecture):
-    """How tiles are multiplied: fp32 as torch.set_float32_matmul_precision says for torch's own products.
-
-    "highest" is three tf32 products on tensor cores, to within a few roundings of fp32: products without tensor cores
-    keep both tiles in registers and spill 2,600 bytes where these spill none (D = 128, forward, 32 x 32).
-    """
-    if dtype != torch.float32 or not architecture.startswith("sm_"):
-        return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def tile_count(length, bounds, block):

@@ -3,15 +3,22 @@ values of all LLM layers."""
 
 import torch
 
-from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend
+from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend, malformed
 from . import torch_backend
-from .arguments import check_cross_key_values, check_layer_mix, check_stream_linear
+from .arguments import check_cross_key_values, check_fold_key_values, check_layer_mix, check_stream_linear
 from .folding import fold_pays
-from .reference import cross_key_values_reference, layer_mix_reference, stream_linear_reference
+from .reference import (
+    cross_key_values_reference,
+    fold_key_values_reference,
+    layer_mix_reference,
+    stream_linear_reference,
+)
 
 __all__ = [
     "cross_key_values",
     "cross_key_values_reference",
+    "fold_key_values",
+    "fold_key_values_reference",
     "fold_pays",
     "layer_mix",
     "layer_mix_reference",
@@ -21,6 +28,7 @@ __all__ = [
 
 _LAYER_MIX = {"torch": torch_backend.layer_mix, "reference": layer_mix_reference}
 _STREAM_LINEAR = {"torch": torch_backend.stream_linear, "reference": stream_linear_reference}
+_FOLD_KEY_VALUES = {"torch": torch_backend.fold_key_values, "reference": fold_key_values_reference}
 _CROSS_KEY_VALUES = {"torch": torch_backend.cross_key_values, "reference": cross_key_values_reference}
 
 
@@ -71,6 +79,7 @@ def cross_key_values(
     value_biases=None,
     *,
     folded=None,
+    layers_at_once=None,
     backend="auto",
 ):
     """Cross keys and values of all L LLM layers.
@@ -81,16 +90,19 @@ def cross_key_values(
     Args:
         hidden_states: sequence of E tensors (B, T, De), or one (E, B, T, De), in fp32, fp16 or bf16.
         mix_weight: (2L, E). mix_bias: (2L,) or None.
-        proj_weight: (Dl, De). proj_bias: (Dl,) or None.
+        proj_weight: (Dl, De). proj_bias: (Dl,) or None. Both None: the key and value weights are (kv, De) and hold the
+            projection already, as `fold_key_values` makes them.
         key_weights, value_weights: sequences of L tensors (kv, Dl), or one (L, kv, Dl).
         key_biases, value_biases: sequences of L tensors (kv,), one (L, kv), or None. All of one dtype.
         folded: multiply proj_weight into the key and value weights first (in fp32, rounded once); None does so where
             that takes fewer operations for B * T tokens, see `fold_pays`.
-        backend: "auto" ("torch"), "torch" or "reference".
+        layers_at_once: LLM layers worked on together. None: as many as keep their streams and folded weights within 256 MiB
+            on a GPU, 32 MiB on a CPU. Apart from the results, memory grows with this and not with L.
+        backend: "auto" (Triton on the GPUs it covers, else "torch"), "triton", "torch" or "reference".
 
     Returns:
-        (keys, values), each (L, B, T, kv). Gradients for everything that asks for one. Only the arguments are kept for
-        the backward pass; the mixed streams are computed again.
+        (keys, values), each (L, B, T, kv), side by side in one buffer. Gradients for everything that asks for one. Only
+        the arguments are kept for the backward pass; the mixed streams are computed again.
 
     Raises:
         ValueError: naming the argument, what it got and what it takes.
@@ -107,8 +119,31 @@ def cross_key_values(
         value_biases,
     )
     if folded not in (None, True, False):
-        raise ValueError(f"folded: got {folded!r}, takes True, False or None")
-    return _run("cross_key_values", _CROSS_KEY_VALUES, check_cross_key_values, arguments, backend, folded=folded)
+        raise malformed("folded", repr(folded), "True, False or None")
+    if layers_at_once is not None and (not isinstance(layers_at_once, int) or layers_at_once < 1):
+        raise malformed("layers_at_once", repr(layers_at_once), "a positive int or None")
+    options = dict(folded=folded, layers_at_once=layers_at_once)
+    return _run("cross_key_values", _CROSS_KEY_VALUES, check_cross_key_values, arguments, backend, **options)
+
+
+@torch.no_grad()
+def fold_key_values(
+    proj_weight, proj_bias, key_weights, value_weights, key_biases=None, value_biases=None, *, backend="auto"
+):
+    """Key and value weights and biases that hold the projection, for many calls of `cross_key_values` without one.
+
+    Args:
+        As `cross_key_values` takes them.
+
+    Returns:
+        (key_weights, value_weights) (L, kv, De), accumulated in fp32 and rounded once, with a last stride of 1, and
+        (key_biases, value_biases) (L, kv), or None where nothing brings one. They carry no gradients.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
+    """
+    arguments = (proj_weight, proj_bias, key_weights, value_weights, key_biases, value_biases)
+    return _run("fold_key_values", _FOLD_KEY_VALUES, check_fold_key_values, arguments, backend)
 
 
 def _run(operator, backends, check, arguments, backend, **options):

@@ -38,31 +38,51 @@ def check_cross_key_values(
     backend,
 ):
     layers, shape = _check_hidden_states(hidden_states)
-    required = {
-        **_named("hidden_states", hidden_states),
-        "mix_weight": mix_weight,
-        "proj_weight": proj_weight,
-        **_named("key_weights", key_weights),
-        **_named("value_weights", value_weights),
-    }
-    biases = {"mix_bias": mix_bias, "proj_bias": proj_bias}
-    for name, items in (("key_biases", key_biases), ("value_biases", value_biases)):
-        biases.update(_named(name, items))
-    check_tensors(backend, required, biases)
+    required = {**_named("hidden_states", hidden_states), "mix_weight": mix_weight}
+    biases = {"mix_bias": mix_bias, "proj_weight": proj_weight, "proj_bias": proj_bias}
+    _check_tensors(backend, required, biases, key_weights, value_weights, key_biases, value_biases)
     llm_layers = _count("key_weights", key_weights)
     streams = 2 * llm_layers
     takes = f"({streams}, {layers}), two streams for each of key_weights"
     _check_shape("mix_weight", mix_weight, (streams, layers), takes)
     _check_optional("mix_bias", mix_bias, (streams,))
-    _check_shape("proj_weight", proj_weight, (None, shape[2]), f"(Dl, {shape[2]})")
-    llm_width = proj_weight.shape[0]
-    _check_optional("proj_bias", proj_bias, (llm_width,))
+    width = shape[2]
+    if proj_weight is not None:
+        width = _check_projection(proj_weight, proj_bias, width)
+    elif proj_bias is not None:
+        raise malformed("proj_bias", "a tensor", "None where proj_weight is None")
+    _check_key_values(width, key_weights, value_weights, key_biases, value_biases)
+
+
+def check_fold_key_values(proj_weight, proj_bias, key_weights, value_weights, key_biases, value_biases, *, backend):
+    required = {"proj_weight": proj_weight}
+    _check_tensors(backend, required, {"proj_bias": proj_bias}, key_weights, value_weights, key_biases, value_biases)
+    width = _check_projection(proj_weight, proj_bias, None)
+    _check_key_values(width, key_weights, value_weights, key_biases, value_biases)
+
+
+def _check_tensors(backend, required, optional, key_weights, value_weights, key_biases, value_biases):
+    required = {**required, **_named("key_weights", key_weights), **_named("value_weights", value_weights)}
+    for name, items in (("key_biases", key_biases), ("value_biases", value_biases)):
+        optional.update(_named(name, items))
+    check_tensors(backend, required, optional)
+
+
+def _check_projection(proj_weight, proj_bias, encoder_width):
+    """-> Dl."""
+    _check_shape("proj_weight", proj_weight, (None, encoder_width), f"(Dl, {encoder_width or 'De'})")
+    _check_optional("proj_bias", proj_bias, (proj_weight.shape[0],))
+    return proj_weight.shape[0]
+
+
+def _check_key_values(width, key_weights, value_weights, key_biases, value_biases):
+    layers = _count("key_weights", key_weights)
     kv_width = key_weights[0].shape[0] if key_weights[0].dim() == 2 else None
     for name, weights in (("key_weights", key_weights), ("value_weights", value_weights)):
-        _check_each(name, weights, llm_layers, (kv_width, llm_width), f"(kv, {llm_width}), one kv for all")
+        _check_each(name, weights, layers, (kv_width, width), f"(kv, {width}), one kv for all")
     for name, biases in (("key_biases", key_biases), ("value_biases", value_biases)):
         if biases is not None:
-            _check_each(name, biases, llm_layers, (kv_width,), f"({kv_width},)")
+            _check_each(name, biases, layers, (kv_width,), f"({kv_width},)")
 
 
 def _check_hidden_states(hidden_states):

@@ -1,20 +1,38 @@
-"""Multiplying the shared projection into one layer's key or value projection, and when that pays."""
+"""Multiplying the shared projection into the key and value projections of the layers, and when that pays."""
+
+import torch
+from torch.nn.functional import pad
 
 
-def fold_pays(tokens, encoder_width, llm_width, kv_width):
+def fold_pays(tokens, encoder_width, llm_width, kv_width, backward=False):
     """Whether folding saves operations for this number of tokens.
 
-    Folding multiplies (kv, Dl) with (Dl, De) once and replaces, for each token, De x Dl + Dl x kv products by De x kv.
+    Forward it multiplies (kv, Dl) with (Dl, De) once for each stream and replaces, for each token, De x Dl + Dl x kv
+    products by De x kv. Backward, where only the projection and what is before it are trained, it multiplies so twice (the
+    weight again, and the projection's gradient) and replaces 2 x De x Dl + Dl x kv by 2 x De x kv.
     """
-    saved = encoder_width * llm_width + llm_width * kv_width - encoder_width * kv_width
-    return tokens * saved > kv_width * llm_width * encoder_width
+    once, each = kv_width * llm_width * encoder_width, encoder_width * kv_width
+    unfolded = encoder_width * llm_width + llm_width * kv_width
+    if backward:
+        once, each, unfolded = 2 * once, 2 * each, unfolded + encoder_width * llm_width
+    return tokens * (unfolded - each) > once
 
 
-def fold_projection(weight, bias, proj_weight, proj_bias):
-    """(kv, Dl) after (Dl, De) as one (kv, De) and its bias (kv,) or None, in fp32 and rounded once."""
-    dtype = weight.dtype
-    folded_weight = (weight.float() @ proj_weight.float()).to(dtype)
+def augment(proj_weight, proj_bias):
+    """The projection with its bias as one more column, so that one product folds both: (Dl, De + 8), zeros in the last 7."""
     if proj_bias is None:
-        return folded_weight, bias
-    folded_bias = weight.float() @ proj_bias.float()
-    return folded_weight, (folded_bias if bias is None else folded_bias + bias.float()).to(dtype)
+        return proj_weight
+    # 8 columns keep rows at multiples of 16 bytes in half precision, as tensor descriptors want them.
+    return torch.cat([proj_weight, pad(proj_bias[:, None], (0, 7))], dim=1)
+
+
+def fold(products, weights, biases, augmented, encoder_width):
+    """Weights (G, kv, Dl) after the projection as (G, kv, De), accumulated in fp32 and rounded once, and biases (G, kv) or None.
+
+    augmented: of `augment`.
+    """
+    folded = products.matmul(weights, augmented)
+    if augmented.shape[1] > encoder_width:
+        bias = folded[..., encoder_width]
+        biases = bias.contiguous() if biases is None else bias + biases
+    return folded[..., :encoder_width], biases

@@ -41,20 +41,40 @@ def cross_key_values_reference(
     value_biases=None,
     *,
     folded=None,
+    layers_at_once=None,
     upcast=True,
 ):
-    """Arguments and results of `cross_key_values`, unchecked; `folded` changes the order of operations only, and is not
-    followed."""
+    """Arguments and results of `cross_key_values`, unchecked; `folded` and `layers_at_once` change the order of operations
+    only, and are not followed."""
     dtype = mix_weight.dtype
     arguments = (hidden_states, mix_weight, mix_bias, proj_weight, proj_bias)
     hidden_states, mix_weight, mix_bias, proj_weight, proj_bias = _prepared(upcast, *arguments)
     projections = _prepared(upcast, key_weights, value_weights, key_biases, value_biases)
     key_weights, value_weights, key_biases, value_biases = projections
     streams = layer_mix_reference(hidden_states, mix_weight, mix_bias, upcast=False)
-    projected = stream_linear_reference(streams, proj_weight, proj_bias, upcast=False)
-    keys = stream_linear_reference(projected[0::2], key_weights, key_biases, upcast=False)
-    values = stream_linear_reference(projected[1::2], value_weights, value_biases, upcast=False)
+    if proj_weight is not None:
+        streams = stream_linear_reference(streams, proj_weight, proj_bias, upcast=False)
+    keys = stream_linear_reference(streams[0::2], key_weights, key_biases, upcast=False)
+    values = stream_linear_reference(streams[1::2], value_weights, value_biases, upcast=False)
     return keys.to(dtype), values.to(dtype)
+
+
+def fold_key_values_reference(
+    proj_weight, proj_bias, key_weights, value_weights, key_biases=None, value_biases=None, *, upcast=True
+):
+    """Arguments and results of `fold_key_values`, unchecked."""
+    dtype = proj_weight.dtype
+    prepared = _prepared(upcast, proj_weight, proj_bias, key_weights, value_weights, key_biases, value_biases)
+    proj_weight, proj_bias, *projections = prepared
+    weights, biases = projections[:2], projections[2:]
+    biased = proj_bias is not None or any(bias is not None for bias in biases)
+    folded = [weight @ proj_weight for weight in weights] + [None, None]
+    for kind, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if biased:
+            through = 0 if proj_bias is None else weight @ proj_bias
+            own = 0 if bias is None else bias
+            folded[2 + kind] = through + own + weight.new_zeros(weight.shape[:2])
+    return tuple(x if x is None else x.to(dtype) for x in folded)
 
 
 def _prepared(upcast, *arguments):

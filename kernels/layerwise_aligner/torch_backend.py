@@ -1,19 +1,14 @@
-"""The layer-wise aligner as PyTorch matrix products; `cross_key_values` keeps only its arguments for backward."""
-
-from itertools import islice
+"""The layer-wise aligner as PyTorch matrix products."""
 
 import torch
 from torch.nn.functional import linear
 
-from .folding import fold_pays, fold_projection
+from . import cross_key_values as algorithm
 
 
 def layer_mix(hidden_states, weight, bias=None):
     """Arguments and result of `layer_mix`, checked by it."""
-    hidden_states = _stacked(hidden_states)
-    flat = hidden_states.flatten(1)
-    mixed = weight @ flat if bias is None else torch.addmm(bias[:, None], weight, flat)
-    return torch.relu_(mixed).view(weight.shape[0], *hidden_states.shape[1:])
+    return mix(prepare(hidden_states), weight, bias).unflatten(1, hidden_states[0].shape[:2])
 
 
 def stream_linear(streams, weight, bias=None):
@@ -28,149 +23,90 @@ def stream_linear(streams, weight, bias=None):
     return out.view(*streams.shape[:3], weight.shape[1])
 
 
-def cross_key_values(
-    hidden_states,
-    mix_weight,
-    mix_bias,
-    proj_weight,
-    proj_bias,
-    key_weights,
-    value_weights,
-    key_biases=None,
-    value_biases=None,
-    *,
-    folded=None,
-):
+def cross_key_values(*arguments, folded=None, layers_at_once=None):
     """Arguments and results of `cross_key_values`, checked by it."""
-    arguments = (
-        hidden_states,
-        mix_weight,
-        mix_bias,
-        proj_weight,
-        proj_bias,
-        key_weights,
-        value_weights,
-        key_biases,
-        value_biases,
-    )
-    batch, length = hidden_states[0].shape[:2]
-    if folded is None:
-        kv_width, llm_width = key_weights[0].shape
-        folded = fold_pays(batch * length, proj_weight.shape[1], llm_width, kv_width)
-    counts = tuple(len(argument) if isinstance(argument, (list, tuple)) else None for argument in arguments)
-    tensors = [tensor for argument in arguments for tensor in _items(argument)]
-    keys, values = _CrossKeyValues.apply(folded, counts, *tensors)
-    return keys.unflatten(1, (batch, length)), values.unflatten(1, (batch, length))
+    arguments = algorithm.Arguments(*arguments)
+    counts, tensors = algorithm.flatten(arguments)
+    outputs = _CrossKeyValues.apply(algorithm.plan(arguments, folded, layers_at_once), counts, *tensors)
+    return tuple(output.unflatten(1, arguments.hidden_states[0].shape[:2]) for output in outputs)
+
+
+def fold_key_values(*arguments):
+    """Arguments and results of `fold_key_values`, checked by it."""
+    return algorithm.fold_key_values(PRODUCTS, *arguments)
 
 
 class _CrossKeyValues(torch.autograd.Function):
-    """Keys and values, each (L, B * T, kv)."""
+    """Keys and values, each (L, tokens, kv); saves its arguments only."""
 
     @staticmethod
-    def forward(ctx, folded, counts, *tensors):
+    def forward(ctx, plan, counts, *tensors):
         ctx.save_for_backward(*tensors)
-        ctx.counts = counts
-        hidden_states, mix_weight, mix_bias, proj_weight, proj_bias, *projections = _grouped(counts, tensors)
-        key_weights, value_weights, key_biases, value_biases = projections
-        streams = layer_mix(hidden_states, mix_weight, mix_bias).flatten(1, 2)
-        outputs = []
-        for kind, (weights, biases) in enumerate(((key_weights, key_biases), (value_weights, value_biases))):
-            output = streams.new_empty(len(weights), streams.shape[1], weights[0].shape[0])
-            for layer, weight in enumerate(weights):
-                stream, bias = streams[2 * layer + kind], None if biases is None else biases[layer]
-                if folded:
-                    weight, bias = fold_projection(weight, bias, proj_weight, proj_bias)
-                else:
-                    stream = linear(stream, proj_weight, proj_bias)
-                output[layer] = linear(stream, weight, bias)
-            outputs.append(output)
-        return tuple(outputs)
+        ctx.plan, ctx.counts = plan, counts
+        return algorithm.forward(PRODUCTS, algorithm.unflatten(counts, tensors), plan).unbind(1)
 
     @staticmethod
-    def backward(ctx, *grad_outputs):
-        """In the folded form, whichever the forward took: a training batch has tokens enough for it to pay."""
-        hidden_states, mix_weight, mix_bias, proj_weight, proj_bias, *projections = _grouped(
-            ctx.counts, ctx.saved_tensors
-        )
-        wanted = _grouped(ctx.counts, ctx.needs_input_grad[2:])
-        wants_states, wants_mix, wants_mix_bias, wants_proj, wants_proj_bias, *wants_projections = map(_any, wanted)
-        hidden_states = _stacked(hidden_states)
-        streams = layer_mix(hidden_states, mix_weight, mix_bias).flatten(1, 2)
-        grad_streams = torch.empty_like(streams) if wants_states or wants_mix or wants_mix_bias else None
-        # Summed over the streams in fp32, whatever the dtype of the weights.
-        grad_proj = torch.zeros_like(proj_weight, dtype=torch.float32) if wants_proj else None
-        grad_proj_bias = torch.zeros_like(proj_bias, dtype=torch.float32) if wants_proj_bias else None
-        grad_projections = [[], [], [], []]
-
-        for kind, grad_output in enumerate(grad_outputs):
-            wants_weight, wants_bias = wants_projections[kind], wants_projections[kind + 2]
-            for layer, weight in enumerate(projections[kind]):
-                stream, grad = streams[2 * layer + kind], grad_output[layer]
-                if wants_proj or wants_weight:
-                    grad_folded = grad.T @ stream
-                if wants_proj_bias or wants_bias or wants_weight:
-                    grad_sum = grad.sum(dim=0)
-                if wants_proj:
-                    grad_proj += weight.T @ grad_folded
-                if wants_proj_bias:
-                    grad_proj_bias += weight.T @ grad_sum
-                if wants_weight:
-                    grad_weight = grad_folded @ proj_weight.T
-                    if proj_bias is not None:
-                        grad_weight += torch.outer(grad_sum, proj_bias)
-                    grad_projections[kind].append(grad_weight)
-                if wants_bias:
-                    grad_projections[kind + 2].append(grad_sum)
-                if grad_streams is not None:
-                    folded_weight, _ = fold_projection(weight, None, proj_weight, None)
-                    grad_streams[2 * layer + kind] = (grad @ folded_weight) * (stream > 0)
-
-        grad_states = grad_mix = grad_mix_bias = None
-        if wants_states:
-            grad_states = torch.einsum("je,jnd->end", mix_weight, grad_streams).view_as(hidden_states)
-        if wants_mix:
-            grad_mix = grad_streams.flatten(1) @ hidden_states.flatten(1).T
-        if wants_mix_bias:
-            grad_mix_bias = grad_streams.sum(dim=(1, 2))
-        grad_arguments = (
-            grad_states,
-            grad_mix,
-            grad_mix_bias,
-            _like(grad_proj, proj_weight),
-            _like(grad_proj_bias, proj_bias),
-        )
-        grads = [*grad_arguments, *(grads if grads else None for grads in grad_projections)]
-        return None, None, *_ungrouped(ctx.counts, grads)
+    def backward(ctx, grad_keys, grad_values):
+        arguments = algorithm.unflatten(ctx.counts, ctx.saved_tensors)
+        wanted = algorithm.unflatten(ctx.counts, ctx.needs_input_grad[2:])
+        grads = algorithm.backward(PRODUCTS, grad_keys, grad_values, arguments, ctx.plan, wanted)
+        return None, None, *algorithm.flatten_gradients(ctx.counts, grads)
 
 
-def _items(argument):
-    return argument if isinstance(argument, (list, tuple)) else (argument,)
+def prepare(hidden_states):
+    """The states as `mix` takes them: (E, tokens, De), a copy where they are a sequence."""
+    if isinstance(hidden_states, (list, tuple)):
+        hidden_states = torch.stack(list(hidden_states))
+    return hidden_states.flatten(1, 2)
 
 
-def _grouped(counts, flat):
-    """The arguments again: a list of `count` items, or one item where count is None."""
-    items = iter(flat)
-    return [next(items) if count is None else list(islice(items, count)) for count in counts]
+def mix(states, weight, bias):
+    """relu(weight (G, E) @ states + bias (G,) or None) -> (G, tokens, De)."""
+    flat = states.flatten(1)
+    mixed = weight @ flat if bias is None else torch.addmm(bias[:, None], weight, flat)
+    return torch.relu_(mixed).view(weight.shape[0], *states.shape[1:])
 
 
-def _ungrouped(counts, arguments):
-    """One gradient for each tensor: a list for a sequence, one tensor for a stacked argument, or None for all of it."""
-    flat = []
-    for count, argument in zip(counts, arguments, strict=True):
-        if count is not None:
-            flat.extend([None] * count if argument is None else argument)
+def mix_gradients(grad, states, weight, bias, wants_states, wants_weight, wants_bias):
+    """Gradients of what `mix` takes, in fp32, from that of its result; None where not wanted."""
+    grad = torch.ops.aten.threshold_backward(grad, mix(states, weight, bias), 0).flatten(1)
+    return (
+        (weight.T @ grad).float().view(states.shape) if wants_states else None,
+        (grad @ states.flatten(1).T).float() if wants_weight else None,
+        grad.sum(1, dtype=torch.float32) if wants_bias else None,
+    )
+
+
+def matmul(a, b, bias=None, *, transpose_a=False, transpose_b=False, out=None):
+    """a[g] @ b[g] + bias[g] for all groups g -> (G, M, N), in `out` where given.
+
+    a: (G, M, K) or a list of G (M, K); b: (G, K, N), a list of G, or one (K, N) for all; with rows and columns exchanged
+    where said so; bias: (G, N), or (N,) for all, or None.
+    """
+    shared = isinstance(b, torch.Tensor) and b.dim() == 2
+    if out is None:
+        first = b if shared else b[0]
+        out = first.new_empty(len(a), a[0].shape[transpose_a], first.shape[1 - transpose_b])
+    if shared and isinstance(a, torch.Tensor) and a.is_contiguous() and not transpose_a:
+        a, b, groups = a.view(1, -1, a.shape[2]), [b], out.view(1, -1, out.shape[2])
+    else:
+        b, groups = [b] * len(a) if shared else b, out
+    for index, into in enumerate(groups):
+        left, right = a[index].mT if transpose_a else a[index], b[index].mT if transpose_b else b[index]
+        if bias is None:
+            torch.mm(left, right, out=into)
         else:
-            flat.append(_stacked(argument))
-    return flat
+            torch.addmm(bias if bias.dim() == 1 else bias[index], left, right, out=into)
+    return out
 
 
-def _any(wanted):
-    return any(_items(wanted))
+def summed_matmul(a, b, out):
+    """Add a[g]^T @ b[g] of all groups g to `out` (M, N) fp32; a and b: (G, K, M) and (G, K, N), or lists of G."""
+    for left, right in zip(a, b, strict=True):
+        if left.dtype == torch.float32:
+            out.addmm_(left.mT, right)
+        else:
+            out += left.mT @ right
 
 
-def _like(grad, parameter):
-    return None if grad is None else grad.to(parameter.dtype)
-
-
-def _stacked(items):
-    return torch.stack(list(items)) if isinstance(items, (list, tuple)) else items
+PRODUCTS = algorithm.Products(prepare, mix, mix_gradients, matmul, summed_matmul)

@@ -267,7 +267,7 @@ MALFORMED = {
     "cross_mix_weight": (cross_key_values, CROSS, {"mix_weight": torch.zeros(3, 3)}, "mix_weight"),
     "cross_mix_bias": (cross_key_values, CROSS, {"mix_bias": torch.zeros(3)}, "mix_bias"),
     "cross_proj_weight": (cross_key_values, CROSS, {"proj_weight": torch.zeros(6, 9)}, "proj_weight"),
-    "cross_proj_none": (cross_key_values, CROSS, {"proj_weight": None}, "proj_weight"),
+    "cross_proj_none": (cross_key_values, CROSS, {"proj_weight": None}, "proj_bias"),
     "cross_proj_bias": (cross_key_values, CROSS, {"proj_bias": torch.zeros(8)}, "proj_bias"),
     "cross_no_keys": (cross_key_values, CROSS, {"key_weights": []}, "key_weights"),
     "cross_keys_none": (cross_key_values, CROSS, {"key_weights": None}, "key_weights"),
