@@ -1,10 +1,13 @@
 """The layer-wise aligner (LayAlign, arXiv 2502.11405, equations 2 and 3): from all encoder layers to the cross keys and
 values of all LLM layers."""
 
+from functools import partial
+from importlib.util import find_spec
+
 import torch
 
 from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend, malformed
-from . import torch_backend
+from . import key_values_function, torch_backend
 from .arguments import check_cross_key_values, check_fold_key_values, check_layer_mix, check_stream_linear
 from .folding import fold_pays
 from .reference import (
@@ -28,8 +31,16 @@ __all__ = [
 
 _LAYER_MIX = {"torch": torch_backend.layer_mix, "reference": layer_mix_reference}
 _STREAM_LINEAR = {"torch": torch_backend.stream_linear, "reference": stream_linear_reference}
-_FOLD_KEY_VALUES = {"torch": torch_backend.fold_key_values, "reference": fold_key_values_reference}
-_CROSS_KEY_VALUES = {"torch": torch_backend.cross_key_values, "reference": cross_key_values_reference}
+if find_spec("triton"):  # there are systems without
+    from . import triton_backend
+
+    _LAYER_MIX["triton"] = triton_backend.layer_mix
+    _STREAM_LINEAR["triton"] = triton_backend.stream_linear
+    key_values_function.PRODUCTS["triton"] = triton_backend.PRODUCTS
+_CROSS_KEY_VALUES = {name: partial(key_values_function.cross_key_values, name) for name in key_values_function.PRODUCTS}
+_CROSS_KEY_VALUES["reference"] = cross_key_values_reference
+_FOLD_KEY_VALUES = {name: partial(key_values_function.fold_key_values, name) for name in key_values_function.PRODUCTS}
+_FOLD_KEY_VALUES["reference"] = fold_key_values_reference
 
 
 def layer_mix(hidden_states, weight, bias=None, *, backend="auto"):
@@ -38,7 +49,7 @@ def layer_mix(hidden_states, weight, bias=None, *, backend="auto"):
     Args:
         hidden_states: sequence of E tensors (B, T, De), or one (E, B, T, De), in fp32, fp16 or bf16.
         weight: (J, E). bias: (J,) or None. All of one dtype.
-        backend: "auto" ("torch"), "torch" or "reference".
+        backend: as `cross_key_values` takes it.
 
     Returns:
         (J, B, T, De). Gradients for weight, bias and the hidden states, where asked.
@@ -56,7 +67,7 @@ def stream_linear(streams, weight, bias=None, *, backend="auto"):
         streams: (J, B, T, De) in fp32, fp16 or bf16.
         weight: (Do, De) shared by the streams, or (J, Do, De).
         bias: (Do,) with a shared weight, (J, Do) otherwise, or None. All of one dtype.
-        backend: "auto" ("torch"), "torch" or "reference".
+        backend: as `cross_key_values` takes it.
 
     Returns:
         (J, B, T, Do). Gradients for weight, bias and streams, where asked.

@@ -49,22 +49,22 @@ class Plan(NamedTuple):
 
 
 def flatten(arguments):
-    """-> how many items each argument is a sequence of (None where it is one tensor), and all of them in one list."""
-    counts = [len(argument) if isinstance(argument, (list, tuple)) else None for argument in arguments]
+    """-> how many items each argument is a sequence of (-1 where it is one tensor), and all of them in one list."""
+    counts = [len(argument) if isinstance(argument, (list, tuple)) else -1 for argument in arguments]
     return counts, [item for argument in arguments for item in _items(argument)]
 
 
 def unflatten(counts, flat):
     """The Arguments that `flatten` took apart."""
     flat = iter(flat)
-    return Arguments(*(next(flat) if count is None else list(islice(flat, count)) for count in counts))
+    return Arguments(*(next(flat) if count < 0 else list(islice(flat, count)) for count in counts))
 
 
 def flatten_gradients(counts, grads):
     """One gradient, or None, for each tensor that `flatten` gave."""
     flat = []
     for count, grad in zip(counts, grads, strict=True):
-        flat.extend([grad] if count is None else [None] * count if grad is None else grad)
+        flat.extend([grad] if count < 0 else [None] * count if grad is None else grad)
     return flat
 
 
@@ -90,7 +90,8 @@ def forward(products, arguments, plan):
     """-> (L, 2, tokens, kv): keys and values of every layer."""
     state, key_weight = arguments.hidden_states[0], arguments.key_weights[0]
     states, projection = products.prepare(arguments.hidden_states), _projection(products, arguments, plan.folded)
-    out = state.new_empty(2 * len(arguments.key_weights), state.shape[:2].numel(), key_weight.shape[0])
+    shape = 2 * len(arguments.key_weights), state.shape[:2].numel(), key_weight.shape[0]
+    out = torch.empty(shape, dtype=state.dtype, device=state.device)
     for chunk in _chunks(arguments, plan):
         streams = products.mix(states, *_mix(arguments, chunk))
         projection.forward(streams, chunk, out[chunk])
@@ -104,8 +105,8 @@ def fold_key_values(products, proj_weight, proj_bias, *projections):
     return weights[0::2], weights[1::2], *((None, None) if biases is None else (biases[0::2], biases[1::2]))
 
 
-def backward(products, grad_keys, grad_values, arguments, plan, wanted):
-    """Gradients of the Arguments from those of keys and values, each (L, tokens, kv); None where `wanted` holds no True."""
+def backward(products, grad, arguments, plan, wanted):
+    """Gradients of the Arguments from that of `forward`; None where `wanted` holds no True."""
     wants = Arguments(*(any(_items(want)) for want in wanted))
     wants_mix = (wants.hidden_states, wants.mix_weight, wants.mix_bias)
     wants_proj = wants.proj_weight or wants.proj_bias
@@ -115,22 +116,22 @@ def backward(products, grad_keys, grad_values, arguments, plan, wanted):
         products.prepare(arguments.hidden_states),
         _projection(products, arguments, plan.folded_backward),
     )
-    grad_outputs = [_rows(grad) for pair in zip(grad_keys, grad_values, strict=True) for grad in pair]
+    grad = grad.contiguous().flatten(0, 1)
     grad_states, of_mix, grad_weights, grad_biases = None, [], [], []
     for chunk in _chunks(arguments, plan):
-        grads, mix = grad_outputs[chunk], _mix(arguments, chunk)
+        grads, mix = grad[chunk], _mix(arguments, chunk)
         streams = products.mix(states, *mix) if wants_proj or wants_weights else None
         grad_streams, of_weights = projection.backward(grads, streams, chunk, any(wants_mix), wants_proj, wants_weights)
         if wants_weights:
             grad_weights.extend(of_weights)
         if wants_biases:
-            grad_biases.extend(grad.sum(0) for grad in grads)
+            grad_biases.extend(grads.sum(1))
         if any(wants_mix):
             of_states, *of_parameters = products.mix_gradients(grad_streams, states, *mix, *wants_mix)
             of_mix.append(of_parameters)
             grad_states = of_states if grad_states is None else grad_states.add_(of_states)
     grad_mix_weight, grad_mix_bias = zip(*of_mix, strict=True) if of_mix else ((), ())
-    grads = Arguments(
+    gradients = Arguments(
         grad_states,
         torch.cat(grad_mix_weight) if wants.mix_weight else None,
         torch.cat(grad_mix_bias) if wants.mix_bias else None,
@@ -141,7 +142,7 @@ def backward(products, grad_keys, grad_values, arguments, plan, wanted):
         grad_biases[0::2] if wants.key_biases else None,
         grad_biases[1::2] if wants.value_biases else None,
     )
-    return Arguments(*(_as_given(grad, argument) for grad, argument in zip(grads, arguments, strict=True)))
+    return Arguments(*(_as_given(gradient, argument) for gradient, argument in zip(gradients, arguments, strict=True)))
 
 
 def _items(argument):
@@ -179,7 +180,7 @@ def _chunks(arguments, plan):
 
 
 def _rows(matrix):
-    """With a unit last stride and rows that do not overlap: what an expanded gradient lacks, for one."""
+    """With a unit last stride and rows that do not overlap."""
     return matrix if matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1] else matrix.contiguous()
 
 

@@ -19,11 +19,11 @@ def fold_pays(tokens, encoder_width, llm_width, kv_width, backward=False):
 
 
 def augment(proj_weight, proj_bias):
-    """The projection with its bias as one more column, so that one product folds both: (Dl, De + 8), zeros in the last 7."""
+    """The projection with its bias as one more column, so that one product folds both: (Dl, De + 16), zeros in the last 15."""
     if proj_bias is None:
         return proj_weight
-    # 8 columns keep rows at multiples of 16 bytes in half precision, as tensor descriptors want them.
-    return torch.cat([proj_weight, pad(proj_bias[:, None], (0, 7))], dim=1)
+    # 16 columns keep rows, and the count of columns, at multiples of what vector loads and tensor descriptors take.
+    return torch.cat([proj_weight, pad(proj_bias[:, None], (0, 15))], dim=1)
 
 
 def fold(products, weights, biases, augmented, encoder_width):

@@ -24,7 +24,7 @@ class OneStep:
         self.products.matmul(streams, self.weights[chunk], biases, transpose_b=True, out=out)
 
     def backward(self, grads, streams, chunk, wants_streams, wants_proj, wants_weights):
-        """Gradients of keys or values: a list of G tensors (tokens, kv) -> those of streams and weights, each (G, ...) or None.
+        """Gradients of keys or values: (G, tokens, kv) -> those of streams and weights, each (G, ...) or None.
 
         streams may be None where neither projection nor weights want a gradient.
         """
@@ -63,12 +63,12 @@ class Folded:
         return grad_streams, grad_weights
 
     def _folded_gradient(self, grads, streams):
-        shape = len(grads), grads[0].shape[1], self.augmented.shape[1]
+        shape = len(grads), grads.shape[2], self.augmented.shape[1]
         grad_folded = streams.new_zeros(shape) if shape[2] > self.encoder_width else streams.new_empty(shape)
         weights = grad_folded[..., : self.encoder_width]
         self.products.matmul(grads, streams, transpose_a=True, out=weights)
         if shape[2] > self.encoder_width:
-            torch.stack([grad.sum(0) for grad in grads], out=grad_folded[..., self.encoder_width])
+            grad_folded[..., self.encoder_width] = grads.sum(1)
         return grad_folded
 
     @property

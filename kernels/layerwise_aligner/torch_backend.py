@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import linear
 
-from . import cross_key_values as algorithm
+from .cross_key_values import Products
 
 
 def layer_mix(hidden_states, weight, bias=None):
@@ -21,36 +21,6 @@ def stream_linear(streams, weight, bias=None):
     else:
         out = torch.baddbmm(bias[:, None], flat, weight.transpose(1, 2))
     return out.view(*streams.shape[:3], weight.shape[1])
-
-
-def cross_key_values(*arguments, folded=None, layers_at_once=None):
-    """Arguments and results of `cross_key_values`, checked by it."""
-    arguments = algorithm.Arguments(*arguments)
-    counts, tensors = algorithm.flatten(arguments)
-    outputs = _CrossKeyValues.apply(algorithm.plan(arguments, folded, layers_at_once), counts, *tensors)
-    return tuple(output.unflatten(1, arguments.hidden_states[0].shape[:2]) for output in outputs)
-
-
-def fold_key_values(*arguments):
-    """Arguments and results of `fold_key_values`, checked by it."""
-    return algorithm.fold_key_values(PRODUCTS, *arguments)
-
-
-class _CrossKeyValues(torch.autograd.Function):
-    """Keys and values, each (L, tokens, kv); saves its arguments only."""
-
-    @staticmethod
-    def forward(ctx, plan, counts, *tensors):
-        ctx.save_for_backward(*tensors)
-        ctx.plan, ctx.counts = plan, counts
-        return algorithm.forward(PRODUCTS, algorithm.unflatten(counts, tensors), plan).unbind(1)
-
-    @staticmethod
-    def backward(ctx, grad_keys, grad_values):
-        arguments = algorithm.unflatten(ctx.counts, ctx.saved_tensors)
-        wanted = algorithm.unflatten(ctx.counts, ctx.needs_input_grad[2:])
-        grads = algorithm.backward(PRODUCTS, grad_keys, grad_values, arguments, ctx.plan, wanted)
-        return None, None, *algorithm.flatten_gradients(ctx.counts, grads)
 
 
 def prepare(hidden_states):
@@ -109,4 +79,4 @@ def summed_matmul(a, b, out):
             out += left.mT @ right
 
 
-PRODUCTS = algorithm.Products(prepare, mix, mix_gradients, matmul, summed_matmul)
+PRODUCTS = Products(prepare, mix, mix_gradients, matmul, summed_matmul)

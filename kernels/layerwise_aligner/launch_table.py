@@ -1,0 +1,87 @@
+"""The shipped launch configurations of the layer-wise aligner's kernels, and where their numbers come from.
+
+No line spills a register under Triton 3.6 and 3.9 (`layalign kernels` checks it). The mix waits for memory, so that among
+those lines what counts is bytes on their way to a multiprocessor: its programs times the tiles that each has asked for.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from ..launch import LaunchConfig
+
+
+def _line(block_m, block_n, warps, stages):
+    return LaunchConfig(block_m=block_m, block_n=block_n, warps=warps, stages=stages)
+
+
+# family -> kernel -> encoder states up to -> streams and numbers in a tile, in bfloat16 and float16. 8 warps repeat most
+# of the weight gradients' work: all of them along the streams, of which there are too few.
+_MIX_HALF = {
+    "sm_80": {
+        "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
+        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 32, 4, 2)},
+        "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 32, 4, 2)},
+    },
+    "sm_90": {
+        "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 128, 4, 3), 128: _line(64, 64, 4, 2)},
+        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
+        "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 64, 4, 2)},
+    },
+    "sm_100": {
+        "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 128, 4, 3), 128: _line(64, 64, 4, 2)},
+        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
+        "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 64, 4, 2)},
+    },
+}
+_MIX_HALF["sm_89"] = _MIX_HALF["sm_80"]  # none takes more than the 99 KB of shared memory there
+
+# fp32 tiles are twice as large and multiplied three times (see `dot_precision`).
+_MIX_FLOAT32 = {
+    "sm_80": {
+        "mix": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+        "mix_weight_gradients": {32: _line(32, 32, 4, 1), 64: _line(32, 32, 4, 1), 128: _line(16, 16, 4, 1)},
+        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+    },
+    "sm_90": {
+        "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 32, 4, 2), 128: _line(64, 16, 4, 1)},
+        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 32, 4, 2), 128: _line(64, 16, 4, 1)},
+        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 2), 128: _line(64, 16, 4, 1)},
+    },
+    "sm_100": {
+        "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+    },
+}
+_MIX_FLOAT32["sm_89"] = _MIX_FLOAT32["sm_80"]
+
+_FAMILIES = {"sm_86": "sm_89", "sm_87": "sm_80", "sm_103": "sm_100", "sm_120": "sm_89", "sm_121": "sm_89"}
+
+# HIP and GPUs to come: tiles that need little of anything.
+_MIX_ELSEWHERE = _line(32, 32, 4, 1)
+
+# Small, and unequal, so that tests of a few dozen numbers meet every kind of tile.
+_MIX_INTERPRETER = {
+    "mix": _line(32, 16, 4, 1),
+    "mix_weight_gradients": _line(16, 32, 4, 1),
+    "mix_state_gradients": _line(32, 16, 4, 1),
+}
+
+
+def mix_config(kernel, *, architecture, dtype, layers, streams):
+    """The line for one launch: block_m streams and block_n numbers of each state in a tile.
+
+    kernel: "mix", "mix_weight_gradients" or "mix_state_gradients"; architecture: as `launch.architecture` names it;
+    layers, streams: the encoder states and what they are mixed into.
+    """
+    if architecture == "interpreter":
+        return _MIX_INTERPRETER[kernel]
+    lines = (_MIX_FLOAT32 if dtype == torch.float32 else _MIX_HALF).get(_FAMILIES.get(architecture, architecture))
+    if lines is None:
+        return _MIX_ELSEWHERE
+    line = lines[kernel][next((limit for limit in (32, 64) if layers <= limit), 128)]
+    if dtype == torch.float32:
+        return line  # fewer streams would need other instructions, and more registers
+    rows = next((rows for rows in (16, 32) if streams <= rows), line.block_m)
+    return replace(line, block_m=min(rows, line.block_m))
