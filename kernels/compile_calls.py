@@ -29,12 +29,14 @@ class ShippedCalls(NamedTuple):
 
     entry: "module:function"; function(variant, head_dim, dtype, length) runs the launchers on meta tensors.
     variants: names of feature combinations.
+    by_head_dim: whether the kernels differ by it; otherwise only the first asked for is compiled.
     lengths(variant, **of_launch_table): a length for each launch configuration that the variant can get.
     """
 
     entry: str
     variants: tuple[str, ...]
     lengths: Callable
+    by_head_dim: bool = True
 
 
 def described_calls(architectures, head_dims=(64, 128), dtypes=("bfloat16",), variants=()):
@@ -51,6 +53,8 @@ def described_calls(architectures, head_dims=(64, 128), dtypes=("bfloat16",), va
     calls = []
     for arch, head_dim, dtype in product(*map(dict.fromkeys, (architectures, head_dims, dtypes))):
         for operator, shipped in SHIPPED_CALLS.items():
+            if not shipped.by_head_dim and head_dim != head_dims[0]:
+                continue
             for variant in (variant for variant in shipped.variants if not variants or variant in variants):
                 call = dict(operator=operator, arch=arch, variant=variant, head_dim=head_dim, dtype=dtype)
                 lengths = shipped.lengths(variant, architecture=arch, head_dim=head_dim, dtype=getattr(torch, dtype))
@@ -112,8 +116,49 @@ def attention(variant, head_dim, dtype, length):
     backward(torch.empty_like(results[0]), *results[1:], *tensors, **options, wanted=(True,) * 6)
 
 
+def aligner_lengths(variant, **of_launch_table):
+    """Encoder tokens: of a training batch, and of one question, where tiles of fewer rows serve."""
+    return (1999,) if variant == "odd" else (2048, 48)
+
+
+def aligner(variant, head_dim, dtype, length):
+    """Forward and backward with every gradient: 24 encoder states, 32 LLM layers of 32 query and 8 key heads.
+
+    folded, unfolded: keys and values of all layers, with biases, by either way through the projection.
+    streams: mix and grouped linear layers on their own, the weight shared and one for each stream, unfolded.
+    odd: the first two with widths whose rows start anywhere.
+    """
+    from .layerwise_aligner import key_values as algorithm
+    from .layerwise_aligner import triton_backend
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    layers, odd = 32, variant == "odd"
+    encoder_width, llm_width, kv_width = 2048 - odd, 32 * head_dim - odd, 8 * head_dim - odd
+    states, mix = [empty(1, length, encoder_width) for _ in range(24)], (empty(2 * layers, 24), empty(2 * layers))
+    if variant == "streams":
+        streams = triton_backend._mix(*mix, states)
+        triton_backend._mix_backward(streams, *mix, states, (True, True, True))
+        for weight in (empty(kv_width, encoder_width), empty(2 * layers, kv_width, encoder_width)):
+            out = triton_backend._linear(streams, weight, empty(*weight.shape[:-1]))
+            triton_backend._linear_backward(out, streams, weight, (True, True, True))
+        return
+    weights, biases = ([empty(*shape) for _ in range(layers)] for shape in ((kv_width, llm_width), (kv_width,)))
+    projection = empty(llm_width, encoder_width), empty(llm_width)
+    arguments = algorithm.Arguments(states, *mix, *projection, weights, weights, biases, biases)
+    for folded in (True, False) if odd else (variant == "folded",):
+        plan = algorithm.plan(arguments, folded, None)
+        out = algorithm.forward(triton_backend.PRODUCTS, arguments, plan)
+        wanted = algorithm.Arguments(*(True,) * 9)
+        algorithm.backward(triton_backend.PRODUCTS, out, arguments, plan, wanted)
+
+
 SHIPPED_CALLS = {
     "adaptive_fusion_attention": ShippedCalls(
         "layalign.kernels.compile_calls:attention", ("causal", "padded", "everything", "packed"), attention_lengths
+    ),
+    "layerwise_aligner": ShippedCalls(
+        "layalign.kernels.compile_calls:aligner", ("folded", "unfolded", "streams", "odd"), aligner_lengths, False
     ),
 }

@@ -92,7 +92,7 @@ def _config(line):
     if line["config"] is None:
         return "-"
     config = line["config"]
-    tile = "x".join(str(config[name]) for name in ("block_m", "block_n") if name in config)
+    tile = "x".join(str(config[name]) for name in ("block_m", "block_n", "block_k") if name in config)
     words = [tile, f"{config['warps']} warps", f"{config['stages']} stages"]
     return " ".join([*words, *(["descriptors"] if config.get("descriptors") else [])])
 

@@ -98,7 +98,11 @@ def compile_call(entry, arch, variant, head_dim, dtype, length, skip, emit):
         launch, launches = launches, launches + 1
         if launch in skip:
             return
-        config = {name.lower(): constants[name] for name in ("BLOCK_M", "BLOCK_N", "DESCRIPTORS") if name in constants}
+        config = {
+            name.lower(): constants[name]
+            for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "DESCRIPTORS")
+            if name in constants
+        }
         config |= {"warps": options["num_warps"], "stages": options["num_stages"]}
         emit({"launch": launch, "kernel": kernel.__name__, "config": config})
         start = time.perf_counter()

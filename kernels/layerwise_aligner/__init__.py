@@ -107,8 +107,8 @@ def cross_key_values(
         key_biases, value_biases: sequences of L tensors (kv,), one (L, kv), or None. All of one dtype.
         folded: multiply proj_weight into the key and value weights first (in fp32, rounded once); None does so where
             that takes fewer operations for B * T tokens, see `fold_pays`.
-        layers_at_once: LLM layers worked on together. None: as many as keep their streams and folded weights within 256 MiB
-            on a GPU, 32 MiB on a CPU. Apart from the results, memory grows with this and not with L.
+        layers_at_once: LLM layers worked on together. None: as many as keep their streams and folded weights within 1 GiB
+            on a GPU, 64 MiB on a CPU. Apart from the results, memory grows with this and not with L.
         backend: "auto" (Triton on the GPUs it covers, else "torch"), "triton", "torch" or "reference".
 
     Returns:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import cross_key_values as algorithm
+from . import key_values as algorithm
 from . import torch_backend
 
 PRODUCTS = {"torch": torch_backend.PRODUCTS}  # by backend

@@ -1,7 +1,7 @@
 """The shipped launch configurations of the layer-wise aligner's kernels, and where their numbers come from.
 
-No line spills a register under Triton 3.6 and 3.9 (`layalign kernels` checks it). The mix waits for memory, so that among
-those lines what counts is bytes on their way to a multiprocessor: its programs times the tiles that each has asked for.
+No line spills a register (`layalign kernels` checks it). The mix waits for memory, so that among those lines what counts is
+bytes on their way to a multiprocessor: its programs times the tiles that each has asked for. Products wait for tensor cores.
 """
 
 from dataclasses import replace
@@ -41,7 +41,7 @@ _MIX_FLOAT32 = {
     "sm_80": {
         "mix": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
         "mix_weight_gradients": {32: _line(32, 32, 4, 1), 64: _line(32, 32, 4, 1), 128: _line(16, 16, 4, 1)},
-        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+        "mix_state_gradients": {32: _line(64, 16, 4, 1), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
     },
     "sm_90": {
         "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 32, 4, 2), 128: _line(64, 16, 4, 1)},
@@ -51,7 +51,7 @@ _MIX_FLOAT32 = {
     "sm_100": {
         "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
         "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
-        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(32, 16, 4, 1), 128: _line(64, 16, 4, 1)},
     },
 }
 _MIX_FLOAT32["sm_89"] = _MIX_FLOAT32["sm_80"]
@@ -77,11 +77,61 @@ def mix_config(kernel, *, architecture, dtype, layers, streams):
     """
     if architecture == "interpreter":
         return _MIX_INTERPRETER[kernel]
-    lines = (_MIX_FLOAT32 if dtype == torch.float32 else _MIX_HALF).get(_FAMILIES.get(architecture, architecture))
+    family = _FAMILIES.get(architecture, architecture)
+    lines = (_MIX_FLOAT32 if dtype == torch.float32 else _MIX_HALF).get(family)
     if lines is None:
         return _MIX_ELSEWHERE
     line = lines[kernel][next((limit for limit in (32, 64) if layers <= limit), 128)]
     if dtype == torch.float32:
         return line  # fewer streams would need other instructions, and more registers
+    if family in ("sm_90", "sm_100"):
+        return line  # their tensor cores take 64 rows
     rows = next((rows for rows in (16, 32) if streams <= rows), line.block_m)
     return replace(line, block_m=min(rows, line.block_m))
+
+
+def _product(block_m, block_n, block_k, warps, stages, descriptors=False):
+    return LaunchConfig(
+        block_m=block_m, block_n=block_n, block_k=block_k, warps=warps, stages=stages, descriptors=descriptors
+    )
+
+
+# Half precision, matrices at multiples of 16 bytes.
+_MATMUL_HALF = {
+    "sm_80": _product(128, 128, 32, 8, 4),
+    "sm_89": _product(128, 128, 32, 8, 4),
+    "sm_90": _product(128, 256, 64, 8, 4, True),
+    "sm_100": _product(128, 256, 64, 8, 4, True),
+}
+# Up to 64 rows, where half of a tile of 128 would be empty.
+_MATMUL_FEW_ROWS = 64
+_MATMUL_SHORT = {
+    "sm_80": _product(64, 128, 32, 4, 4),
+    "sm_89": _product(64, 128, 32, 4, 4),
+    "sm_90": _product(64, 128, 64, 4, 4, True),
+    "sm_100": _product(64, 128, 64, 4, 4, True),
+}
+# Numbers that cannot be read eight at a time pass through registers: larger tiles spill 600 bytes (sm_90, 128 x 128).
+_MATMUL_UNALIGNED = _product(64, 64, 32, 8, 1)
+# fp32 tiles are twice as large and multiplied three times (see `dot_precision`).
+_MATMUL_FLOAT32 = _product(64, 64, 32, 8, 2)
+_MATMUL_ELSEWHERE = _product(64, 64, 32, 4, 1)  # HIP and GPUs to come: tiles that need little of anything
+_MATMUL_INTERPRETER = _product(16, 32, 16, 4, 1)
+
+
+def matmul_config(*, architecture, dtype, rows, aligned):
+    """The line for one launch.
+
+    architecture: as `launch.architecture` names it; rows: of the result, in one group; aligned: whether all
+    matrices, and their rows, start at multiples of 16 bytes.
+    """
+    if architecture == "interpreter":
+        return _MATMUL_INTERPRETER
+    family = _FAMILIES.get(architecture, architecture)
+    if family not in _MATMUL_HALF:
+        return _MATMUL_ELSEWHERE
+    if not aligned:
+        return _MATMUL_UNALIGNED
+    if dtype == torch.float32:
+        return _MATMUL_FLOAT32
+    return (_MATMUL_SHORT if rows <= _MATMUL_FEW_ROWS else _MATMUL_HALF)[family]

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import linear
 
-from .cross_key_values import Products
+from .key_values import Products
 
 
 def layer_mix(hidden_states, weight, bias=None):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import triton_matmul, triton_mix
-from .cross_key_values import Products
+from .key_values import Products
 
 
 def layer_mix(hidden_states, weight, bias=None):

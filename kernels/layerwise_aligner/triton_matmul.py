@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ..launch import architecture, dot_precision, launch, multiprocessors
-from .matmul_launch_table import matmul_config
+from .launch_table import matmul_config
 
 _PARTS = 264  # of a summed product at least, two for each multiprocessor of a large GPU, where there is length enough
 _SHORTEST_PART = 4  # tiles of the inner dimension

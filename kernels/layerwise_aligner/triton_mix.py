@@ -12,11 +12,13 @@ import triton.language as tl
 from ..launch import architecture, dot_precision, launch
 from .launch_table import mix_config
 
+# A program's first tile costs it the addresses (two selects for each state) and the weight: it does more than one, as many
+# as leave enough programs to fill the largest GPUs.
 _TILES_EACH = 8
 _PROGRAMS = 1024
 # Programs of the weight gradients, each with its own sums: few enough that adding those up costs little beside reading
-# the gradient, and a whole number of waves on 132 multiprocessors (4 on each).
-_RANGES = 512
+# the gradient, and one whole wave where 132 multiprocessors hold 3 each.
+_RANGES = 396
 _SHORTEST_RANGE = 16  # tiles
 
 
