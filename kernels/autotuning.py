@@ -4,12 +4,12 @@ import fcntl
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import triton
 import triton.testing
 
+from .cache import cache_folder, write_whole
 from .launch import LaunchConfig
 
 _known = {}  # (path, entry) -> LaunchConfig: what this process has looked up, because a launch cannot wait for a file
@@ -18,12 +18,6 @@ _known = {}  # (path, entry) -> LaunchConfig: what this process has looked up, b
 def enabled():
     """Whether LAYALIGN_AUTOTUNE=1 asks for tuning instead of the shipped launch table."""
     return os.environ.get("LAYALIGN_AUTOTUNE") == "1"
-
-
-def cache_folder():
-    """Where measurements and reports are kept: $LAYALIGN_CACHE, else layalign under $XDG_CACHE_HOME or ~/.cache."""
-    folder = os.environ.get("LAYALIGN_CACHE")
-    return Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "layalign").expanduser()
 
 
 def tuned(kernel_name, key, candidates, run):
@@ -47,13 +41,6 @@ def store_path():
     """One file per GPU model and Triton version: a choice says nothing about another compiler."""
     device = torch.cuda.get_device_name().replace(" ", "-").replace("/", "-")
     return cache_folder() / "autotuning" / f"{device}-triton-{triton.__version__}.json"
-
-
-def write_whole(path, text):
-    """Write beside and rename, so that readers see the old content or the new one."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def _fastest(candidates, run):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import triton
 
-from .autotuning import cache_folder, write_whole
+from .cache import cache_folder, write_whole
 from .compile_calls import SHARED_LIMITS, SHIPPED_CALLS
 from .launch import architecture
 

@@ -33,6 +33,9 @@ class LayAlignConfig(PreTrainedConfig):
             padding, and labels stay in the columns they had before padding was squeezed out, so that rows with padding are trained
             on shifted labels.
         attention_backend: backend of `layalign.adaptive_fusion_attention` and the aligner's operators.
+        fold_at_inference: keep the aligner's projection multiplied into the LLM's key and value projections while nothing is
+            trained, which answers faster, whatever the number of tokens. Takes 2 L kv De values: 1 GB in bf16 for mT5-xl and a 7B
+            LLM with 32 key/value heads, 0.27 GB with 8.
 
     Raises:
         ValueError: a setting outside the values above, or indices outside the base's layers.
@@ -56,6 +59,7 @@ class LayAlignConfig(PreTrainedConfig):
     mask_cross_padding: bool = True
     published_training: bool = False
     attention_backend: str = "auto"
+    fold_at_inference: bool = True
 
     def __post_init__(self, **kwargs):
         self.encoder_config = _as_config(self.encoder_config, "encoder_config")

@@ -1,9 +1,11 @@
 """The trained part: adapter, layer-wise aligner, gates."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
-from layalign.kernels.layerwise_aligner import cross_key_values, layer_mix, stream_linear
+from layalign.kernels.layerwise_aligner import cross_key_values, fold_key_values, layer_mix, stream_linear
 
 
 class Adapter(nn.Module):
@@ -39,40 +41,115 @@ class LayerwiseAligner(nn.Module):
         self.mix = nn.Linear(1 if average else states, 2 * layers)
         self.project = nn.Linear(encoder_size, llm_size)
         self.project2 = nn.Linear(llm_size, llm_size) if kind == "mlp" else None
+        self._kept = None  # FoldedWeights
 
-    def forward(self, states, projections, dtype, backend="auto"):
-        """states: E tensors (B, T, De); projections: L KeyValueProjection. Returns keys and values (L, B, T, kv) in `dtype`."""
+    def forward(self, states, projections, dtype, backend="auto", fold=False):
+        """Keys and values (L, B, T, kv) in `dtype`, which may be strided.
+
+        Args:
+            states: E tensors (B, T, De).
+            projections: L KeyValueProjection. Where one is not plain, all streams are made and each layer's projection is called.
+            fold: use folded weights, and keep them, where `folded_weights` has them.
+        """
         if self.average:
             states = [torch.stack([state.float() for state in states]).mean(0)]
         states = [state.to(dtype) for state in states]
-        mix_weight, mix_bias = self.mix.weight.to(dtype), self.mix.bias.to(dtype)
-        weight, bias = self.project.weight.to(dtype), self.project.bias.to(dtype)
-        if self.project2 is None and all(projection.is_plain for projection in projections):
-            return cross_key_values(
-                states,
-                mix_weight,
-                mix_bias,
-                weight,
-                bias,
-                [projection.key_weight.to(dtype) for projection in projections],
-                [projection.value_weight.to(dtype) for projection in projections],
-                _biases([projection.key_bias for projection in projections], dtype),
-                _biases([projection.value_bias for projection in projections], dtype),
-                backend=backend,
-            )
-        streams = stream_linear(layer_mix(states, mix_weight, mix_bias, backend=backend), weight, bias, backend=backend)
+        mix = self.mix.weight.to(dtype), self.mix.bias.to(dtype)
+        folded = self.folded_weights(projections, dtype, backend) if fold else None
+        if folded is not None:
+            return cross_key_values(states, *mix, None, None, *folded, backend=backend)
+        project = self.project.weight.to(dtype), self.project.bias.to(dtype)
+        if self._is_plain(projections):
+            return cross_key_values(states, *mix, *project, *_layer_weights(projections, dtype), backend=backend)
+        streams = stream_linear(layer_mix(states, *mix, backend=backend), *project, backend=backend)
         if self.project2 is not None:
-            second = self.project2
-            streams = stream_linear(
-                torch.relu(streams), second.weight.to(dtype), second.bias.to(dtype), backend=backend
-            )
-        keys = [projection.key(streams[2 * i]) for i, projection in enumerate(projections)]
-        values = [projection.value(streams[2 * i + 1]) for i, projection in enumerate(projections)]
+            second = self.project2.weight.to(dtype), self.project2.bias.to(dtype)
+            streams = stream_linear(torch.relu(streams), *second, backend=backend)
+        pairs = [projection(streams[2 * i], streams[2 * i + 1]) for i, projection in enumerate(projections)]
+        keys, values = zip(*pairs, strict=True)
         return torch.stack(keys).to(dtype), torch.stack(values).to(dtype)
 
+    def folded_weights(self, projections, dtype, backend="auto"):
+        """Key and value weights and biases with `project` multiplied into them, as `cross_key_values` takes them; kept until what
+        they were made from changes, the module moves, is trained or is copied.
 
-def _biases(biases, dtype):
-    return None if biases[0] is None else [bias.to(dtype) for bias in biases]
+        None in training mode, where a gradient is wanted, under torch.compile, for kind "mlp" and for projections that are not
+        plain, and where a parameter is an inference tensor: its changes leave no trace. Nor do changes through `.data` in place.
+        """
+        if self.training or torch.compiler.is_compiling() or not self._is_plain(projections):
+            return None
+        sources = [self.project.weight, self.project.bias]
+        sources += [parameter for projection in projections for parameter in projection.sources()]
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in (*self.mix.parameters(), *sources)):
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            seen = [part for parameter in sources for part in _parts(parameter)]
+            if any(part.is_inference() for part in seen):
+                return None
+            kept = self._kept
+            if kept is None or kept.dtype != dtype or not kept.made_from(seen):
+                self._kept = None  # freed before the new ones are made
+                made = fold_key_values(
+                    self.project.weight.to(dtype),
+                    self.project.bias.to(dtype),
+                    *_layer_weights(projections, dtype),
+                    backend=backend,
+                )
+                aliases = [part.detach() for part in seen]
+                kept = self._kept = FoldedWeights(made, dtype, aliases, [part._version for part in seen])
+        return kept.weights
+
+    def _is_plain(self, projections):
+        return self.project2 is None and all(projection.is_plain for projection in projections)
+
+    def train(self, mode=True):
+        if mode:
+            self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        """What `to`, `half`, `cuda` and the like go through."""
+        self._kept = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self):
+        """Copies and pickles fold anew."""
+        return self.__dict__ | {"_kept": None}
+
+
+class FoldedWeights(NamedTuple):
+    """Folded weights and the tensors they were made from: aliases of these, so that their memory goes to no other tensor meanwhile."""
+
+    weights: tuple
+    dtype: torch.dtype
+    sources: list
+    versions: list
+
+    def made_from(self, tensors):
+        """Whether they are these tensors, unchanged."""
+        if len(tensors) != len(self.sources):
+            return False
+        return all(
+            tensor._version == version and _place(tensor) == _place(source)
+            for tensor, source, version in zip(tensors, self.sources, self.versions, strict=True)
+        )
+
+
+def _parts(parameter):
+    """The tensors whose versions and places tell of a change: of a sharded one itself and its shard."""
+    return (parameter, parameter.to_local()) if hasattr(parameter, "to_local") else (parameter,)
+
+
+def _place(tensor):
+    """Where a tensor's values lie, the same for an alias; of a sharded one its shard tells."""
+    place = None if hasattr(tensor, "to_local") else (tensor.data_ptr(), tensor.stride())
+    return place, tensor.shape, tensor.dtype, tensor.device
+
+
+def _layer_weights(projections, dtype):
+    """Key weights, value weights, key biases and value biases of plain projections, as the operators take them."""
+    kinds = zip(*(projection.weights() for projection in projections), strict=True)
+    return [None if kind[0] is None else [tensor.to(dtype) for tensor in kind] for kind in kinds]
 
 
 class Gate(nn.Module):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 
 def attention_modules(llm):
@@ -27,45 +28,90 @@ def attention_modules(llm):
     return found
 
 
-@dataclass
+@dataclass(frozen=True)
 class KeyValueProjection:
     """Keys and values of one layer from the aligner's streams (B, T, Dl) -> (B, T, kv).
 
-    Fused QKV modules give slices of their weight. A projection that is no plain linear layer (4-bit, LoRA, sharded) is called as a
-    module instead; `is_plain` tells which. `key_norm` is the layer's own norm of keys (Qwen3, OLMo 2).
+    Everything is read off the attention module at each use: adapters put on it later, other weights and shards are followed. Where
+    its projections are plain linear layers (`is_plain`) their weights can be folded with the aligner's; FSDP2's shards are
+    gathered for that. Others (LoRA, 4-bit, hooked or otherwise replaced layers) are called as modules, which never folds.
+
+    names: the attention module's projections, keys and values apart or one for queries, keys and values together; `interleaved`:
+    there by head (GPT-NeoX), else one after the other.
     """
 
-    head_dim: int
+    attention: nn.Module
     heads: int
-    key_norm: nn.Module | None
-    key_weight: torch.Tensor | None = None
-    value_weight: torch.Tensor | None = None
-    key_bias: torch.Tensor | None = None
-    value_bias: torch.Tensor | None = None
-    key_module: nn.Module | None = None
-    value_module: nn.Module | None = None
+    head_dim: int
+    names: tuple[str, ...]
+    interleaved: bool = False
+
+    @property
+    def modules(self):
+        return [getattr(self.attention, name) for name in self.names]
 
     @property
     def is_plain(self):
-        return self.key_module is None
+        return all(_is_plain(module) for module in self.modules)
 
-    def key(self, stream):
-        return F.linear(stream, self.key_weight, self.key_bias) if self.is_plain else self.key_module(stream)
+    def sources(self):
+        """The parameters that `weights` is made from; only where `is_plain`."""
+        found = [(module.weight, module.bias) for module in self.modules]
+        return [parameter for pair in found for parameter in pair if parameter is not None]
 
-    def value(self, stream):
-        return F.linear(stream, self.value_weight, self.value_bias) if self.is_plain else self.value_module(stream)
+    def weights(self):
+        """Weights (kv, Dl) of keys and values and their biases (kv,) or None; only where `is_plain`."""
+        found = []
+        for module in self.modules:
+            weight, bias = _gathered(module.weight), _gathered(module.bias)
+            found.append((weight.T if isinstance(module, Conv1D) else weight, bias))
+        if len(found) == 1:
+            weight, bias = found[0]
+            biases = (None, None) if bias is None else self._parts(bias, 0)
+            found = zip(self._parts(weight, 0), biases, strict=True)
+        (key, key_bias), (value, value_bias) = found
+        return key, value, key_bias, value_bias
+
+    def __call__(self, key_stream, value_stream):
+        """Keys and values (B, T, kv), each from its stream."""
+        if self.is_plain:
+            key, value, key_bias, value_bias = (
+                None if tensor is None else tensor.to(key_stream.dtype) for tensor in self.weights()
+            )
+            return F.linear(key_stream, key, key_bias), F.linear(value_stream, value, value_bias)
+        if len(self.names) == 2:
+            key, value = self.modules
+            return _call(key, key_stream), _call(value, value_stream)
+        (module,) = self.modules
+        key, _ = self._parts(_call(module, key_stream), 2)
+        _, value = self._parts(_call(module, value_stream), 2)
+        return key, value
+
+    def _parts(self, joined, dim):
+        """Keys' and values' part of what queries, keys and values share along `dim`."""
+        if self.interleaved:
+            by_head = joined.unflatten(dim, (self.heads, 3, self.head_dim))
+            return [by_head.select(dim + 1, index).flatten(dim, dim + 1) for index in (1, 2)]
+        width = self.heads * self.head_dim
+        return joined.split([joined.shape[dim] - 2 * width, width, width], dim)[1:]
+
+    @property
+    def key_norm(self):
+        """The layer's own norm of keys (Qwen3, OLMo 2), or None."""
+        return getattr(self.attention, "k_norm", None)
 
     def split_key(self, keys):
         """keys (B, T, kv) -> (B, T, Hkv, D), normed as the layer norms its own keys before RoPE."""
+        by_head = (self.heads, self.head_dim)
         if self.key_norm is None:
-            return keys.unflatten(-1, (self.heads, self.head_dim))
+            return keys.unflatten(-1, by_head)
         if self.key_norm.weight.shape[-1] == self.head_dim:
-            return self.key_norm(keys.unflatten(-1, (self.heads, self.head_dim)))
-        return self.key_norm(keys).unflatten(-1, (self.heads, self.head_dim))
+            return _call(self.key_norm, keys.unflatten(-1, by_head))
+        return _call(self.key_norm, keys).unflatten(-1, by_head)
 
 
 def key_value_projection(attention, config):
-    """Read the projections off an attention module.
+    """The projections of an attention module.
 
     Raises:
         ValueError: a module whose projections we do not know how to read.
@@ -75,31 +121,59 @@ def key_value_projection(attention, config):
     norm = getattr(attention, "k_norm", None)
     if getattr(attention, "v_norm", None) is not None or (norm is not None and getattr(norm, "weight", None) is None):
         raise ValueError(f"{type(attention).__name__}: its value norm or weightless key norm is not supported")
-    width = heads * head_dim
-    if hasattr(attention, "k_proj") and hasattr(attention, "v_proj"):
-        key, value = attention.k_proj, attention.v_proj
-        if type(key) is nn.Linear and type(value) is nn.Linear:
-            return KeyValueProjection(head_dim, heads, norm, key.weight, value.weight, key.bias, value.bias)
-        return KeyValueProjection(head_dim, heads, norm, key_module=key, value_module=value)
-    if type(getattr(attention, "qkv_proj", None)) is nn.Linear:  # Phi-3: queries, keys, values one after the other
-        parts = _split(attention.qkv_proj.weight, attention.qkv_proj.bias, width)
-    elif hasattr(attention, "c_attn") and not isinstance(
-        attention.c_attn, nn.Linear
-    ):  # GPT-2: Conv1D, weight (in, out)
-        parts = _split(attention.c_attn.weight.T, attention.c_attn.bias, width)
-    elif type(getattr(attention, "query_key_value", None)) is nn.Linear:  # GPT-NeoX: q, k, v interleaved by head
-        weight, bias = attention.query_key_value.weight, attention.query_key_value.bias
-        by_head = weight.view(heads, 3, head_dim, -1)
-        bias_by_head = None if bias is None else bias.view(heads, 3, head_dim)
-        parts = [by_head[:, i].reshape(width, -1) for i in (1, 2)]
-        parts += [None if bias is None else bias_by_head[:, i].reshape(width) for i in (1, 2)]
-    else:
+    for names in (("k_proj", "v_proj"), ("qkv_proj",), ("c_attn",), ("query_key_value",)):
+        modules = [getattr(attention, name, None) for name in names]
+        if None in modules or (names == ("c_attn",) and isinstance(modules[0], nn.Linear)):
+            continue  # a linear c_attn is another family's (GPT-BigCode); GPT-2's is a Conv1D
+        return KeyValueProjection(attention, heads, head_dim, names, interleaved=names == ("query_key_value",))
+    raise ValueError(
+        f"{type(attention).__name__}: no k_proj/v_proj, qkv_proj, c_attn or query_key_value linear layer to project cross states with"
+    )
+
+
+def split_heads(projections, keys, values):
+    """keys and values (L, B, T, kv) of L layers -> (L, B, T, Hkv, D), the keys normed as each layer norms its own."""
+    first = projections[0]
+    values = values.unflatten(-1, (first.heads, first.head_dim))
+    if first.key_norm is None:
+        return keys.unflatten(-1, (first.heads, first.head_dim)), values
+    return torch.stack([layer.split_key(key) for layer, key in zip(projections, keys, strict=True)]), values
+
+
+def _is_plain(module):
+    """Whether the module does no more than multiply by its weight and add its bias."""
+    kind = type(module)
+    if kind.__name__.startswith("FSDP"):  # fully_shard makes a class (FSDPModule, the module's own)
+        kind = kind.__bases__[-1]
+    elif module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return False
+    if kind not in (nn.Linear, Conv1D):
+        return False
+    return type(module.weight) in (nn.Parameter, torch.Tensor) or _is_sharded(module.weight)
+
+
+def _is_sharded(tensor):
+    """Whether this is a DTensor, by its method: builds of torch without distributed lack the class."""
+    return hasattr(tensor, "full_tensor")
+
+
+def _gathered(tensor):
+    """The whole of a sharded tensor, any other as it is.
+
+    Raises:
+        ValueError: a shard that is trained: its gradient would miss the other processes' part.
+    """
+    if not _is_sharded(tensor):
+        return tensor
+    if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{type(attention).__name__}: no k_proj/v_proj, qkv_proj, c_attn or query_key_value linear layer to project cross states with"
+            "projections of keys and values: got trained parameters (LoRA?) that are sharded by FSDP2, takes frozen or whole ones: "
+            "LayAlign uses them outside their layer, where FSDP2 would not add up their gradients"
         )
-    return KeyValueProjection(head_dim, heads, norm, *parts)
+    return tensor.full_tensor()
 
 
-def _split(weight, bias, width):
-    keys, values = weight[-2 * width : -width], weight[-width:]
-    return (keys, values, None, None) if bias is None else (keys, values, bias[-2 * width : -width], bias[-width:])
+def _call(module, tensor):
+    """The module on a tensor. FSDP2 gathers shards for their layer's own forward only, so here they are gathered for the call."""
+    shards = {name: _gathered(value) for name, value in module.named_parameters() if _is_sharded(value)}
+    return torch.func.functional_call(module, shards, (tensor,)) if shards else module(tensor)

@@ -3,6 +3,11 @@
 import torch
 from torch.nn import functional as F
 
+# Share of padding from which packing pays for moving the encoder states and the results once more. Adapter and aligner with
+# it against without, on a CPU (De 512 to 768, 8 to 12 states, 128 to 768 positions): 0.95 to 1.02 of the time at a share of 0.05,
+# 0.89 to 0.97 at 0.1, 0.51 to 0.71 at 0.5, with gradients or without.
+PACKED_FROM = 0.1
+
 
 def squeeze(mask, side):
     """Gather indices that move the padding of each row to one side and drop columns that are padding in every row.
@@ -12,13 +17,40 @@ def squeeze(mask, side):
         side: "left" or "right", where the padding goes.
 
     Returns:
-        index (B, N') long and the new mask (B, N'); the order of real tokens is kept. N' is at least 1.
+        index (B, N') long and the new mask (B, N'); the order of real tokens is kept. N' is at least 1. And the number of real
+        tokens, which a GPU is waited for together with N'.
     """
-    longest = max(int(mask.sum(1).max()), 1) if mask.numel() else 0
+    longest = tokens = 0
+    if mask.numel():
+        lengths = mask.sum(1)
+        longest, tokens = torch.stack([lengths.max(), lengths.sum()]).tolist()
+        longest = max(longest, 1)
     key = mask if side == "left" else ~mask
     order = key.to(torch.int8).argsort(dim=1, stable=True)
     index = order[:, -longest:] if side == "left" else order[:, :longest]
-    return index, mask.gather(1, index)
+    return index, mask.gather(1, index), tokens
+
+
+def real_tokens(mask, tokens):
+    """Where the real tokens lie in the flattened mask (B, T), (tokens,) long; None where they are too many for packing to pay."""
+    if torch.compiler.is_compiling() or mask.numel() - tokens <= PACKED_FROM * mask.numel():
+        return None
+    # Not nonzero, which would wait for a GPU to count them once more.
+    return (~mask).flatten().to(torch.int8).argsort(stable=True)[:tokens]
+
+
+def pack(values, places):
+    """values (B, T, ...) -> (1, tokens, ...) at `places` of `real_tokens`; as they are where that is None."""
+    return values if places is None else values.flatten(0, 1).index_select(0, places)[None]
+
+
+def unpack(values, places, mask, dim=0):
+    """The inverse of `pack`, with zeros at padding, for values whose dimensions `dim` and the next are (1, tokens)."""
+    if places is None:
+        return values
+    values = values.flatten(dim, dim + 1)
+    padded = values.new_zeros(*values.shape[:dim], mask.numel(), *values.shape[dim + 1 :])
+    return padded.index_copy_(dim, places, values).unflatten(dim, mask.shape)
 
 
 def take(values, index):

@@ -37,7 +37,7 @@ def test_the_fastest_is_stored_and_stays(store):
     run = [].append
     assert autotuning.tuned("forward", KEY, [SMALL, MIDDLE, LARGE], lambda config: run(config) or config) == MIDDLE
     assert list(json.loads(store.read_text()).values()) == [
-        {"block_m": 64, "block_n": 64, "warps": 4, "stages": 2, "descriptors": False}
+        {"block_m": 64, "block_n": 64, "warps": 4, "stages": 2, "descriptors": False, "block_k": 0}
     ]
     assert autotuning.tuned("forward", KEY, [SMALL, MIDDLE, LARGE], never) == MIDDLE
     forget()
@@ -116,10 +116,3 @@ def test_only_where_asked_for(monkeypatch):
         assert autotuning.enabled() is asked
     monkeypatch.delenv("LAYALIGN_AUTOTUNE")
     assert not autotuning.enabled()
-
-
-def test_the_cache_folder(monkeypatch, tmp_path):
-    assert autotuning.cache_folder() == tmp_path
-    monkeypatch.delenv("LAYALIGN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert autotuning.cache_folder() == tmp_path / "xdg" / "layalign"

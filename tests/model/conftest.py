@@ -1,5 +1,8 @@
 """Tiny random bases for the model tests."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -8,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from layalign import LayAlignForConditionalGeneration
 
+GOLDEN = Path(__file__).parents[3] / "shared" / "official" / "golden"
 SIZES = {
     "vocab_size": 60,
     "hidden_size": 32,
@@ -165,5 +169,39 @@ def words():
             tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
         special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+    return build
+
+
+@pytest.fixture
+def load_golden():
+    """case -> the published checkpoint of that case as a model in compatibility mode, and what their code gave for it."""
+
+    def build(case, **settings):
+        folder = GOLDEN / case
+        if not folder.is_dir():
+            pytest.skip("the published outputs (shared/official/golden) are not beside this checkout")
+        model = LayAlignForConditionalGeneration.from_published(
+            folder / "pytorch_model.bin", encoder=folder / "mt", llm=folder / "llm", compatible=True, **settings
+        )
+        assert model.config.mixed_states == json.loads((folder / "aligner.json").read_text())["encoder_layers"]
+        return model, torch.load(folder / "golden.pt", weights_only=True)
+
+    return build
+
+
+@pytest.fixture
+def row_batch():
+    """A published case -> our batch: prompt and target in one row, labels -100 outside the target."""
+
+    def build(case):
+        labels = case["labels"].masked_fill(case["mask_label"] == 0, -100)
+        return {
+            "encoder_input_ids": case["input_ids_mt"],
+            "encoder_attention_mask": case["attention_mask_mt"],
+            "input_ids": torch.cat([case["input_ids_prompt"], case["labels"]], 1),
+            "attention_mask": torch.cat([case["mask_prompt"], case["mask_label"]], 1),
+            "labels": torch.cat([torch.full_like(case["input_ids_prompt"], -100), labels], 1),
+        }
 
     return build

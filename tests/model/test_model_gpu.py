@@ -1,7 +1,9 @@
-"""A training step on the GPU: Triton's attention in place of PyTorch's."""
+"""The model on the GPU: a training step on the Triton kernels in place of PyTorch's, and folding on loading."""
 
 import pytest
 import torch
+
+from layalign import LayAlignForConditionalGeneration
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -28,3 +30,11 @@ def test_training_step(make_model, batch, llm, dtype):
         errors = [(other[name].double() - value.double()).norm().item() for other in (fused, plain)]
         rounding = torch.finfo(dtype).eps * value.double().norm().item()
         assert errors[0] <= 2 * errors[1] + rounding, name
+
+
+def test_folded_on_loading(make_model, make_encoder, make_llm, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with torch.device(DEVICE):
+        bases = {"encoder": make_encoder().to(DEVICE), "llm": make_llm().to(DEVICE)}
+        model = LayAlignForConditionalGeneration.from_pretrained(tmp_path, **bases)
+    assert model.aligner._kept is not None

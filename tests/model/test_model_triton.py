@@ -1,6 +1,7 @@
-"""The model on the Triton attention, interpreted, against the torch backend."""
+"""The model on the Triton kernels of attention and aligner, interpreted, against the torch backend."""
 
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -16,22 +17,50 @@ def loss_and_gradients(model, batch):
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Forward launches so far: equal results alone could come from the torch backend twice."""
+    """Launches so far by kernel, "attention" for its forward pass: equal results alone could come from the torch backend twice."""
     from layalign.kernels.adaptive_fusion_attention import triton_backend
+    from layalign.kernels.layerwise_aligner import triton_matmul, triton_mix
 
-    calls, forward = [], triton_backend.forward
-    monkeypatch.setattr(triton_backend, "forward", lambda *arguments: calls.append(arguments) or forward(*arguments))
-    return calls
+    counts, forward = Counter(), triton_backend.forward
+    monkeypatch.setattr(
+        triton_backend, "forward", lambda *arguments: counts.update(["attention"]) or forward(*arguments)
+    )
+    for module in (triton_matmul, triton_mix):
+
+        def counting(kernel, *arguments, launch=module.launch, **constants):
+            counts[kernel.__name__] += 1
+            return launch(kernel, *arguments, **constants)
+
+        monkeypatch.setattr(module, "launch", counting)
+    return counts
 
 
-@pytest.mark.parametrize("llm, gate", [("llama", "dynamic"), ("mistral", "scalar"), ("gemma2", "head")])
-def test_training_step(make_model, batch, launches, llm, gate):
+def worst(results, exact):
+    """The largest relative error in norm, over all tensors: a gate's gradient is one number, which either may get right by luck."""
+    return max(((results[name] - value).norm() / value.norm()).item() for name, value in exact.items())
+
+
+FORWARD = {"attention", "mix_kernel", "matmul_kernel"}
+CASES = [
+    ("llama", {"gate": "dynamic"}),
+    ("mistral", {"gate": "scalar"}),
+    ("gemma2", {"gate": "head"}),
+    ("qwen3", {"encoder_states": "mean"}),
+    ("gpt2", {"encoder_states": "last"}),
+    ("qwen2", {"aligner": "mlp"}),
+]
+
+
+@pytest.mark.parametrize("llm, settings", CASES, ids=str)
+def test_training_step(make_model, batch, launches, llm, settings):
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    expected = loss_and_gradients(make_model(llm, gate=gate, attention_backend="torch"), batch)
-    actual = loss_and_gradients(make_model(llm, gate=gate, attention_backend="triton"), batch)
-    assert len(launches) == 2  # layers
-    for name, value in expected.items():
-        assert (actual[name] - value).norm() <= 1e-5 * value.norm() + 1e-9, name
+    exact = loss_and_gradients(make_model(llm, **settings, attention_backend="reference").double(), batch)
+    plain = loss_and_gradients(make_model(llm, **settings, attention_backend="torch"), batch)
+    assert not launches
+    actual = loss_and_gradients(make_model(llm, **settings, attention_backend="triton"), batch)
+    assert launches["attention"] == 2  # layers
+    assert {*FORWARD, "mix_weight_gradients_kernel", "summed_matmul_kernel"} <= launches.keys()
+    assert worst(actual, exact) <= 2 * worst(plain, exact)
 
 
 def test_generation(make_model, batch, launches):
@@ -40,4 +69,22 @@ def test_generation(make_model, batch, launches):
         for backend in ("torch", "triton")
     ]
     assert torch.equal(*ids)
-    assert len(launches) == 2 * 4
+    assert launches["attention"] == 2 * 4
+    assert launches.keys() == FORWARD
+
+
+@pytest.mark.slow
+def test_published_outputs(load_golden, row_batch, launches):
+    """Loss and gradients of the published code and the first ids it generates, on all kernels and folded weights."""
+    model, case = load_golden("llama_mha", attention_backend="triton")
+    actual = loss_and_gradients(model, row_batch(case))
+    assert actual["loss"].item() == pytest.approx(case["loss"].item(), rel=1e-5)
+    for theirs, ours in {"fc1.weight": "aligner.mix.weight", "fc2.weight": "aligner.project.weight"}.items():
+        expected = case["grads"][f"encoder_aligner.projector.{theirs}"]
+        assert (actual[ours] - expected).norm() <= 1e-4 * expected.norm(), ours
+    encoder = {"encoder_input_ids": case["input_ids_mt"], "encoder_attention_mask": case["attention_mask_mt"]}
+    prompt = {"input_ids": case["input_ids_prompt"], "attention_mask": case["mask_prompt"]}
+    task = model.generate(**encoder, **prompt, max_new_tokens=3, do_sample=False)
+    assert torch.equal(task, case["generated_task"][:, :3])
+    assert model.aligner._kept is not None
+    assert launches.keys() >= FORWARD

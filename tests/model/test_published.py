@@ -1,7 +1,6 @@
 """The authors' checkpoint format: parity with their recorded outputs and with our own slow formula of their computation."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from layalign import LayAlignForConditionalGeneration
 from layalign.published import BOUNDARY, RENAMED
 
 HERE = Path(__file__).parent
-GOLDEN = HERE.parents[2] / "shared" / "official" / "golden"
 CASES = ["llama_mha", "llama_mha_nopad"]
 
 spec = importlib.util.spec_from_file_location("published_formula", HERE / "published_formula.py")
@@ -27,38 +25,18 @@ def our_name(name):
     return name.replace("model_llm.model.model.", "llm.model.").replace("adaption_gate", "fusion_gate.value")
 
 
-def row_batch(case):
-    """prompt and target in one row, labels -100 outside the target."""
-    labels = case["labels"].masked_fill(case["mask_label"] == 0, -100)
-    return {
-        "encoder_input_ids": case["input_ids_mt"],
-        "encoder_attention_mask": case["attention_mask_mt"],
-        "input_ids": torch.cat([case["input_ids_prompt"], case["labels"]], 1),
-        "attention_mask": torch.cat([case["mask_prompt"], case["mask_label"]], 1),
-        "labels": torch.cat([torch.full_like(case["input_ids_prompt"], -100), labels], 1),
-    }
-
-
 def relative_error(ours, theirs):
     """In norm: transformers computes RoPE's angles and RMS norms in fp32 even in an fp64 model."""
     return ((ours.view_as(theirs).double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
 @pytest.fixture(params=CASES)
-def golden(request):
-    folder = GOLDEN / request.param
-    if not folder.is_dir():
-        pytest.skip("the published outputs (shared/official/golden) are not beside this checkout")
-    model = LayAlignForConditionalGeneration.from_published(
-        folder / "pytorch_model.bin", encoder=folder / "mt", llm=folder / "llm", compatible=True
-    )
-    settings = json.loads((folder / "aligner.json").read_text())
-    assert model.config.mixed_states == settings["encoder_layers"]
-    return model, torch.load(folder / "golden.pt", weights_only=True)
+def golden(request, load_golden):
+    return load_golden(request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-def test_golden_loss_and_gradients(golden, dtype):
+def test_golden_loss_and_gradients(golden, row_batch, dtype):
     """fp64 holds every gradient to 1e-5 of the published fp32 one. In fp32 a gate's gradient, one number left over from a large
     cancelling sum, can be off by 1.3e-5 of itself (their own is off by up to 7e-7), so there the gates are compared as one vector."""
     model, case = golden
@@ -78,8 +56,15 @@ def test_golden_loss_and_gradients(golden, dtype):
         assert relative_error(ours[name], expected) < 1e-5, name
 
 
-def test_golden_generation(golden):
+@pytest.mark.parametrize("fold", [True, False])
+def test_golden_generation(golden, row_batch, fold):
+    """The loss without gradients is 1e-5 from theirs, 1e-4 with folded weights, which round elsewhere."""
     model, case = golden
+    model.config.fold_at_inference = fold
+    with torch.no_grad():
+        loss = model(**row_batch(case)).loss
+    assert (model.aligner._kept is not None) == fold
+    assert loss.item() == pytest.approx(case["loss"].item(), rel=1e-4 if fold else 1e-5)
     encoder = {"encoder_input_ids": case["input_ids_mt"], "encoder_attention_mask": case["attention_mask_mt"]}
     task = model.generate(
         **encoder,
@@ -92,7 +77,7 @@ def test_golden_generation(golden):
     assert torch.equal(model.generate(**encoder, max_new_tokens=16, do_sample=False), case["generated_translation"])
 
 
-def test_golden_survives_our_formats(golden, tmp_path):
+def test_golden_survives_our_formats(golden, row_batch, tmp_path):
     """published -> ours -> published keeps every tensor, and the outputs."""
     model, case = golden
     folder = Path(model.config.llm_name_or_path).parent
@@ -151,7 +136,7 @@ def published(make_encoder, tmp_path):
 
 @pytest.mark.parametrize("structure", ["linear", "mlp"])
 @pytest.mark.parametrize("compatible", [True, False])
-def test_slow_formula(published, compatible, structure):
+def test_slow_formula(published, row_batch, compatible, structure):
     encoder, llm, state, case, path = published
     if structure == "mlp":
         state["encoder_aligner.projector.fc3.weight"] = torch.randn(32, 32) * 0.2

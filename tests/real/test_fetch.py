@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from layalign.train.real.fetch import FetchError, Package, cache_folder, fetch
+from layalign.kernels.cache import cache_folder
+from layalign.train.real.fetch import FetchError, Package, fetch
 
 CONTENT = b"weights" * 1000
 PACKAGE = Package("tiny-weights", "1.2.3", "tiny_weights/model.bin", hashlib.sha256(CONTENT).hexdigest())

