@@ -104,11 +104,13 @@ class LayAlign:
         return self.model(**batch).loss
 
     def train_step(self, batch):
+        self.model.train()
         self.loss(batch).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def generate(self, batch, tokens):
+        self.model.eval()
         return self.model.generate(**batch, max_new_tokens=tokens, do_sample=False)
 
 
