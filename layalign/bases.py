@@ -34,7 +34,7 @@ def load_encoder(source, dtype=None):
         config = _read_config(path, "encoder")
         known = type(config) in AutoModelForTextEncoding._model_mapping
         auto = AutoModelForTextEncoding if known else AutoModel
-        module = auto.from_pretrained(path, dtype=dtype or "auto")
+        module = _load(auto, path, "encoder", dtype)
     return encoder_half(module)
 
 
@@ -54,7 +54,7 @@ def load_llm(source, dtype=None):
     if not isinstance(source, torch.nn.Module):
         path = resolve(source)
         _read_config(path, "llm")
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+        return _load(AutoModelForCausalLM, path, "llm", dtype)
     if not isinstance(source, PreTrainedModel) or source.get_output_embeddings() is None:
         raise ValueError(f"llm must be a transformers causal language model with its head, got {type(source).__name__}")
     return source
@@ -64,6 +64,20 @@ def build_encoder(config):
     """An encoder with fresh random weights."""
     auto = AutoModelForTextEncoding if type(config) in AutoModelForTextEncoding._model_mapping else AutoModel
     return encoder_half(auto.from_config(config))
+
+
+def _load(auto, path, role, dtype):
+    """transformers fills weights that a checkpoint lacks with random numbers and only logs it.
+
+    Raises:
+        ValueError: weights that are missing, other than those of a pooler, which LayAlign does not use.
+    """
+    module, found = auto.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True)
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    if missing:
+        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ValueError(f"{role} {path!r} does not hold all weights of a {type(module).__name__}: missing {listed}")
+    return module
 
 
 def _read_config(path, role):

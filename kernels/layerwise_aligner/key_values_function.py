@@ -81,7 +81,8 @@ def _backward_operator(
 ) -> list[Tensor]:
     grads = _backward(grad, tensors, backend, layers, folded, folded_backward, counts, wanted)
     # Results of an operator may not share memory, and those of a list are parts of one tensor.
-    return [grad.new_empty(0) if x is None else x.clone(memory_format=torch.contiguous_format) for x in grads]
+    pairs = zip(grads, wanted, strict=True)
+    return [x.clone(memory_format=torch.contiguous_format) if want else grad.new_empty(0) for x, want in pairs]
 
 
 @_backward_operator.register_fake

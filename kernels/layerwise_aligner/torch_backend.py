@@ -39,12 +39,17 @@ def mix(states, weight, bias):
 
 def mix_gradients(grad, states, weight, bias, wants_states, wants_weight, wants_bias):
     """Gradients of what `mix` takes, in fp32, from that of its result; None where not wanted."""
-    grad = torch.ops.aten.threshold_backward(grad, mix(states, weight, bias), 0).flatten(1)
-    return (
-        (weight.T @ grad).float().view(states.shape) if wants_states else None,
-        (grad @ states.flatten(1).T).float() if wants_weight else None,
-        grad.sum(1, dtype=torch.float32) if wants_bias else None,
-    )
+    grad = torch.ops.aten.threshold_backward(grad, mix(states, weight, bias), 0)
+    grad_states = grad_weight = grad_bias = None
+    if wants_states:
+        grad_states = (weight.T @ grad.flatten(1)).float().view(states.shape)
+    if wants_weight:
+        # Token by token: one sum over all their numbers was 4 times less exact in fp32, 8e-6 of its value.
+        by_token = grad.transpose(0, 1) @ states.permute(1, 2, 0)
+        grad_weight = by_token.sum(0, dtype=torch.float32)
+    if wants_bias:
+        grad_bias = grad.sum((1, 2), dtype=torch.float32)
+    return grad_states, grad_weight, grad_bias
 
 
 def matmul(a, b, bias=None, *, transpose_a=False, transpose_b=False, out=None):

@@ -75,7 +75,8 @@ def _mix_backward(grad, weight, bias, states, wanted):
     with torch.cuda.device_of(weight):
         grad = grad.contiguous().flatten(1, 2)
         grads = triton_mix.mix_gradients(grad, prepare(states), weight, bias, *wanted)
-    grad_states, grad_weight, grad_bias = (x if x is None else x.to(weight.dtype) for x in grads)
+    # Copies: those of weight and bias are parts of one tensor, which results of an operator may not be.
+    grad_states, grad_weight, grad_bias = (x if x is None else x.to(weight.dtype, copy=True) for x in grads)
     return (
         (grad_states if grad_states is None else grad_states.unflatten(1, states[0].shape[:2])),
         grad_weight,
@@ -86,7 +87,6 @@ def _mix_backward(grad, weight, bias, states, wanted):
 def _linear(streams, weight, bias):
     with torch.cuda.device_of(streams):
         flat = streams.contiguous().flatten(1, 2)
-        bias = bias if bias is None else bias.contiguous()
         return triton_matmul.matmul(flat, weight, bias, transpose_b=True).unflatten(1, streams.shape[1:3])
 
 

@@ -300,10 +300,12 @@ def matmul(a, b, bias=None, *, transpose_a=False, transpose_b=False, out=None):
     if shared and isinstance(a, torch.Tensor) and not transpose_a and a.is_contiguous() and out.is_contiguous():
         # One tall matrix, so that no group ends within a tile.
         a, out, groups, rows = a.view(1, -1, inner), out.view(1, -1, columns), 1, groups * rows
-    operands = [matrices(x, groups) for x in (a, b)]
+    if bias is not None and bias.stride(-1) != 1:
+        bias = bias.contiguous()
     if inner == 0:
         out.zero_() if bias is None else out.copy_(bias if bias.dim() == 1 else bias[:, None])
         return result
+    operands = [matrices(x, groups) for x in (a, b)]
     config, constants = _configure(operands, out, inner, transpose_a=transpose_a, transpose_b=transpose_b)
     tiles = groups * triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n)
     launch(
@@ -368,7 +370,7 @@ def matrices(operand, groups):
         operand = operand if operand.stride(-1) == 1 else operand.contiguous()
         return Matrices((operand,), operand.stride(0) if operand.dim() == 3 else 0, operand.stride(-2))
     if any(x.stride(1) != 1 or x.stride(0) != operand[0].stride(0) for x in operand):
-        operand = [x.contiguous() for x in operand]
+        return matrices(torch.stack(operand), groups)
     size, row = operand[0].element_size(), operand[0].stride(0)
     places = [x.data_ptr() for x in operand]
     step = places[1] - places[0] if groups > 1 else 0

@@ -37,6 +37,11 @@ def cases():
 
 
 @pytest.fixture(scope="session")
+def aligner_cases():
+    return neighbour("aligner_cases")
+
+
+@pytest.fixture(scope="session")
 def random_inputs(cases):
     return cases.random_inputs
 
@@ -91,6 +96,30 @@ def attend(backend, device):
         return tuple(x.cpu() for x in results) if isinstance(results, tuple) else results.cpu()
 
     return call
+
+
+@pytest.fixture
+def by_backend(backend, device):
+    """by_backend(operator): an operator by the backend; CPU tensors, and lists of them, go to its device and back."""
+
+    def moved(argument):
+        if isinstance(argument, (list, tuple)):
+            return [moved(x) for x in argument]
+        return _OnGpu.apply(argument) if isinstance(argument, torch.Tensor) else argument
+
+    def of(operator):
+        def call(*inputs, **options):
+            first = inputs[0] if isinstance(inputs[0], torch.Tensor) else inputs[0][0]
+            if first.device.type == device.type:
+                return operator(*inputs, **options, backend=backend)
+            results = operator(*(moved(x) for x in inputs), **options, backend=backend)
+            if isinstance(results, torch.Tensor):
+                return results.cpu()
+            return tuple(x if x is None else x.cpu() for x in results)
+
+        return call
+
+    return of
 
 
 class _OnGpu(torch.autograd.Function):

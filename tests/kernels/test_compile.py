@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from layalign.kernels.layerwise_aligner import cross_key_values, layer_mix, stream_linear
 
 
 def leaf(*shape, number=0, device="cpu"):
@@ -108,16 +107,3 @@ def test_lengths_that_change_are_compiled_once_more_at_most(attend, device):
         results = [torch.autograd.grad(each(*inputs, **masks).square().sum(), inputs) for each in (function, attend)]
         torch.testing.assert_close(*results)
     assert compiled.frame_count <= 2
-
-
-@pytest.mark.parametrize("folded", [False, True])
-def test_cross_key_values(folded):
-    states = [leaf(2, 5, 8, number=index) for index in range(3)]
-    weights = [leaf(4, 3), leaf(4), leaf(12, 8), leaf(12), [leaf(6, 12), leaf(6, 12)], leaf(2, 6, 12), leaf(2, 6)]
-    check(cross_key_values, [states, *weights, [leaf(6), leaf(6)]], folded=folded)
-
-
-def test_layer_mix_and_stream_linear():
-    check(layer_mix, [[leaf(2, 5, 8, number=index) for index in range(3)], leaf(4, 3), leaf(4)])
-    check(stream_linear, [leaf(4, 2, 5, 8), leaf(4, 6, 8), leaf(4, 6)])
-    check(stream_linear, [leaf(4, 2, 5, 8), leaf(6, 8), leaf(6)])

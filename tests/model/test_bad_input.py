@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from layalign import LayAlignConfig, LayAlignForConditionalGeneration, LayAlignProcessor
-from layalign.bases import resolve
+from layalign.bases import encoder_half, resolve
 
 
 @pytest.mark.parametrize(
@@ -182,3 +182,12 @@ def test_processor(words, tmp_path):
             processor(**arguments)
     with pytest.raises(ValueError, match="no processor"):
         LayAlignProcessor.from_pretrained(tmp_path / "absent")
+
+
+def test_a_base_without_its_weights_is_refused(make_encoder, make_llm, tmp_path):
+    """Half an encoder, saved on its own, has other names: transformers would fill the whole with random weights."""
+    encoder_half(make_encoder()).save_pretrained(tmp_path / "half")
+    with pytest.raises(
+        ValueError, match=r"encoder '.*half' does not hold all weights of a MT5EncoderModel: missing .+ more"
+    ):
+        LayAlignForConditionalGeneration.from_bases(str(tmp_path / "half"), make_llm())

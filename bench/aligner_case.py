@@ -1,0 +1,79 @@
+"""Sizes and random tensors of the layer-wise aligner's benchmarks."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    device: str
+    dtype: torch.dtype
+    encoder_layers: int
+    encoder_width: int
+    llm_layers: int
+    llm_width: int
+    kv: int
+    batch: int
+    length: int
+
+    def __str__(self):
+        names = f"E{self.encoder_layers} De{self.encoder_width} L{self.llm_layers} Dl{self.llm_width} kv{self.kv}"
+        return f"{self.device} {str(self.dtype).removeprefix('torch.')} {names} tokens{self.tokens}"
+
+    @property
+    def tokens(self):
+        return self.batch * self.length
+
+    @property
+    def streams(self):
+        return 2 * self.llm_layers
+
+    def small(self):
+        return dataclasses.replace(
+            self, encoder_layers=3, encoder_width=32, llm_layers=2, llm_width=48, kv=16, length=5
+        )
+
+    def draw(self, *shape, scale=1.0):
+        return scale * torch.randn(shape, dtype=self.dtype, device=self.device)
+
+    def states(self):
+        """E tensors (B, T, De), as an encoder returns them."""
+        return [self.draw(self.batch, self.length, self.encoder_width) for _ in range(self.encoder_layers)]
+
+    def mix(self):
+        """(2L, E) and (2L,): what training changes."""
+        weight = self.draw(self.streams, self.encoder_layers, scale=self.encoder_layers**-0.5)
+        return [x.requires_grad_() for x in (weight, self.draw(self.streams))]
+
+    def projection(self):
+        """(Dl, De) and (Dl,): what training changes."""
+        weight = self.draw(self.llm_width, self.encoder_width, scale=self.encoder_width**-0.5)
+        return [x.requires_grad_() for x in (weight, self.draw(self.llm_width))]
+
+    def key_value_weights(self):
+        """Two lists of L weights (kv, Dl), frozen."""
+        scale = self.llm_width**-0.5
+        return [[self.draw(self.kv, self.llm_width, scale=scale) for _ in range(self.llm_layers)] for _ in range(2)]
+
+
+CPU = {"device": "cpu", "dtype": torch.float32, "encoder_layers": 12, "encoder_width": 768, "llm_layers": 24}
+GPU = {"device": "cuda", "dtype": torch.bfloat16, "encoder_layers": 24, "encoder_width": 2048, "llm_layers": 32}
+CASES = {
+    "cpu_gqa": Case(**CPU, llm_width=1024, kv=256, batch=4, length=256),
+    "cpu_mha": Case(**CPU, llm_width=1024, kv=1024, batch=4, length=64),
+    "gpu_gqa": Case(**GPU, llm_width=4096, kv=1024, batch=8, length=256),
+    "gpu_mha": Case(**GPU, llm_width=4096, kv=4096, batch=8, length=256),
+}
+
+
+def in_fp64(argument):
+    """A tensor, or a list of them, as fp64 leaves."""
+    if isinstance(argument, list):
+        return [in_fp64(x) for x in argument]
+    return argument.detach().double().requires_grad_(argument.requires_grad)
+
+
+def flat(arguments):
+    return [x for argument in arguments for x in (argument if isinstance(argument, (list, tuple)) else [argument])]
