@@ -113,6 +113,7 @@ _MATMUL_SHORT = {
 }
 # Numbers that cannot be read eight at a time pass through registers: larger tiles spill 600 bytes (sm_90, 128 x 128).
 _MATMUL_UNALIGNED = _product(64, 64, 32, 8, 1)
+_MATMUL_UNALIGNED_FLOAT32 = _product(64, 32, 32, 8, 1)
 # fp32 tiles are twice as large and multiplied three times (see `dot_precision`).
 _MATMUL_FLOAT32 = _product(64, 64, 32, 8, 2)
 _MATMUL_ELSEWHERE = _product(64, 64, 32, 4, 1)  # HIP and GPUs to come: tiles that need little of anything
@@ -130,8 +131,8 @@ def matmul_config(*, architecture, dtype, rows, aligned):
     family = _FAMILIES.get(architecture, architecture)
     if family not in _MATMUL_HALF:
         return _MATMUL_ELSEWHERE
+    if dtype == torch.float32:
+        return _MATMUL_FLOAT32 if aligned else _MATMUL_UNALIGNED_FLOAT32
     if not aligned:
         return _MATMUL_UNALIGNED
-    if dtype == torch.float32:
-        return _MATMUL_FLOAT32
     return (_MATMUL_SHORT if rows <= _MATMUL_FEW_ROWS else _MATMUL_HALF)[family]

@@ -5,7 +5,6 @@ import torch
 import torch._dynamo.testing
 
 
-
 def leaf(*shape, number=0, device="cpu"):
     return torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(device).requires_grad_()
 

@@ -2,6 +2,7 @@
 
 import importlib
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from layalign.kernels.layerwise_aligner import (
     layer_mix_reference,
     stream_linear,
     stream_linear_reference,
+    triton_matmul,
 )
+from layalign.kernels.layerwise_aligner.launch_table import matmul_config
 
 pytestmark = pytest.mark.parametrize("backend", ["triton"], indirect=True)
 SIZES = [1, 15, 16, 17, 31, 32, 33, 47]  # around the interpreter's tiles of 16 and 32, and primes
@@ -59,6 +62,24 @@ def test_tile_boundaries_of_the_mix(check, side, size):
 def test_tile_boundaries_of_the_products(check, side, size, shared):
     sizes = dict(streams=3, batch=1, length=5, width=6, out_width=7, shared=shared) | {side: size}
     check(stream_linear, stream_linear_reference, **sizes)
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
+def test_tensor_descriptors(check, monkeypatch, folded):
+    """As Hopper's lines read: the same products, of weights in lists and in one tensor, with tails on every side."""
+    described = []
+
+    def with_descriptors(aligned, **call):
+        described.append(aligned)
+        return replace(matmul_config(aligned=aligned, **call), descriptors=aligned)
+
+    monkeypatch.setattr(triton_matmul, "matmul_config", with_descriptors)
+    sizes = dict(batch=1, length=21, encoder_layers=2, encoder_width=20, llm_layers=2, llm_width=36, kv=24)
+    check(cross_key_values, cross_key_values_reference, {"folded": folded}, **sizes)
+    for shared in (True, False):
+        sizes = dict(streams=3, batch=1, length=21, width=20, out_width=36, shared=shared)
+        check(stream_linear, stream_linear_reference, **sizes)
+    assert described and all(described)
 
 
 @pytest.mark.parametrize("streams", [1, 7, 64])
