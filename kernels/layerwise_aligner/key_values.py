@@ -116,10 +116,8 @@ def backward(products, grad, arguments, plan, wanted):
     wants_proj = wants.proj_weight or wants.proj_bias
     wants_weights = wants.key_weights or wants.value_weights
     wants_biases = wants.key_biases or wants.value_biases
-    states, projection = (
-        products.prepare(arguments.hidden_states),
-        _projection(products, arguments, plan.folded_backward),
-    )
+    states = products.prepare(arguments.hidden_states)
+    projection = _projection(products, arguments, plan.folded_backward)
     grad = grad.contiguous().flatten(0, 1)
     grad_states, of_mix, grad_weights, grad_biases = None, [], [], []
     for chunk in _chunks(arguments, plan):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -33,7 +34,9 @@ def test_small_run(tmp_path):
         "-p",
         "no:cacheprovider",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    # pytest-benchmark measures nothing within a worker of pytest-xdist, which this test may run in.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["name"]: row for row in json.loads(output.read_text(encoding="utf-8"))["benchmarks"]}
     for case in ("cpu_gqa", "cpu_mha"):
