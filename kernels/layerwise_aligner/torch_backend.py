@@ -44,9 +44,12 @@ def mix_gradients(grad, states, weight, bias, wants_states, wants_weight, wants_
     if wants_states:
         grad_states = (weight.T @ grad.flatten(1)).float().view(states.shape)
     if wants_weight:
-        # Token by token: one sum over all their numbers was 4 times less exact in fp32, 8e-6 of its value.
-        by_token = grad.transpose(0, 1) @ states.permute(1, 2, 0)
-        grad_weight = by_token.sum(0, dtype=torch.float32)
+        # Token by token: one sum over all their numbers was 4 times less exact, 8e-6 of its value. Half precision, which
+        # would round every token's share, is summed in fp32 as it is.
+        if grad.dtype == torch.float32:
+            grad_weight = (grad.transpose(0, 1) @ states.permute(1, 2, 0)).sum(0)
+        else:
+            grad_weight = (grad.flatten(1) @ states.flatten(1).T).float()
     if wants_bias:
         grad_bias = grad.sum((1, 2), dtype=torch.float32)
     return grad_states, grad_weight, grad_bias
