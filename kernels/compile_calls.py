@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from .adaptive_fusion_attention.launch_table import launch_config
+from .adaptive_fusion_attention.launch_table import decode_config, launch_config
 from .dispatch import malformed
 
 KB = 1024
@@ -63,9 +63,15 @@ def described_calls(architectures, head_dims=(64, 128), dtypes=("bfloat16",), va
 
 
 def attention_lengths(variant, **of_launch_table):
-    """The longest power of two of each bucket of lengths; of packed sequences the launch table does not know the length."""
+    """The longest power of two of each bucket of lengths; of packed sequences the launch table does not know the length.
+
+    Of decoding, the query tokens: of a group of 4 heads, tiles of 16, 32 and 64 rows.
+    """
     if variant == "packed":
         return (4096,)
+    if variant == "decode":
+        of_launch_table = {name: of_launch_table[name] for name in ("architecture", "dtype", "head_dim")}
+        return (1, 8, 16) if decode_config(**of_launch_table, rows=1) else ()
     of_launch_table["plain"] = variant == "causal"
     buckets = {}
     for length in (2**power for power in range(6, 15)):
@@ -81,7 +87,11 @@ def attention(variant, head_dim, dtype, length):
     padded: the same with both masks, and lengths that are no multiple of a tile, as from here on.
     everything: window, soft cap, both masks, a start per row and a gate per query.
     packed: sequences end to end in one row, with both masks.
+    decode: `length` tokens over a cache, plainly and with everything; no backward.
     """
+    if variant == "decode":
+        _decode(head_dim, dtype, length)
+        return
     from .adaptive_fusion_attention.triton_backward import backward
     from .adaptive_fusion_attention.triton_forward import forward
 
@@ -114,6 +124,25 @@ def attention(variant, head_dim, dtype, length):
     )
     results = forward(*tensors, **options)
     backward(torch.empty_like(results[0]), *results[1:], *tensors, **options, wanted=(True,) * 6)
+
+
+def _decode(head_dim, dtype, queries):
+    """32 query heads over 8 key heads plainly; with everything 4 over 1, few enough that a second launch merges splits."""
+    from .adaptive_fusion_attention.triton_decode import decode
+
+    def call(kv_heads, gate_shape, *options):
+        heads = 4 * kv_heads
+        q, cross = (empty(1, tokens, h, head_dim).transpose(1, 2) for tokens, h in ((queries, heads), (256, kv_heads)))
+        cache = empty(1, kv_heads, 1024, head_dim)
+        decode(q, cache, cache, cross, cross, empty(*gate_shape, dtype=torch.float32), *options)
+
+    def empty(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    scale = head_dim**-0.5
+    call(8, (1,), None, None, 1000, True, scale, None, None, False)
+    masks = (empty(1, keys, dtype=torch.bool) for keys in (1024, 256))
+    call(1, (1, 4, queries), *masks, empty(1, dtype=torch.int64), True, scale, 500, 50.0, True)
 
 
 def aligner_lengths(variant, **of_launch_table):
@@ -156,7 +185,9 @@ def aligner(variant, head_dim, dtype, length):
 
 SHIPPED_CALLS = {
     "adaptive_fusion_attention": ShippedCalls(
-        "layalign.kernels.compile_calls:attention", ("causal", "padded", "everything", "packed"), attention_lengths
+        "layalign.kernels.compile_calls:attention",
+        ("causal", "padded", "everything", "packed", "decode"),
+        attention_lengths,
     ),
     "layerwise_aligner": ShippedCalls(
         "layalign.kernels.compile_calls:aligner", ("folded", "unfolded", "streams", "odd"), aligner_lengths, False

@@ -21,6 +21,7 @@ _EXPORTS = {
     "fold_key_values_reference": "layalign.kernels.layerwise_aligner",
     "LayAlignConfig": "layalign.configuration",
     "LayAlignForConditionalGeneration": "layalign.model",
+    "LayAlignPipeline": "layalign.pipeline",
     "LayAlignProcessor": "layalign.processor",
 }
 

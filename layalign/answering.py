@@ -33,19 +33,28 @@ class _BatchedAnswerer:
 
     def __call__(self, texts, streamer=None):
         """The answers to `texts` (list of str), in their order; `streamer`: a transformers streamer, for one text."""
+        sequences = self.sequences(texts, streamer)
+        if any(len(answers) != 1 for answers in sequences):
+            raise ValueError(
+                f"num_return_sequences: got {len(sequences[0])}, takes 1 where there is one answer a text; `sequences` gives all"
+            )
+        return [answers[0] for answers in sequences]
+
+    def sequences(self, texts, streamer=None):
+        """The same with every returned sequence: a list of `num_return_sequences` answers for each text."""
         texts = list(texts)
         for place, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"texts[{place}]: got {text!r}, takes a text that is not empty")
         extra = {} if streamer is None else {"streamer": streamer}
-        answers = [""] * len(texts)
+        answers = [[] for _ in texts]
         longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
         for start in range(0, len(texts), self.batch_size):
             places = longest_first[start : start + self.batch_size]
             with torch.inference_mode():
-                rows = self._generate([texts[place] for place in places], **self._arguments, **extra)
-            for place, row in zip(places, rows.cpu(), strict=True):
-                answers[place] = self._decode(row)
+                rows = self._generate([texts[place] for place in places], **self._arguments, **extra).cpu()
+            for place, group in zip(places, rows.view(len(places), -1, rows.shape[1]), strict=True):
+                answers[place] = [self._decode(row) for row in group]
         return answers
 
     def _decode(self, row):

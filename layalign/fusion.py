@@ -19,6 +19,10 @@ from transformers.masking_utils import (
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 
 NAME = "layalign"
+UNCOVERED = (
+    "this LLM asks for an attention pattern that LayAlign's fused attention does not cover (chunked, blockwise, bidirectional or "
+    "packed by position_ids); causal and sliding-window causal attention are"
+)
 
 
 class FusionMask(NamedTuple):
@@ -49,6 +53,8 @@ def fusion_mask(
     kv_offset=0,
     mask_function=causal_mask_function,
     attention_mask=None,
+    local_size=None,
+    config=None,
     **kwargs,
 ):
     """Mask function of the pair: keeps the 2-D padding mask, the window and the query's place; refuses patterns it would lose."""
@@ -58,7 +64,7 @@ def fusion_mask(
         if key_mask.shape[1] < kv_length:
             key_mask = torch.nn.functional.pad(key_mask, (0, kv_length - key_mask.shape[1]))
         key_mask = drop_full(key_mask)
-    return FusionMask(key_mask, q_offset - kv_offset, _window(mask_function))
+    return FusionMask(key_mask, q_offset - kv_offset, _window(mask_function, local_size, config))
 
 
 def drop_full(mask):
@@ -67,20 +73,22 @@ def drop_full(mask):
     return None if looking_is_free and bool(mask.all()) else mask
 
 
-def _window(mask_function):
+def _window(mask_function, local_size, config):
     """The sliding window in a mask function of transformers: None for plain causal, the width for sliding causal."""
     if mask_function is causal_mask_function:
         return None
     if mask_function.__code__ is sliding_window_causal_mask_function(1).__code__:
+        if torch.compiler.is_compiling():
+            # Dynamo cannot look into a closure; chunked attention, of the same code, has a local_size of another setting.
+            if local_size is not None and local_size == getattr(config, "sliding_window", None):
+                return local_size
+            raise ValueError(UNCOVERED)
         (parts,) = (cell.cell_contents for cell in mask_function.__closure__)
         overlay = [part for part in parts if part.__code__ is sliding_window_overlay(1).__code__]
         if len(parts) == 2 and len(overlay) == 1 and causal_mask_function in parts:
             (window,) = (cell.cell_contents for cell in overlay[0].__closure__)
             return window
-    raise ValueError(
-        "this LLM asks for an attention pattern that LayAlign's fused attention does not cover (chunked, blockwise, bidirectional or "
-        "packed by position_ids); causal and sliding-window causal attention are"
-    )
+    raise ValueError(UNCOVERED)
 
 
 def fused_attention(module, query, key, value, attention_mask, scaling=None, softcap=None, fusion=None, **kwargs):

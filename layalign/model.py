@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from layalign import bases, fusion, saving
 from layalign.configuration import LayAlignConfig
+from layalign.decoding import LayAlignGenerationMixin
 from layalign.modules import Adapter, Gate, LayerwiseAligner
 from layalign.projections import attention_modules, key_value_projection, split_heads
 from layalign.sequence import (
@@ -46,7 +47,7 @@ class LayAlignOutput(ModelOutput):
     past_key_values: object | None = None
 
 
-class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class LayAlignForConditionalGeneration(PreTrainedModel, LayAlignGenerationMixin):
     """LayAlign (arXiv 2502.11405) over any transformers encoder and LLM. Build it with `from_bases`, `from_pretrained` or
     `from_published`; only adapter, aligner and gates are trained and saved."""
 
@@ -461,43 +462,6 @@ class LayAlignForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "through transformers' attention interface, so LayAlign cannot be joined to it"
             )
         self._swap_proven = True
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs=None,
-        *,
-        encoder_input_ids=None,
-        encoder_attention_mask=None,
-        input_ids=None,
-        attention_mask=None,
-        labels=None,
-        **kwargs,
-    ):
-        """Generate from the encoder's tokens and, where given, a prompt. All arguments of transformers' generate apply.
-
-        Args:
-            encoder_input_ids, encoder_attention_mask: (B, T).
-            input_ids, attention_mask: (B, M), the prompt; leave out for the translation stage.
-            labels: ignored, so that a training batch can be passed as it is with its target cut off.
-
-        Returns:
-            (B, new) long, new tokens only, or transformers' generate output with `return_dict_in_generate=True`.
-        """
-        if inputs is not None or encoder_input_ids is None:
-            raise ValueError(
-                "generate takes encoder_input_ids (and input_ids for a prompt) as keywords; a LayAlignProcessor makes them"
-            )
-        soft, cross_mask, cross_keys, cross_values = self.encode(encoder_input_ids, encoder_attention_mask)
-        inputs_embeds, mask, _ = self.assemble(soft, cross_mask, input_ids, attention_mask)
-        if cross_keys is not None:
-            kwargs |= {"cross_keys": cross_keys, "cross_values": cross_values, "cross_mask": cross_mask}
-        return super().generate(inputs_embeds=inputs_embeds, attention_mask=mask.long(), **kwargs)
-
-    @staticmethod
-    def create_masks_for_generate(attention_mask=None, **kwargs):
-        """transformers calls this for static caches; the fused attention takes the 2-D mask as it is, a 4-D one would bypass it."""
-        return attention_mask
 
 
 AutoModel.register(LayAlignConfig, LayAlignForConditionalGeneration)

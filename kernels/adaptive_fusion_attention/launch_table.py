@@ -101,6 +101,24 @@ _FLOAT32 = {
     "query_gradients": {64: _line(32, 32, 8, 1), 128: _line(16, 32, 8, 1), 256: _line(16, 16, 8, 1)},
 }
 
+# Decoding: head dim up to -> rows up to -> line, in bfloat16 and float16. block_n is the chunk of keys whose partial results
+# merge. 16 rows are what a group of up to 16 query heads has for one token. Tiles lie transposed, so that q is replicated in
+# every warp's registers but on Hopper: elsewhere 32 and 64 rows spill 16 to 780 bytes, and 16-row tiles share the second cache.
+_DECODE = {
+    64: {16: _line(16, 128, 4, 2)},
+    128: {16: _line(16, 64, 4, 3)},
+    256: {16: _line(16, 32, 8, 2)},
+}
+_DECODE_HOPPER = {
+    64: {16: _line(16, 64, 4, 3), 32: _line(32, 64, 4, 3), 64: _line(64, 64, 8, 2)},
+    128: {16: _line(16, 64, 4, 3), 32: _line(32, 64, 8, 2), 64: _line(64, 32, 8, 2)},
+    256: {16: _line(16, 32, 8, 2), 32: _line(32, 32, 8, 2)},
+}
+_DECODE_FLOAT32 = {
+    64: {16: _line(16, 32, 4, 2)}
+}  # wider heads spill 92 to 128 bytes, with smaller tiles too (sm_80, sm_100)
+_DECODE_INTERPRETER = {256: {16: _line(16, 16, 4, 1), 32: _line(32, 16, 4, 1)}}
+
 _FAMILIES = {"sm_86": "sm_89", "sm_87": "sm_80", "sm_103": "sm_100", "sm_120": "sm_89", "sm_121": "sm_89"}
 
 # HIP and GPUs to come: tiles that need little of anything.
@@ -147,3 +165,26 @@ def launch_candidates(kernel, *, architecture, plain, **call):
         warps = 8 if block_m * block_n >= 64 * 128 else 4
         lines += [_line(block_m, block_n, warps, stages, d) for stages in (2, 3) for d in described]
     return list(dict.fromkeys(lines))
+
+
+def decode_config(*, architecture, dtype, head_dim, rows):
+    """The line of the decode kernel, None where the others serve: fp32 with heads wider than 64.
+
+    rows: queries of all heads that share a key head. More than a tile's take several tiles.
+    """
+    lines = _DECODE_HOPPER if architecture == "sm_90" else _DECODE
+    if dtype == torch.float32:
+        lines = _DECODE_FLOAT32
+    if architecture == "interpreter":
+        lines = _DECODE_INTERPRETER
+    if head_dim > max(lines):
+        return None
+    tiles = lines[next(limit for limit in lines if head_dim <= limit)]
+    return next((line for limit, line in tiles.items() if rows <= limit), tiles[max(tiles)])
+
+
+def combine_config(architecture):
+    """The line that merges what the decode kernel's splits left, block_k chunks read at a time."""
+    if architecture == "interpreter":
+        return LaunchConfig(block_m=16, block_n=0, block_k=2, warps=4, stages=1)
+    return LaunchConfig(block_m=1, block_n=0, block_k=8, warps=4, stages=1)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .triton_backward import backward
 from .triton_call import empty_like
+from .triton_decode import decode, decodes
 from .triton_forward import forward
 
 
@@ -33,9 +34,15 @@ def fused_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     start, index = (query_start, None) if isinstance(query_start, Tensor) else (None, query_start)
     softcap = None if softcap is None else float(softcap)
+    tensors = (q, k, v, cross_k, cross_v, gate)
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if not training and cu_seqlens is None and decodes(q):
+        run = _decode_operator if torch.compiler.is_compiling() else _decode
+        results = run(*tensors, key_mask, cross_mask, start, index, causal, scale, window, softcap, return_lse)
+        return results if return_lse else results[0]
     save_self = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     call = (key_mask, cross_mask, start, cu_seqlens, cross_cu_seqlens, index, causal, scale, window, softcap, save_self)
-    out, self_lse, cross_lse = _FusedAttention.apply(q, k, v, cross_k, cross_v, gate, *call)
+    out, self_lse, cross_lse = _FusedAttention.apply(*tensors, *call)
     return (out, self_lse * math.log(2), cross_lse * math.log(2)) if return_lse else out
 
 
@@ -166,3 +173,39 @@ def _backward_operator(
 def _(grad_out, self_out, cross_out, self_lse, cross_lse, q, k, v, cross_k, cross_v, gate, *rest):
     inputs = (q, k, v, cross_k, cross_v, gate)
     return tuple(empty_like(x) if want else q.new_empty(0) for x, want in zip(inputs, rest[-1], strict=True))
+
+
+def _decode(*arguments):
+    *tensors, start, index, causal, scale, window, softcap, return_lse = arguments
+    with torch.cuda.device_of(tensors[0]):
+        return decode(*tensors, index if start is None else start, causal, scale, window, softcap, return_lse)
+
+
+@torch.library.custom_op("layalign::adaptive_fusion_attention_decode", mutates_args=())
+def _decode_operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cross_k: Tensor,
+    cross_v: Tensor,
+    gate: Tensor,
+    key_mask: Tensor | None,
+    cross_mask: Tensor | None,
+    start: Tensor | None,
+    index: int | None,
+    causal: bool,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    call = (key_mask, cross_mask, start, index, causal, scale, window, softcap, return_lse)
+    results = _decode(q, k, v, cross_k, cross_v, gate, *call)
+    return tuple(q.new_empty(0) if x is None else x for x in results)
+
+
+@_decode_operator.register_fake
+def _(q, *rest):
+    return_lse = rest[-1]
+    lse = [q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else q.new_empty(0) for _ in range(2)]
+    return empty_like(q), *lse

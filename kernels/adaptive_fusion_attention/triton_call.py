@@ -12,7 +12,7 @@ from .triton_tiles import list_used_tiles_kernel
 
 # What a tuned configuration depends on besides sizes.
 _TUNED_BY = ("GROUP", "CAUSAL", "WINDOWED", "CAPPED")
-_LONGEST_WINDOW = 2**30  # the kernels add it to lengths in 32 bits
+LONGEST_WINDOW = 2**30  # the kernels add it to lengths in 32 bits
 
 
 class Rows(NamedTuple):
@@ -89,11 +89,11 @@ def geometry(q, k, cross_k, query_start, cu_seqlens, cross_cu_seqlens, causal, s
     if per_row:
         query_start = query_start.expand(batch).contiguous()
         windowed = window is not None
-        window = min(window, _LONGEST_WINDOW) if windowed else 0
+        window = min(window, LONGEST_WINDOW) if windowed else 0
     else:
         # Past the last key only the distance to the window counts: both stay within the kernels' 32 bits.
         windowed = window is not None and window < query_start + queries
-        window = max(window - max(query_start - keys, 0), -_LONGEST_WINDOW) if windowed else 0
+        window = max(window - max(query_start - keys, 0), -LONGEST_WINDOW) if windowed else 0
         query_start = min(query_start, keys)
     arguments = (
         cu_seqlens,

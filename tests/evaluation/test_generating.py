@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -223,6 +224,79 @@ generating.generate_texts({str(job["model_path"])!r}, file={str(job["file"])!r},
     records = generate_texts(**job)
     assert [record["line"] for record in records] == list(range(1, 24))
     assert job["output"].read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+
+
+def answer_until_killed(job, loaded, delay):
+    """In a child process: the job with a model already loaded and a disk so slow that a kill can fall between two parts of a line."""
+
+    class SlowDisk:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, content):
+            for start in range(0, len(content), 40):
+                time.sleep(0.002)
+                self.file.write(content[start : start + 40])
+                self.file.flush()
+
+    append, answer = Journal.append, Answerer.__call__
+
+    def slow_append(journal, records):
+        journal._file = SlowDisk(journal._file)
+        append(journal, records)
+        journal._file = journal._file.file
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("layalign.generating.load_model", lambda *_: loaded)
+        patch.setattr(Journal, "append", slow_append)
+        patch.setattr(Answerer, "__call__", lambda self, texts: (time.sleep(delay), answer(self, texts))[1])
+        generate_texts(**job)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(job, loaded, questions, monkeypatch, capfd):
+    """200 lines; every run but the last ends by SIGKILL while it answers or writes, none is told beforehand."""
+    texts = [f"{questions[index % len(questions)]} and {index % 40}" for index in range(200)]
+    job["file"].write_text("\n".join(texts), encoding="utf-8")
+    monkeypatch.setattr("layalign.generating.load_model", lambda *_: loaded)
+    whole_job = job | {"output": job["output"].with_name("whole.jsonl"), "batch_size": 8}
+    generate_texts(**whole_job)
+    whole = whole_job["output"].read_bytes()
+    moments = random.Random(5)
+    lines = 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                answer_until_killed(job, loaded, delay=0.08)
+                status = 0
+            finally:
+                os._exit(status)
+        time.sleep(moments.uniform(0.0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "the child ended before it was killed"
+        kept = job["output"].read_bytes() if job["output"].exists() else b""
+        assert whole.startswith(kept)
+        assert kept.count(b"\n") >= lines, "a line that was on the disk is gone"
+        lines = kept.count(b"\n")
+    assert 0 < lines < 200
+    records = generate_texts(**job)
+    assert [(record["line"], record["text"]) for record in records] == list(enumerate(texts, 1))
+    assert job["output"].read_bytes() == whole
+
+
+def test_several_sequences_a_text(loaded, questions):
+    answerer = Answerer(*loaded, max_new_tokens=6, num_beams=3, num_return_sequences=2, batch_size=4)
+    sequences = answerer.sequences(questions[:5])
+    assert [answers[0] for answers in sequences] == Answerer(*loaded, max_new_tokens=6, num_beams=3)(questions[:5])
+    assert all(len(set(answers)) == 2 for answers in sequences)
+    with pytest.raises(ValueError, match="num_return_sequences: got 2, takes 1"):
+        answerer(questions[:5])
 
 
 def change_texts(job, loaded):

@@ -273,6 +273,7 @@ def test_each_launch_configuration_is_compiled_once(monkeypatch):
         "padded": [512, 16384],
         "everything": [512, 16384],
         "packed": [4096],
+        "decode": [1, 8, 16],
         "folded": [2048, 48],
         "unfolded": [2048, 48],
         "streams": [2048, 48],

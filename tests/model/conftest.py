@@ -131,6 +131,25 @@ def make_model(make_llm, make_encoder):
 
 
 @pytest.fixture
+def lively(make_model):
+    """family -> a model whose next token depends on all it reads: as initialised, a random LLM repeats one token for ever."""
+
+    def build(family, **settings):
+        model = make_model(family, **settings)
+        generator = torch.Generator().manual_seed(15)
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)  # not the input embedding
+        with torch.no_grad():
+            for name, weight in [*model.encoder.named_parameters(), *model.llm.named_parameters()]:
+                if weight.dim() == 2 and "fusion_gate" not in name:
+                    scale = 0.1 if "emb" in name or "wte" in name else 2 * weight.shape[-1] ** -0.5
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+        return model
+
+    return build
+
+
+@pytest.fixture
 def batch():
     """Three examples whose masks have padding on the left, on the right and in the middle."""
     generator = torch.Generator().manual_seed(14)

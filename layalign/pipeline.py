@@ -1,0 +1,78 @@
+"""`transformers.pipeline("layalign-generation", model=...)`: texts in, texts out. Importing this module registers the task."""
+
+from collections.abc import Sequence, Sized
+from itertools import islice
+
+from transformers import Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from layalign.answering import DEFAULT, Answerer
+from layalign.model import LayAlignForConditionalGeneration
+from layalign.processor import LayAlignProcessor
+
+TASK = "layalign-generation"
+
+
+class LayAlignPipeline(Pipeline):
+    """Answers questions in any language the encoder knows, batched, as `layalign generate` does.
+
+        pipe = transformers.pipeline("layalign-generation", model=folder)     # after `from layalign import LayAlignPipeline`
+        pipe = LayAlignPipeline(model, processor)
+        pipe("Tom hat ...", max_new_tokens=64)                                # [{"generated_text": ...}], one a returned sequence
+        pipe(["...", "..."], batch_size=8)                                    # a list of those
+        for answer in pipe((line for line in file), batch_size=8): ...        # generators and datasets: as they are answered
+
+    Made or called with `batch_size`, `prompt` (a text with {text}, or None; the processor's template by default), `streamer`
+    (one text at a time) and any argument of generate. Greedy unless told otherwise; `max_new_tokens` is 256.
+
+    Raises ValueError for a model or processor that is not LayAlign's, for text that is empty or no str, and for what `generate`
+    and `Answerer` refuse.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, model, processor=None, **kwargs):
+        if not isinstance(model, LayAlignForConditionalGeneration):
+            raise ValueError(f"model: got a {type(model).__name__}, takes a LayAlignForConditionalGeneration")
+        if not isinstance(processor, LayAlignProcessor):
+            raise ValueError(
+                f"processor: got {type(processor).__name__}, takes the model's LayAlignProcessor (both tokenizers)"
+            )
+        super().__init__(model, processor=processor, **{"task": TASK, **kwargs})
+        self.model.eval()
+
+    def _sanitize_parameters(self, **arguments):
+        return {}, arguments, {}
+
+    def __call__(self, inputs, **arguments):
+        sequence = isinstance(inputs, Sequence) and not isinstance(inputs, str)
+        inputs = list(inputs) if sequence else inputs
+        return super().__call__(inputs, **arguments) if inputs or not sequence else []
+
+    def preprocess(self, text):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text: got {text!r}, takes a text that is not empty")
+        return {"text": [text]}
+
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        """Batches of texts, which the processor pads: transformers' own would be padded by one of the two tokenizers."""
+        items = (inputs[index] for index in range(len(inputs))) if isinstance(inputs, Sized) else iter(inputs)
+        while batch := [self.preprocess(text, **preprocess_params)["text"][0] for text in islice(items, batch_size)]:
+            for answers in self.forward({"text": batch}, **forward_params)["answers"]:
+                yield self.postprocess({"answers": [answers]}, **postprocess_params)
+
+    def _forward(self, inputs, prompt=DEFAULT, streamer=None, **arguments):
+        texts = inputs["text"]
+        answerer = Answerer(self.model, self.processor, batch_size=len(texts), prompt=prompt, **arguments)
+        return {"answers": answerer.sequences(texts, streamer)}
+
+    def postprocess(self, outputs):
+        (answers,) = outputs["answers"]
+        return [{"generated_text": answer} for answer in answers]
+
+
+PIPELINE_REGISTRY.register_pipeline(TASK, LayAlignPipeline, pt_model=LayAlignForConditionalGeneration, type="text")

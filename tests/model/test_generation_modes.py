@@ -1,0 +1,143 @@
+"""Ways of decoding: what beams and samples share, prompt lookup, compiled steps, and what is refused before any work."""
+
+import os
+
+import pytest
+import torch
+from transformers import CompileConfig, GenerationConfig
+
+GREEDY = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+@pytest.fixture
+def question(batch):
+    """One example; the model fixtures' batch has holes in its masks."""
+    return {name: value[1:2] for name, value in batch.items()}
+
+
+@pytest.fixture
+def recorded():
+    """model -> [keyword arguments of every forward call], and how often encoder and aligner ran."""
+
+    def start(model):
+        calls, counts = [], {"encoder": 0, "aligner": 0}
+        model.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+        for name in counts:
+            getattr(model, name).register_forward_hook(lambda *_, name=name: counts.update({name: counts[name] + 1}))
+        return calls, counts
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "way", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}], ids=["beams", "samples"]
+)
+def test_beams_and_samples_of_one_input_share_its_cross_states(way, make_model, question, recorded, monkeypatch):
+    model = make_model()
+    encoded = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda *args: encoded.append(encode(*args)) or encoded[-1])
+    calls, counts = recorded(model)
+    model.generate(**question, **GREEDY | way)
+    assert counts == {"encoder": 1, "aligner": 1}
+    (_, mask, keys, values) = encoded[0]
+    assert len(calls) == 12
+    for call in calls:
+        for name, own in (("cross_keys", keys), ("cross_values", values), ("cross_mask", mask)):
+            assert call[name].shape == (3, *own.shape[1:])
+            assert (call[name].data_ptr(), call[name].stride()) == (own.data_ptr(), (0, *own.stride()[1:])), name
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_sharing_changes_no_beam(cache, lively, batch):
+    """Of one example the beams' cross states are views, in a batch copies."""
+    model = lively("llama")
+    arguments = GREEDY | {"num_beams": 3, "num_return_sequences": 2, "cache_implementation": cache}
+    together = model.generate(**batch, **arguments)
+    for row in range(3):
+        alone = model.generate(**{name: value[row : row + 1] for name, value in batch.items()}, **arguments)
+        assert torch.equal(alone, together[2 * row : 2 * row + 2])
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter")
+def test_triton_kernels_read_shared_cross_states(lively, question):
+    arguments = GREEDY | {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 2}
+    ids = [lively("llama", attention_backend=name).generate(**question, **arguments) for name in ("torch", "triton")]
+    assert torch.equal(*ids)
+
+
+def test_samples_of_one_example_are_those_of_its_copies(lively, question):
+    model = lively("mistral")
+    arguments = GREEDY | {"do_sample": True, "temperature": 3.0}
+    torch.manual_seed(1)
+    shared = model.generate(**question, **arguments, num_return_sequences=3)
+    torch.manual_seed(1)
+    copies = {name: value.repeat_interleave(3, 0) for name, value in question.items()}
+    assert torch.equal(shared, model.generate(**copies, **arguments))
+    assert shared.unique(dim=0).shape[0] == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "gpt2"])
+def test_prompt_lookup_is_greedy_in_fewer_steps(family, make_model, question, recorded):
+    """Rejected tokens are cut from the cache, sliding windows (5 of 20 positions) included."""
+    model = make_model(family)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3:12].mul_(20)  # few tokens to choose from: drafts of wrong tokens occur
+    arguments = GREEDY | {"max_new_tokens": 24}
+    expected = model.generate(**question, **arguments)
+    calls, counts = recorded(model)
+    assert torch.equal(model.generate(**question, **arguments, prompt_lookup_num_tokens=4), expected)
+    assert len(calls) < 24
+    assert counts == {"encoder": 1, "aligner": 1}
+
+
+@pytest.mark.slow
+def test_steps_with_a_static_cache_compile_without_graph_break(lively, batch):
+    """As generate compiles them by itself on a GPU; a full and a sliding layer."""
+    model = lively("gemma2")
+    compiled = CompileConfig(backend="aot_eager", fullgraph=True, mode=None)
+    compiled._compile_all_devices = True
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    expected = model.generate(**batch, **GREEDY)
+    ids = model.generate(**batch, **GREEDY, cache_implementation="static", compile_config=compiled)
+    assert torch.equal(ids, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+REFUSED = {
+    "assistant": (dict(assistant_model=object()), "assistant_model: got object.*use prompt_lookup_num_tokens"),
+    "early exit": (dict(assistant_early_exit=1), "assistant_early_exit: got 1"),
+    "guidance": (dict(guidance_scale=1.5), r"guidance_scale: got 1\.5"),
+    "guidance in a config": (dict(generation_config=GenerationConfig(guidance_scale=1.5)), "guidance_scale"),
+    "chunks": (dict(prefill_chunk_size=4), "prefill_chunk_size: got 4"),
+    "pages": (dict(cache_implementation="paged"), "cache_implementation: got 'paged', takes 'dynamic' or 'static'"),
+    "embeddings": (dict(inputs_embeds=torch.zeros(1, 1, 32)), "inputs_embeds: got Tensor"),
+    "lookup in a batch": (dict(prompt_lookup_num_tokens=3), "one example and one sample at a time, got 3 rows"),
+    "no encoder": (dict(encoder_input_ids=None), "encoder_input_ids .*LayAlignPipeline takes texts"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_before_any_work(case, make_model, batch, monkeypatch):
+    arguments, message = REFUSED[case]
+    model = make_model()
+    monkeypatch.setattr(model, "encode", lambda *_: pytest.fail("the encoder ran"))
+    with pytest.raises(ValueError, match=message):
+        model.generate(**batch | GREEDY | arguments)
+
+
+def test_prompt_lookup_takes_one_sample_and_a_dynamic_cache(make_model, question):
+    model = make_model()
+    for arguments, message in (
+        ({"do_sample": True, "num_return_sequences": 2}, "got 1 rows and num_return_sequences=2"),
+        ({"cache_implementation": "static"}, "needs a dynamic cache, got cache_implementation='static'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**question | GREEDY | arguments, prompt_lookup_num_tokens=3)
+
+
+def test_continuous_batching_is_refused(make_model):
+    """It would drop the cross states, and generate_batch reports a failing step by an empty answer."""
+    with pytest.raises(ValueError, match=r"continuous batching: .*examples/continuous_serving\.py"):
+        make_model().generate_batch([[3, 4, 5]], max_new_tokens=2)
