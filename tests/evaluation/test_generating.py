@@ -7,10 +7,12 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from layalign.answering import Answerer, LLMAnswerer
 from layalign.evaluation.journal import Journal
@@ -272,6 +274,9 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(job, loaded, que
         if child == 0:
             status = 1
             try:
+                tqdm.set_lock(
+                    threading.RLock()
+                )  # the parent's is shared: killed while holding it, the child would keep it
                 answer_until_killed(job, loaded, delay=0.08)
                 status = 0
             finally:
