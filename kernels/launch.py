@@ -42,6 +42,15 @@ def architecture(device):
     return f"sm_{major}{minor}"
 
 
+# Architectures without lines of their own in a launch table -> those whose lines fit.
+_FAMILIES = {"sm_86": "sm_89", "sm_87": "sm_80", "sm_103": "sm_100", "sm_120": "sm_89", "sm_121": "sm_89"}
+
+
+def family(architecture):
+    """The architecture whose lines of a launch table serve this one."""
+    return _FAMILIES.get(architecture, architecture)
+
+
 def multiprocessors(device):
     """How many programs of a persistent kernel run side by side; a fixed number where there is no GPU to ask."""
     if _recorder is not None or device.type != "cuda":

@@ -87,16 +87,11 @@ class LayAlignGenerationMixin(GenerationMixin):
         return attention_mask
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """Beams and samples of one example read the same cross keys and values; of several, transformers' order needs copies."""
+        """Beams and samples of an example read its cross keys and values: the operator takes fewer rows of these than queries."""
         cross = {name: model_kwargs.pop(name) for name in CROSS if name in model_kwargs}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
-        for name, value in cross.items():
-            one = len(value) == 1
-            cross[name] = (
-                value.expand(expand_size, *value.shape[1:]) if one else value.repeat_interleave(expand_size, 0)
-            )
         return input_ids, model_kwargs | cross
 
     def init_continuous_batching(self, *args, **kwargs):

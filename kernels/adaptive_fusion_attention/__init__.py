@@ -46,13 +46,14 @@ def adaptive_fusion_attention(
     Args:
         q: (B, Hq, S, D) queries in fp32, fp16 or bf16 (fp64 with backend="reference"); D <= 256.
         k, v: (B, Hkv, N, D), N >= S; Hq is a multiple of Hkv.
-        cross_k, cross_v: (B, Hkv, T, D); T = 0 leaves plain self-attention.
+        cross_k, cross_v: (B, Hkv, T, D); T = 0 leaves plain self-attention. (B / n, Hkv, T, D) is read by n rows of q each,
+            row b by those from n b on: beams or samples of several examples, without a copy.
         gate: (1,), (Hq,), (B, 1, S) or (B, Hq, S), in fp32 or the dtype of q.
         causal: query i sits at key index query_start + i and attends to keys up to there.
         scale: of both scores; None is D ** -0.5.
         window: attend to keys less than `window` positions back; needs causal. Self term only.
         softcap: scores s become softcap * tanh(s / softcap). Self term only.
-        key_mask, cross_mask: (B, N), (B, T) bool, True = attend; None attends to all.
+        key_mask, cross_mask: (B, N), (B, T) bool, True = attend; None attends to all. (B / n, T) as cross_k.
         query_start: key index of the first query, an int or an integer tensor () or (B,); None is N - S.
         cu_seqlens, cross_cu_seqlens: (n + 1,) int32, from 0 up to S and to T: n packed sequences (B = 1, N = S);
             sequence i attends to itself and to cross sequence i, either may be empty. Given together.

@@ -40,10 +40,13 @@ def check_arguments(
     if keys < queries:
         raise malformed("k", f"{keys} keys", f"at least as many as queries, {queries}")
     _check_shape("v", v, (batch, kv_heads, keys, width))
-    if cross_k.dim() != 4 or (cross_k.shape[0], cross_k.shape[1], cross_k.shape[3]) != (batch, kv_heads, width):
+    if cross_k.dim() != 4 or (cross_k.shape[1], cross_k.shape[3]) != (kv_heads, width):
         raise malformed("cross_k", f"shape {tuple(cross_k.shape)}", f"({batch}, {kv_heads}, T, {width})")
-    cross_keys = cross_k.shape[2]
-    _check_shape("cross_v", cross_v, (batch, kv_heads, cross_keys, width))
+    cross_rows, cross_keys = cross_k.shape[0], cross_k.shape[2]
+    if cross_rows != batch and (cross_rows == 0 or batch % cross_rows):
+        takes = f"{batch}, the batch of q, or a number that divides it"
+        raise malformed("cross_k", f"{cross_rows} batch rows", takes)
+    _check_shape("cross_v", cross_v, (cross_rows, kv_heads, cross_keys, width))
 
     _check_gate(gate, q)
     for name, flag in (("causal", causal), ("return_lse", return_lse)):
@@ -59,7 +62,7 @@ def check_arguments(
     if softcap is not None and not (_is_number(softcap) and softcap > 0):
         raise malformed("softcap", repr(softcap), "a positive finite number or None")
     _check_mask("key_mask", key_mask, (batch, keys), q)
-    _check_mask("cross_mask", cross_mask, (batch, cross_keys), q)
+    _check_mask("cross_mask", cross_mask, (cross_rows, cross_keys), q)
     _check_query_start(query_start, q)
     _check_packing(cu_seqlens, cross_cu_seqlens, query_start, q, keys, cross_keys)
 

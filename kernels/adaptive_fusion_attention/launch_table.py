@@ -7,7 +7,7 @@ and may use tensor descriptors; masks, packing, windows and soft caps need 10 to
 
 import torch
 
-from ..launch import LaunchConfig
+from ..launch import LaunchConfig, family
 
 
 def _line(block_m, block_n, warps, stages, descriptors=False):
@@ -119,7 +119,6 @@ _DECODE_FLOAT32 = {
 }  # wider heads spill 92 to 128 bytes, with smaller tiles too (sm_80, sm_100)
 _DECODE_INTERPRETER = {256: {16: _line(16, 16, 4, 1), 32: _line(32, 16, 4, 1)}}
 
-_FAMILIES = {"sm_86": "sm_89", "sm_87": "sm_80", "sm_103": "sm_100", "sm_120": "sm_89", "sm_121": "sm_89"}
 
 # HIP and GPUs to come: tiles that need little of anything.
 _ELSEWHERE = {
@@ -145,22 +144,22 @@ def launch_config(kernel, *, architecture, dtype, head_dim, length, plain):
     if architecture == "interpreter":
         return _INTERPRETER[kernel]
     width = next(limit for limit in (64, 128, 256) if head_dim <= limit)
-    family = _FAMILIES.get(architecture, architecture)
+    arch = family(architecture)
     if dtype == torch.float32:
         return _FLOAT32[kernel][width]
-    if family not in _HALF:
+    if arch not in _HALF:
         return _ELSEWHERE[kernel]
     short = length is not None and length <= _SHORT and width <= 128 and kernel != "key_value_gradients"
-    if short and family in _HALF_SHORT:
-        return _HALF_SHORT[family]
-    return _HALF[family][kernel][width][0 if plain else 1]
+    if short and arch in _HALF_SHORT:
+        return _HALF_SHORT[arch]
+    return _HALF[arch][kernel][width][0 if plain else 1]
 
 
 def launch_candidates(kernel, *, architecture, plain, **call):
     """The shipped line, first, and what else is worth timing when LAYALIGN_AUTOTUNE=1 asks for it."""
     lines = [launch_config(kernel, architecture=architecture, plain=plain, **call)]
-    family = _FAMILIES.get(architecture, architecture)
-    described = (False, True) if plain and family in ("sm_90", "sm_100") else (False,)
+    arch = family(architecture)
+    described = (False, True) if plain and arch in ("sm_90", "sm_100") else (False,)
     for block_m, block_n in ((32, 64), (32, 128), (64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128)):
         warps = 8 if block_m * block_n >= 64 * 128 else 4
         lines += [_line(block_m, block_n, warps, stages, d) for stages in (2, 3) for d in described]

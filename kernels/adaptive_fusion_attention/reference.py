@@ -32,6 +32,10 @@ def adaptive_fusion_attention_reference(
     if upcast:
         q, k, v, cross_k, cross_v, gate = (x.double() for x in (q, k, v, cross_k, cross_v, gate))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if cross_k.shape[0] != q.shape[0]:
+        sharing = q.shape[0] // cross_k.shape[0]
+        cross_k, cross_v = (x.repeat_interleave(sharing, dim=0) for x in (cross_k, cross_v))
+        cross_mask = None if cross_mask is None else cross_mask.repeat_interleave(sharing, dim=0)
 
     if cu_seqlens is not None:
         bounds, cross_bounds = cu_seqlens.tolist(), cross_cu_seqlens.tolist()

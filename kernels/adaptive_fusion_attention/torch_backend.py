@@ -70,10 +70,23 @@ def _dense(
     self_out, self_lse = _attend(q, k, v, scale, key_mask, visible, softcap, return_lse)
     if cross_k.shape[2] == 0 and not return_lse and not _wants_gradient(cross_k, cross_v, gate):
         return self_out.to(dtype), None, None
-    cross_out, cross_lse = _attend(q, cross_k, cross_v, scale, cross_mask, packing[1], None, return_lse)
+    cross_out, cross_lse = _attend_across(q, cross_k, cross_v, scale, cross_mask, packing[1], return_lse)
     gate = gate[..., None] if gate.dim() == 3 else gate.view(-1, 1, 1)
     out = torch.addcmul(self_out.float(), gate.float(), cross_out.float())
     return out.to(dtype), self_lse, cross_lse
+
+
+def _attend_across(q, cross_k, cross_v, scale, cross_mask, visible, return_lse):
+    """The cross term's output and lse. Rows and heads of q that share a row and head of cross_k become its queries."""
+    batch, heads, queries, _ = q.shape
+    cross_rows, kv_heads = cross_k.shape[:2]
+    if cross_rows == batch:
+        return _attend(q, cross_k, cross_v, scale, cross_mask, visible, None, return_lse)
+    together = (batch // cross_rows, heads // kv_heads, queries)
+    q = q.unflatten(1, (kv_heads, -1)).unflatten(0, (cross_rows, -1)).transpose(1, 2).flatten(2, 4)
+    out, lse = _attend(q, cross_k, cross_v, scale, cross_mask, None, None, return_lse)
+    out, lse = (x if x is None else x.unflatten(2, together).transpose(1, 2) for x in (out, lse))
+    return out.flatten(2, 3).flatten(0, 1), lse if lse is None else lse.flatten(2, 3).flatten(0, 1)
 
 
 def _sequence_by_sequence(

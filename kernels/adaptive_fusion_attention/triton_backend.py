@@ -40,6 +40,11 @@ def fused_attention(
         run = _decode_operator if torch.compiler.is_compiling() else _decode
         results = run(*tensors, key_mask, cross_mask, start, index, causal, scale, window, softcap, return_lse)
         return results if return_lse else results[0]
+    if training and cross_k.shape[0] != q.shape[0]:  # the gradients of shared rows are sums, which this makes
+        sharing = q.shape[0] // cross_k.shape[0]
+        cross_k, cross_v = (x.repeat_interleave(sharing, dim=0) for x in (cross_k, cross_v))
+        cross_mask = None if cross_mask is None else cross_mask.repeat_interleave(sharing, dim=0)
+        tensors = (q, k, v, cross_k, cross_v, gate)
     save_self = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     call = (key_mask, cross_mask, start, cu_seqlens, cross_cu_seqlens, index, causal, scale, window, softcap, save_self)
     out, self_lse, cross_lse = _FusedAttention.apply(*tensors, *call)

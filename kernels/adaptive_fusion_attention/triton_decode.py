@@ -49,7 +49,8 @@ def decode(q, k, v, cross_k, cross_v, gate, key_mask, cross_mask, query_start, c
         partials = q.new_empty(size, dtype=torch.float32)
     results = gate_rows(gate, q), rows(out), self_lse, cross_lse
     masks = *_flags(key_mask), *_flags(cross_mask if crossing else None)
-    numbers = queries, keys, cross_keys, start, stride, 0 if window is None else window, scale
+    sharing = batch // cross_k.shape[0]
+    numbers = queries, keys, cross_keys, start, stride, 0 if window is None else window, scale, sharing
     constants = dict(
         KV_HEADS=kv_heads,
         GROUP=group,

@@ -10,6 +10,7 @@ from .triton_decode_tiles import (
     merge,
     row_pointers,
     self_span,
+    tile_of_rows,
     unit_after,
     write_rows,
 )
@@ -34,6 +35,7 @@ def attend_chunks(
     mask,
     mask_stride,
     batch,
+    kv_batch,  # batch row of k, v and mask
     head,
     first,  # chunks first .. last of those of this head
     last,
@@ -65,8 +67,8 @@ def attend_chunks(
     total = tl.zeros([BLOCK_M], tl.float32)
     values = tl.zeros([BLOCK_D, BLOCK_M], tl.float32)
     rest = unit_after(scale, CAPPED, EXACT=q.dtype == tl.float32)
-    k_rows = head_pointer(k, batch, head, 0)
-    v_rows = head_pointer(v, batch, head, 0)
+    k_rows = head_pointer(k, kv_batch, head, 0)
+    v_rows = head_pointer(v, kv_batch, head, 0)
     for index in range(first, last):
         chunk_top, chunk_total, chunk_values = attend_chunk(
             q,
@@ -76,7 +78,7 @@ def attend_chunks(
             v.row,
             mask,
             mask_stride,
-            batch,
+            kv_batch,
             number + index,
             begin,
             end,
@@ -117,6 +119,7 @@ _CHANGING = [
     "start_stride",
     "window",
     "scale",
+    "sharing",
     "chunks",
 ]
 
@@ -144,6 +147,7 @@ def decode_kernel(
     start_stride,
     window,
     scale,
+    sharing,  # batch rows that read one row of cross keys
     softcap,
     chunks,  # that there is room for in `partials`, a head
     splits,
@@ -161,12 +165,8 @@ def decode_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Rows of one key head over all its chunks, or over the share of one split: shapes as in `adaptive_fusion_attention`."""
-    program = tl.program_id(0)
     rows = queries * GROUP
-    tiles = tl.cdiv(rows, BLOCK_M)
-    row = program % tiles * BLOCK_M + tl.arange(0, BLOCK_M)  # [BM]
-    head = program // tiles % KV_HEADS
-    batch = program // tiles // KV_HEADS
+    batch, head, row = tile_of_rows(rows, KV_HEADS, BLOCK_M)
     in_rows = row < rows
     o_query = row % queries
     o_head = head * GROUP + row // queries
@@ -177,7 +177,7 @@ def decode_kernel(
     self_chunks = chunk_count(begin, end, BLOCK_N)
     cross_chunks = 0
     if CROSS:
-        cross_begin, cross_end = attended_span(cross_mask, cross_mask_stride, batch, 0, cross_keys)
+        cross_begin, cross_end = attended_span(cross_mask, cross_mask_stride, batch // sharing, 0, cross_keys)
         cross_chunks = chunk_count(cross_begin, cross_end, BLOCK_N)
     share = tl.cdiv(cross_chunks + self_chunks, splits)
     first = tl.program_id(1) * share
@@ -198,6 +198,7 @@ def decode_kernel(
             cross_mask,
             cross_mask_stride,
             batch,
+            batch // sharing,
             head,
             first=first,
             last=tl.minimum(last, cross_chunks),
@@ -230,6 +231,7 @@ def decode_kernel(
         v,
         mask,
         mask_stride,
+        batch,
         batch,
         head,
         first=tl.maximum(first - cross_chunks, 0),
@@ -339,6 +341,7 @@ def combine_kernel(
     start_stride,
     window,
     scale,
+    sharing,
     chunks,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -355,12 +358,8 @@ def combine_kernel(
     CHUNKS: tl.constexpr,
 ):
     """A few rows of one key head: what their chunks left, merged in the order of chunks."""
-    program = tl.program_id(0)
     rows = queries * GROUP
-    tiles = tl.cdiv(rows, BLOCK_M)
-    row = program % tiles * BLOCK_M + tl.arange(0, BLOCK_M)  # [BM]
-    head = program // tiles % KV_HEADS
-    batch = program // tiles // KV_HEADS
+    batch, head, row = tile_of_rows(rows, KV_HEADS, BLOCK_M)
     start, begin, end = self_span(
         start, start_stride, mask, mask_stride, batch, queries, keys, window, CAUSAL, WINDOWED, START_PER_ROW
     )
@@ -372,7 +371,7 @@ def combine_kernel(
     cross_total = 0.0
     cross_values = 0.0
     if CROSS:
-        cross_begin, cross_end = attended_span(cross_mask, cross_mask_stride, batch, 0, cross_keys)
+        cross_begin, cross_end = attended_span(cross_mask, cross_mask_stride, batch // sharing, 0, cross_keys)
         cross_chunks = chunk_count(cross_begin, cross_end, BLOCK_N)
         cross_top, cross_total, cross_values = merge_partials(
             partials,

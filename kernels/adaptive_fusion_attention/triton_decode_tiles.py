@@ -13,6 +13,15 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def tile_of_rows(rows, KV_HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """-> batch row, key head and rows [BM] of this program."""
+    program = tl.program_id(0)
+    tiles = tl.cdiv(rows, BLOCK_M)
+    row = program % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    return program // tiles // KV_HEADS, program // tiles % KV_HEADS, row
+
+
+@triton.jit
 def attended_span(mask, mask_stride, batch, begin, end):
     """Keys begin .. end without those before the first and after the last that the mask attends to; without a mask all."""
     if mask is not None:

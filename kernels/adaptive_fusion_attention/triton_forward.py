@@ -108,7 +108,10 @@ def normalise(accumulator, top, total):
     return accumulator / total[:, None], top + tl.log2(total)
 
 
-@triton.jit(do_not_specialize=["sequences", "queries", "keys", "cross_keys", "start", "window", "scale", "softcap"])
+_UNSPECIALIZED = ["sequences", "queries", "keys", "cross_keys", "start", "window", "scale", "softcap", "sharing"]
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
 def forward_kernel(
     q,
     k,
@@ -133,6 +136,7 @@ def forward_kernel(
     window,
     scale,
     softcap,
+    sharing,  # batch rows that read one row of cross keys
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -170,24 +174,30 @@ def forward_kernel(
         accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         top = tl.full([BLOCK_M], -float("inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
-        place = list_first(cross_bounds, c_begin, sequence, cross_keys, BLOCK_N)
+        cross_batch = batch // sharing
+        cross_sequence = sequence // sharing
+        place = list_first(cross_bounds, c_begin, cross_sequence, cross_keys, BLOCK_N)
         accumulator, top, total = attend(
             accumulator=accumulator,
             top=top,
             total=total,
             q=b_q,
-            k=row_source(cross_k, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
-            v=row_source(cross_v, batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS),
+            k=row_source(
+                cross_k, cross_batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS
+            ),
+            v=row_source(
+                cross_v, cross_batch, head // GROUP, c_begin, c_count, HEAD_DIM, BLOCK_N, BLOCK_D, DESCRIPTORS
+            ),
             k_stride=cross_k.row,
             v_stride=cross_v.row,
             slots=cross_slots,
-            mask=mask_row(cross_slots, batch, c_begin),
+            mask=mask_row(cross_slots, cross_batch, c_begin),
             list_start=place,
             first=0,
             full_begin=0,
             full_end=c_count // BLOCK_N,
             last=tl.cdiv(c_count, BLOCK_N),
-            sequence=sequence,
+            sequence=cross_sequence,
             key_begin=0,
             key_end=c_count,
             query=o_query,
@@ -324,6 +334,7 @@ def forward(
             used_slots(key_mask, cu_seqlens, sequences, config.block_n),
             used_slots(cross_mask, cross_cu_seqlens, sequences, config.block_n) if crossing else None,
             *arguments,
+            batch // cross_k.shape[0],
             **constants,
             CROSS=crossing,
             EVEN_CROSS=cu_seqlens is None and cross_k.shape[2] % config.block_n == 0,

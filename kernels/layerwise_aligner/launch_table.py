@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ..launch import LaunchConfig
+from ..launch import LaunchConfig, family
 
 
 def _line(block_m, block_n, warps, stages):
@@ -56,7 +56,6 @@ _MIX_FLOAT32 = {
 }
 _MIX_FLOAT32["sm_89"] = _MIX_FLOAT32["sm_80"]
 
-_FAMILIES = {"sm_86": "sm_89", "sm_87": "sm_80", "sm_103": "sm_100", "sm_120": "sm_89", "sm_121": "sm_89"}
 
 # HIP and GPUs to come: tiles that need little of anything.
 _MIX_ELSEWHERE = _line(32, 32, 4, 1)
@@ -77,14 +76,14 @@ def mix_config(kernel, *, architecture, dtype, layers, streams):
     """
     if architecture == "interpreter":
         return _MIX_INTERPRETER[kernel]
-    family = _FAMILIES.get(architecture, architecture)
-    lines = (_MIX_FLOAT32 if dtype == torch.float32 else _MIX_HALF).get(family)
+    arch = family(architecture)
+    lines = (_MIX_FLOAT32 if dtype == torch.float32 else _MIX_HALF).get(arch)
     if lines is None:
         return _MIX_ELSEWHERE
     line = lines[kernel][next((limit for limit in (32, 64) if layers <= limit), 128)]
     if dtype == torch.float32:
         return line  # fewer streams would need other instructions, and more registers
-    if family in ("sm_90", "sm_100"):
+    if arch in ("sm_90", "sm_100"):
         return line  # their tensor cores take 64 rows
     rows = next((rows for rows in (16, 32) if streams <= rows), line.block_m)
     return replace(line, block_m=min(rows, line.block_m))
@@ -128,11 +127,11 @@ def matmul_config(*, architecture, dtype, rows, aligned):
     """
     if architecture == "interpreter":
         return _MATMUL_INTERPRETER
-    family = _FAMILIES.get(architecture, architecture)
-    if family not in _MATMUL_HALF:
+    arch = family(architecture)
+    if arch not in _MATMUL_HALF:
         return _MATMUL_ELSEWHERE
     if dtype == torch.float32:
         return _MATMUL_FLOAT32 if aligned else _MATMUL_UNALIGNED_FLOAT32
     if not aligned:
         return _MATMUL_UNALIGNED
-    return (_MATMUL_SHORT if rows <= _MATMUL_FEW_ROWS else _MATMUL_HALF)[family]
+    return (_MATMUL_SHORT if rows <= _MATMUL_FEW_ROWS else _MATMUL_HALF)[arch]

@@ -67,8 +67,7 @@ def laid_out(tensors, layout):
     if layout == "strided":  # no unit stride at all
         return [torch.stack([x, torch.full_like(x, 9.0)], dim=-1)[..., 0] for x in tensors]
     if layout == "expanded":  # one cross pair, and one gate, for the whole batch
-        batch = q.shape[0]
-        shared = [x[:1].expand(batch, -1, -1, -1) for x in (cross_k, cross_v)]
+        shared = [x[:1].expand(x.shape) for x in (cross_k, cross_v)]
         return [q, k, v, *shared, gate[:1].expand(gate.shape)]
     return tensors
 
@@ -108,11 +107,13 @@ class Case:
     cross_mask: str | None
     cuts: tuple | None
     cross_cuts: tuple | None
+    sharing: int  # batch rows that read one row of the cross keys
 
     def inputs(self):
         sizes = (self.batch, self.heads, self.kv_heads, self.queries, self.keys, self.cross_keys, self.width)
         tensors = random_inputs(*sizes, self.gate_shape, self.dtype, self.gate_dtype, number=self.seed)
         tensors = [x.detach() for x in tensors]
+        tensors[3:5] = (x[:: self.sharing].contiguous() for x in tensors[3:5])
         if self.gate_zero:
             tensors[5].zero_()
         tensors = [x.detach() for x in laid_out(tensors, self.layout)]
@@ -124,17 +125,19 @@ class Case:
         if self.key_mask:
             result["key_mask"] = mask(self.key_mask, self.batch, self.keys, self.seed)
         if self.cross_mask:
-            result["cross_mask"] = mask(self.cross_mask, self.batch, self.cross_keys, self.seed + 1)
+            result["cross_mask"] = mask(self.cross_mask, self.batch // self.sharing, self.cross_keys, self.seed + 1)
         if self.cuts:
             result["cu_seqlens"] = torch.tensor(self.cuts, dtype=torch.int32)
             result["cross_cu_seqlens"] = torch.tensor(self.cross_cuts, dtype=torch.int32)
         return result
 
     def unseen(self):
-        """Slots that no query attends to: (B, N) of the keys, (B, T) of the cross keys."""
+        """Slots that no query attends to: (B, N) of the keys, (B / sharing, T) of the cross keys."""
         keywords = self.keywords()
         key_mask = keywords.get("key_mask", torch.ones(self.batch, self.keys, dtype=torch.bool))
-        cross_mask = keywords.get("cross_mask", torch.ones(self.batch, self.cross_keys, dtype=torch.bool))
+        cross_mask = keywords.get(
+            "cross_mask", torch.ones(self.batch // self.sharing, self.cross_keys, dtype=torch.bool)
+        )
         if self.cuts:
             for own, cross in zip(pairwise(self.cuts), pairwise(self.cross_cuts), strict=True):
                 cross_mask[:, slice(*cross)] &= own[0] < own[1]
@@ -203,6 +206,7 @@ def _draw(seed, choose, dtypes):
         cross_mask=choose.choice((None, None, None, None, None, None, *MASKS)),
         cuts=_cuts(choose, queries, count) if packed else None,
         cross_cuts=_cuts(choose, cross_keys, count) if packed else None,
+        sharing=choose.choice([count for count in (1, 1, 2, 3) if batch % count == 0]),
     )
 
 

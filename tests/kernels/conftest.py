@@ -155,6 +155,7 @@ def check_attention(check_against_oracle, attend):
         # whose share in a gradient the backward computes from a product in another order than the forward did.
         q, k, _, cross_k, *_ = (x.detach().double() for x in inputs)
         scale = q.shape[-1] ** -0.5 if options.get("scale") is None else abs(options["scale"])
+        cross_k = cross_k.repeat_interleave(q.shape[0] // max(1, cross_k.shape[0]), 0)
         scores = [scale * q @ x.repeat_interleave(q.shape[1] // x.shape[1], 1).transpose(-1, -2) for x in (k, cross_k)]
         largest = max((x.abs().max().item() for x in scores if x.numel()), default=0.0)
         summed = (5, by_element, reference_by_element)

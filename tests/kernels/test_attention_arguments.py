@@ -55,6 +55,15 @@ MALFORMED = {
     "v_length": ({"v": tensor(B, HKV, N + 1, D)}, "v"),
     "v_heads": ({"v": tensor(B, HKV + 1, N, D)}, "v"),
     "cross_k_heads": ({"cross_k": tensor(B, HKV + 1, T, D)}, "cross_k"),
+    "cross_k_batch": ({"cross_k": tensor(B + 1, HKV, T, D)}, "cross_k"),
+    "cross_mask_of_other_rows": (
+        {
+            "cross_k": tensor(1, HKV, T, D),
+            "cross_v": tensor(1, HKV, T, D),
+            "cross_mask": torch.ones(B, T, dtype=torch.bool),
+        },
+        "cross_mask",
+    ),
     "cross_k_2d": ({"cross_k": tensor(T, D)}, "cross_k"),
     "cross_v_length": ({"cross_v": tensor(B, HKV, T - 1, D)}, "cross_v"),
     "cross_v_dtype": ({"cross_v": tensor(B, HKV, T, D, dtype=torch.bfloat16)}, "cross_v"),

@@ -64,7 +64,8 @@ def test_the_same_bits_in_any_batch(rare_fuzz_seed, backend, cases, draw, attend
         return case.queries and (case.batch > 1 or (case.cuts and len(case.cuts) > 2))
 
     case = draw(rare_fuzz_seed, has_neighbours, wanted=cases.NAMES)
-    case = dataclasses.replace(case, gate_shape=(case.batch, case.heads, case.queries))  # others mix rows in a gradient
+    # Other gates mix rows in a gradient.
+    case = dataclasses.replace(case, gate_shape=(case.batch, case.heads, case.queries), sharing=1)
     inputs, options, grad_out = case.inputs(), case.keywords(), random_gradient(case)
     together = outputs_and_gradients(attend, inputs, options, grad_out)
     if case.cuts:
@@ -85,6 +86,19 @@ def test_the_same_bits_in_any_batch(rare_fuzz_seed, backend, cases, draw, attend
         where = [own] * (len(together) - 6) + places
         for got, whole, place in zip(alone, together, where, strict=True):
             assert torch.equal(got, take(whole, place))
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_shared_rows_are_read_as_their_copies(rare_fuzz_seed, backend, draw, attend):
+    case = draw(rare_fuzz_seed, lambda case: case.batch > 1, wanted=())
+    case = dataclasses.replace(case, sharing=case.batch)
+    inputs, options = case.inputs(), case.keywords() | {"return_lse": True}
+    copies, of_copies = list(inputs), dict(options)
+    copies[3:5] = (x.repeat_interleave(case.batch, dim=0) for x in inputs[3:5])
+    if "cross_mask" in options:
+        of_copies["cross_mask"] = options["cross_mask"].repeat_interleave(case.batch, dim=0)
+    for got, want in zip(attend(*inputs, **options), attend(*copies, **of_copies), strict=True):
+        assert torch.equal(got, want)
 
 
 def one_sequence(options, own, cross):

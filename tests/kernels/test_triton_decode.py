@@ -133,7 +133,7 @@ def test_random_calls_in_any_batch_and_any_splits(rare_fuzz_seed, backend, cases
         return can_decode(case) and case.batch > 1
 
     case = cases.draw(rare_fuzz_seed, dtypes, has_neighbours)
-    case = dataclasses.replace(case, gate_shape=(case.batch, case.heads, case.queries))
+    case = dataclasses.replace(case, gate_shape=(case.batch, case.heads, case.queries), sharing=1)
     print(case)
     inputs, options = detached(case.inputs()), case.keywords()
     options.pop("return_lse")
