@@ -6,7 +6,26 @@ TORCH ?= 2.13.0
 # Linux without an NVIDIA GPU gets PyTorch's CPU build: the default build brings gigabytes of CUDA packages.
 CPU_ONLY ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo 1)
 
-.PHONY: demo test gpu-tests lint install clean
+# `make gpu SYSTEM=1` takes python3 and its packages as they are: for machines on which nothing can be installed.
+SYSTEM ?=
+ifeq ($(SYSTEM),1)
+export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+RUN := $(PYTHON)
+READY :=
+else
+RUN := $(BIN)/python
+READY := install
+endif
+RESULTS ?= bench/results
+BENCH ?=  # further options of `pytest bench/`, such as --full
+README ?=  # README=README.md writes its section of results too
+GPU_WORKERS ?= 4
+REPORT = $(RUN) -m layalign bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
+# Suites in the order in which their figures are missed most, should a run be cut.
+FIRST := $(wildcard bench/test_attention.py bench/test_decode.py bench/test_model.py)
+GPU_SUITES := $(FIRST) $(filter-out $(FIRST),$(wildcard bench/test_*.py))
+
+.PHONY: demo test bench bench-report bench-check gpu gpu-tests gpu-bench gpu-sanitize lint install clean
 
 demo: install
 	$(BIN)/layalign demo
@@ -14,10 +33,40 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# On a machine with a GPU: what needs one, then the operators' tests on compiled kernels.
-gpu-tests: install
-	$(BIN)/python -m pytest -m gpu tests
-	$(BIN)/python -m pytest tests/kernels -m "not gpu and not slow"
+# Rows are kept as soon as they are measured, and reported of even where one fails.
+bench: $(READY)
+	status=0; $(RUN) -m pytest bench/ $(BENCH) --record $(RESULTS) || status=$$?; \
+	$(REPORT) && exit $$status
+
+bench-report: $(READY)
+	$(REPORT)
+
+# Fails where a row of ours is a tenth slower than recorded, in two runs; ratios are to the yardstick of the same run.
+NOW := runs/bench
+bench-check: $(READY)
+	mkdir -p $(NOW) && rm -f $(NOW)/*
+	$(RUN) -m pytest bench/ $(BENCH) --benchmark-json=$(NOW)/now.json
+	$(RUN) -m layalign bench check $(NOW)/now.json --against $(RESULTS) --failing $(NOW)/slower.txt || \
+	  { test -s $(NOW)/slower.txt && echo "measuring the slower rows again" && \
+	    $(RUN) -m pytest @$(NOW)/slower.txt $(BENCH) --benchmark-json=$(NOW)/again.json && \
+	    $(RUN) -m layalign bench check $(NOW)/again.json --against $(RESULTS); }
+
+# Everything that a machine with a GPU can say. Each part can be made alone, and none waits for another to pass.
+gpu: $(READY)
+	status=0; for part in gpu-tests gpu-bench gpu-sanitize; do $(MAKE) $$part || status=$$?; done; exit $$status
+
+# What needs a GPU, then the operators' tests on compiled kernels.
+gpu-tests: $(READY)
+	status=0; $(RUN) -m pytest -m gpu -k "not compute_sanitizer" tests || status=$$?; \
+	$(RUN) -m pytest tests/kernels -m "not gpu and not slow" -n $(GPU_WORKERS) --dist loadfile || status=$$?; exit $$status
+
+gpu-bench: $(READY)
+	status=0; $(RUN) -m pytest $(GPU_SUITES) --full $(BENCH) --record $(RESULTS) || status=$$?; \
+	$(REPORT) && exit $$status
+
+# Small calls of the kernels under memcheck and racecheck; says so where compute-sanitizer is not installed.
+gpu-sanitize: $(READY)
+	$(RUN) -m pytest tests/kernels -m gpu -k compute_sanitizer
 
 lint: install
 	$(BIN)/ruff check .

@@ -27,6 +27,11 @@ class Case:
         return self.batch * self.length
 
     @property
+    def sizes(self):
+        sizes = {"E": self.encoder_layers, "De": self.encoder_width, "L": self.llm_layers, "Dl": self.llm_width}
+        return sizes | {"kv": self.kv, "tokens": self.tokens}
+
+    @property
     def streams(self):
         return 2 * self.llm_layers
 
@@ -58,7 +63,7 @@ class Case:
         return [[self.draw(self.kv, self.llm_width, scale=scale) for _ in range(self.llm_layers)] for _ in range(2)]
 
 
-CPU = {"device": "cpu", "dtype": torch.float32, "encoder_layers": 12, "encoder_width": 768, "llm_layers": 24}
+CPU = {"device": "cpu", "dtype": torch.float32, "encoder_layers": 12, "encoder_width": 768, "llm_layers": 16}
 GPU = {"device": "cuda", "dtype": torch.bfloat16, "encoder_layers": 24, "encoder_width": 2048, "llm_layers": 32}
 CASES = {
     "cpu_gqa": Case(**CPU, llm_width=1024, kv=256, batch=4, length=256),
@@ -66,6 +71,18 @@ CASES = {
     "gpu_gqa": Case(**GPU, llm_width=4096, kv=1024, batch=8, length=256),
     "gpu_mha": Case(**GPU, llm_width=4096, kv=4096, batch=8, length=256),
 }
+# Of the mix and the shared projection alone, for which kv is nothing.
+OPERATORS = {
+    "cpu": Case(**CPU | {"llm_layers": 12}, llm_width=768, kv=256, batch=4, length=64),
+    "gpu": CASES["gpu_mha"],
+}
+FOLDING = {"cpu": OPERATORS["cpu"], "gpu_gqa": CASES["gpu_gqa"], "gpu_mha": CASES["gpu_mha"]}
+
+
+def cases_here(cases):
+    """Those that this machine is measured at, by name."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    return {name: case for name, case in cases.items() if case.device == here}
 
 
 def in_fp64(argument):

@@ -5,20 +5,40 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode puts no test folder on the path
+
+from ceilings import ceilings
+from measuring import CLOCK, Effort
+from recording import describe_machine, keep_rows
 
 NOTES = pytest.StashKey()
 
 
 def pytest_addoption(parser):
     parser.addoption("--small", action="store_true", help="tiny sizes: whether benchmarks run, not what they reach")
+    parser.addoption("--full", action="store_true", help="also sweeps and the largest models, for a GPU")
     parser.addoption("--cpu-time", action="store_true", help="processor instead of wall-clock seconds: busy machines")
+    parser.addoption(
+        "--record", metavar="FOLDER", help="keep each row there as soon as it is measured, beside those of earlier runs"
+    )
 
 
 def pytest_configure(config):
     config.option.benchmark_skip = False
     config.stash[NOTES] = []
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.update(describe_machine())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    """A run that is cut short keeps the rows it has measured."""
+    if (folder := item.config.getoption("record")) is not None:
+        keep_rows(item.config, Path(folder))
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -27,31 +47,70 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(note)
 
 
+@pytest.fixture(scope="session")
+def device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.fixture
 def small(request):
     return request.config.getoption("small")
 
 
 @pytest.fixture
-def effort(request, small):
-    """The last arguments of `measure`: so many rounds and seconds at least, and a CPU's clock."""
-    option = request.config.getoption
-    least = (1, 0.0) if small else (option("benchmark_min_rounds"), float(option("benchmark_max_time")))
-    return *least, time.process_time if option("cpu_time") else time.perf_counter
+def full(request):
+    return request.config.getoption("full")
 
 
 @pytest.fixture
-def note(request, benchmark):
-    """note(**figures): kept with this row, and shown below the tables."""
+def effort(request, small, device):
+    option = request.config.getoption
+    clock = time.process_time if option("cpu_time") else time.perf_counter
+    if small:
+        return Effort(rounds=1, seconds=0.0, clock=clock)
+    # On a GPU 0.02 s are hundreds of rounds of a kernel, and rounds of whole models take seconds.
+    seconds = 0.02 if device.type == "cuda" else float(option("benchmark_max_time"))
+    return Effort(rounds=option("benchmark_min_rounds"), seconds=seconds, clock=clock)
 
-    def keep(**figures):
-        benchmark.extra_info.update(figures)
-        shown = [
+
+@pytest.fixture
+def row(request, benchmark, device, effort):
+    """row(suite, case, name, measurements, ...): one row of a table, and what it says beside seconds.
+
+    suite, case: what is computed, and at which sizes; rows that share both stand in one table. name: the implementation's.
+    yardstick: the name of that which ratios are to. ours: whether the implementation is this library's.
+    flops, moved: operations and bytes that the work cannot do without. dtype: of its products. sizes: {"S": 512, ...}.
+    Further figures are kept as they are given.
+    """
+
+    def enter(suite, case, name, measurements, *, yardstick, ours, dtype, flops=0, moved=0, sizes=None, **figures):
+        benchmark.group = f"{suite}, {case}"
+        mine = measurements[name]
+        CLOCK.enter(benchmark, mine)
+        info = {"suite": suite, "case": str(case), "implementation": name, "ours": ours, "yardstick": yardstick}
+        info |= {"dtype": str(dtype).removeprefix("torch."), "sizes": sizes or {}}
+        if measurements[yardstick].seconds:
+            figures["time_over_yardstick"] = mine.ratio_to(measurements[yardstick])
+        if flops or moved:
+            reached = ceilings(device, dtype, effort.clock)
+            info["ceilings"] = vars(reached)
+            floor = reached.floor(flops, moved)
+            figures |= {"floor_seconds": floor, "share_of_floor": floor / mine.median()}
+        if flops:
+            figures["teraflops"] = flops / mine.median() / 1e12
+        if moved:
+            figures["gigabytes_per_second"] = moved / mine.median() / 1e9
+        for kind in ("saved_bytes", "peak_bytes"):
+            if (value := getattr(mine, kind)) is not None:
+                figures[kind] = value
+        benchmark.extra_info.update(info | figures)
+        shown = (
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
-        ]
-        request.config.stash[NOTES].append(f"{request.node.name}: {', '.join(shown)}")
+        )
+        request.config.stash[NOTES].append(f"{suite}, {case}, {name}: {', '.join(shown)}")
+        return mine
 
-    return keep
+    return enter
 
 
 @pytest.fixture(scope="session")

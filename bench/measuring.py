@@ -6,18 +6,28 @@ rounds by `Replay`: on its own it measures one implementation after the other.
 
 import statistics
 from dataclasses import dataclass, field
-from functools import partial
 
+import pytest
 import torch
+from clocks import seconds_by
+from memory import peak_bytes
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Stands for an implementation that this machine does not have: its row is skipped with the reason."""
+
+    reason: str
 
 
 @dataclass
 class Measurement:
     """What one implementation reached: the seconds of each round, or why there are none; bytes kept for the backward
-    pass beside what was given; the most memory that a call took (on a GPU)."""
+    pass beside what was given; the most memory that a call took."""
 
     seconds: list = field(default_factory=list)
     error: str | None = None
+    missing: str | None = None
     saved_bytes: int | None = None
     peak_bytes: int | None = None
 
@@ -39,7 +49,9 @@ class Replay:
         return self.now
 
     def enter(self, benchmark, measurement):
-        """The measured rounds into the table; without any, fail with the reason."""
+        """The measured rounds into the table; without any, skip what is missing and fail what is wrong."""
+        if measurement.missing is not None:
+            pytest.skip(measurement.missing)
         assert measurement.error is None, measurement.error
         seconds = iter(measurement.seconds)
         benchmark.pedantic(self._pass, setup=lambda: ((next(seconds),), {}), rounds=len(measurement.seconds))
@@ -48,97 +60,77 @@ class Replay:
         self.now += seconds
 
 
-def measure(works, exact, like, device, min_rounds, min_seconds, clock):
-    """-> {name: Measurement}. Each is timed in so many rounds, and for so many seconds on average, at least; by `clock`
-    on a CPU, by events on a GPU.
+CLOCK = Replay()
 
-    works: {name: function without arguments} -> list of tensors, or None where there is nothing to check.
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """Each implementation is timed in so many rounds, and for so many seconds on average, at least.
+
+    clock: of a CPU (time.perf_counter or time.process_time); a GPU's seconds are those between two events.
+    """
+
+    rounds: int
+    seconds: float
+    clock: object
+
+
+def measure(works, exact, like, device, effort, *, captured=False, memory=None, roundings=2):
+    """-> {name: Measurement}.
+
+    works: {name: function without arguments, a list of them over different inputs to take in turn, or Missing}; a function
+    returns the list of tensors to check, or None where there is nothing to check. Of a list the first is checked.
     exact: function -> these tensors in fp64. like: name of the work whose error measures the others: right is what
-    errs at most twice as much, plus two roundings, relative to the largest value of each result.
+    errs at most twice as much, plus so many `roundings`, relative to the largest value of each result.
+    captured: on a GPU, time the replay of a CUDA graph, which holds no launches from the host: for work of microseconds.
+    memory: whether to measure the peak of a call; None does on a GPU, where it costs nothing.
     """
     measurements = {name: Measurement() for name in works}
-    errors = _relative_errors(works, exact())
-    for name, (error, rounding) in errors.items():
-        allowed = 2 * errors[like][0] + 2 * rounding
-        if not error <= allowed:
-            measurements[name].error = f"{name} is wrong: relative error {error:.2e}, allowed {allowed:.2e}"
-    right = [name for name in works if measurements[name].error is None]
-    seconds_of = _DeviceClock(device) if device.type == "cuda" else partial(_host_seconds, clock)
-    for name in right:
-        measurements[name].peak_bytes = _peak_bytes(works[name], device)
+    present = {}
+    for name, work in works.items():
+        if isinstance(work, Missing):
+            measurements[name].missing = work.reason
+        else:
+            present[name] = work if isinstance(work, list) else [work]
+    for name, error in _errors({name: turns[0] for name, turns in present.items()}, exact(), like, roundings).items():
+        measurements[name].error = error
+    present = {name: turns for name, turns in present.items() if measurements[name].error is None}
+    if memory or (memory is None and device.type == "cuda"):
+        for name, turns in present.items():
+            measurements[name].peak_bytes = peak_bytes(turns[0], device)
+    seconds_of = seconds_by(device, effort.clock)
+    if captured and device.type == "cuda":
+        present = {name: [seconds_of.capture(work) for work in turns] for name, turns in present.items()}
     rounds, spent = 0, 0.0
-    while rounds < min_rounds or spent < min_seconds * len(right):
-        turn = rounds % len(right)
-        for name in right[turn:] + right[:turn]:
-            measurements[name].seconds.append(seconds_of(works[name]))
+    names = list(present)
+    while names and (rounds < effort.rounds or spent < effort.seconds * len(names)):
+        first = rounds % len(names)
+        for name in names[first:] + names[:first]:
+            turns = present[name]
+            measurements[name].seconds.append(seconds_of(turns[rounds % len(turns)]))
             spent += measurements[name].seconds[-1]
         rounds += 1
     return measurements
 
 
-def saved_bytes(function, given):
-    """What `function` keeps for the backward pass, in whole allocations, beside the memory of the tensors `given`."""
-    known = {x.untyped_storage().data_ptr() for x in given}
-    kept = {}
-
-    def keep(x):
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        results = function()  # alive while counted: no address is used twice
-    del results
-    return sum(kept.values())
-
-
-def _relative_errors(works, exact):
-    """{name: (largest relative error, rounding of the dtype)}; a NaN anywhere makes the error NaN."""
-    errors = {}
+def _errors(works, exact, like, roundings):
+    """{name: what is wrong with it} of those that are; a NaN anywhere, or no way to run at all, is wrong."""
+    found, wrong = {}, {}
     for name, work in works.items():
-        results = work()
-        if results is None:
+        try:
+            results = work()
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            wrong[name] = f"{name} fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
             continue
-        each = [_relative_error(got, want) for got, want in zip(results, exact, strict=True)]
-        errors[name] = (torch.tensor(each).max().item(), torch.finfo(results[0].dtype).eps)
-    return errors
+        if results is not None:
+            each = [_relative_error(got, want) for got, want in zip(results, exact, strict=True)]
+            found[name] = (torch.tensor(each).max().item(), torch.finfo(results[0].dtype).eps)
+    for name, (error, rounding) in found.items():
+        allowed = 2 * found[like][0] + roundings * rounding
+        if not error <= allowed:
+            wrong[name] = f"{name} is wrong: relative error {error:.2e}, allowed {allowed:.2e}"
+    return wrong
 
 
 def _relative_error(got, want):
     return ((got.double() - want).abs().max() / want.abs().max()).item()
-
-
-def _host_seconds(clock, work):
-    start = clock()
-    work()
-    return clock() - start
-
-
-class _DeviceClock:
-    """Seconds between two events around the work, which finds none of its data in the L2 cache."""
-
-    def __init__(self, device):
-        # More than the cache holds: filling 512 MB keeps the GPU busy for over 0.1 ms, in which the host runs ahead.
-        size = max(2**29, 2 * torch.cuda.get_device_properties(device).L2_cache_size)
-        self.flushed = torch.empty(size, dtype=torch.uint8, device=device)
-        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-
-    def __call__(self, work):
-        self.flushed.zero_()
-        self.events[0].record()
-        work()
-        self.events[1].record()
-        torch.cuda.synchronize()
-        return self.events[0].elapsed_time(self.events[1]) / 1000
-
-
-def _peak_bytes(work, device):
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated(device) - before

@@ -5,24 +5,26 @@
 As in training: gradients for the mix and the shared projection, none for encoder states and key and value weights.
 """
 
+import dataclasses
 from functools import partial
 
 import pytest
 import torch
-from aligner_case import CASES, flat, in_fp64
-from measuring import Replay, measure, saved_bytes
+from aligner_case import CASES, cases_here, flat, in_fp64
+from measuring import CLOCK, Missing, measure
+from memory import saved_bytes
 from published_aligner import published_cross_key_values
 
 from layalign.kernels.layerwise_aligner import cross_key_values
 
-CLOCK = Replay()
-IMPLEMENTATIONS = {
+FUNCTIONS = {
     "published": published_cross_key_values,
     "torch": partial(cross_key_values, backend="torch"),
     "triton": partial(cross_key_values, backend="triton"),
 }
 TIME_LIMITS = {"cpu_gqa": 0.5, "cpu_mha": 0.9}  # of "torch" over the published way
 SAVED_LIMIT = 0.5
+CPU_ROUNDS = 3  # of seconds each
 
 
 def forward_and_backward(function, arguments, grads):
@@ -38,38 +40,43 @@ def forward_and_backward(function, arguments, grads):
     return [x.detach() for result in results for x in result] + list(gradients)
 
 
-def measure_training(case, *effort):
+def measure_training(case, effort):
     torch.manual_seed(0)
     arguments = [case.states(), *case.mix(), *case.projection(), *case.key_value_weights()]
     grads = case.draw(2, case.llm_layers, case.batch, case.length, case.kv)
-    functions = {k: f for k, f in IMPLEMENTATIONS.items() if k != "triton" or case.device == "cuda"}
-    works = {name: partial(forward_and_backward, f, arguments, grads) for name, f in functions.items()}
+    works = {name: partial(forward_and_backward, f, arguments, grads) for name, f in FUNCTIONS.items()}
+    if case.device != "cuda":
+        works["triton"] = Missing("triton needs a CUDA device")
 
     def exact():
         return forward_and_backward(published_cross_key_values, [in_fp64(x) for x in arguments], grads.double())
 
-    measurements = measure(works, exact, "published", torch.device(case.device), *effort)
-    for name, function in functions.items():
-        measurements[name].saved_bytes = saved_bytes(partial(function, *arguments), flat(arguments))
+    measurements = measure(works, exact, "published", torch.device(case.device), effort)
+    for name, function in FUNCTIONS.items():
+        if measurements[name].seconds:
+            measurements[name].saved_bytes = saved_bytes(partial(function, *arguments), flat(arguments))
     return measurements
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case_name", CASES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("case_name", cases_here(CASES))
 @pytest.mark.benchmark(timer=CLOCK)
-def test_training(benchmark, measured_once, note, effort, small, case_name, name):
+def test_training(row, measured_once, effort, small, case_name, name):
     case = CASES[case_name].small() if small else CASES[case_name]
-    if case.device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    if name == "triton" and case.device != "cuda":
-        pytest.skip("Triton needs a CUDA device")
-    benchmark.group = f"forward and backward, {case}"
-    measurements = measured_once(measure_training, case, *effort)
-    mine, published = measurements[name], measurements["published"]
-    CLOCK.enter(benchmark, mine)
-    ratio = mine.ratio_to(published)
-    note(time_over_published=ratio, saved_bytes=mine.saved_bytes, peak_bytes=mine.peak_bytes, tokens=case.tokens)
+    if case.device == "cpu":
+        effort = dataclasses.replace(effort, rounds=min(effort.rounds, CPU_ROUNDS))
+    measurements = measured_once(measure_training, case, effort)
+    mine = row(
+        "aligner",
+        case,
+        name,
+        measurements,
+        yardstick="published",
+        ours=name != "published",
+        dtype=case.dtype,
+        sizes=case.sizes,
+    )
     if name != "published":
-        assert mine.saved_bytes <= SAVED_LIMIT * published.saved_bytes
+        assert mine.saved_bytes <= SAVED_LIMIT * measurements["published"].saved_bytes
     if name == "torch" and case_name in TIME_LIMITS and not small:
-        assert ratio <= TIME_LIMITS[case_name]
+        assert mine.ratio_to(measurements["published"]) <= TIME_LIMITS[case_name]

@@ -1,16 +1,17 @@
-"""`layer_mix` against the copy bandwidth, `stream_linear` against cuBLAS, and the aligner folded against unfolded.
+"""`layer_mix` against copying, `stream_linear` against a plain product, and the aligner folded against unfolded.
 
     pytest bench/test_aligner_operators.py
 
-All on a GPU, in bf16, at the sizes of mT5-xl with a 7B LLM: up to 20 GB of its memory.
+On a GPU in bf16 at the sizes of mT5-xl with a 7B LLM, up to 20 GB of its memory; on a CPU in fp32 at small ones.
 """
 
+import dataclasses
 from functools import partial
 
 import pytest
 import torch
-from aligner_case import CASES
-from measuring import Replay, measure
+from aligner_case import FOLDING, OPERATORS, cases_here
+from measuring import CLOCK, Missing, measure
 from torch.nn.functional import linear
 
 from layalign.kernels.layerwise_aligner import (
@@ -23,19 +24,29 @@ from layalign.kernels.layerwise_aligner import (
     stream_linear_reference,
 )
 
-CLOCK = Replay()
-DEVICE = torch.device("cuda")
-pytestmark = [
-    pytest.mark.benchmark(timer=CLOCK),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.benchmark(timer=CLOCK)
 BACKENDS = ("torch", "triton")
+# Of the time over the yardstick's, on a GPU.
+MIX_GOALS = {"forward": 1 / 0.85, "backward": 1 / 0.75}
+LINEAR_GOAL = 1 / 0.95
+FOLDING_GOALS = {"gpu_gqa": 0.19, "gpu_mha": 0.36}
 
 
 @pytest.fixture
-def sizes(small):
-    """sizes(name): the case, tiny under --small."""
-    return lambda name: CASES[name].small() if small else CASES[name]
+def sized(small):
+    """sized(case): itself, tiny under --small."""
+    return lambda case: case.small() if small else case
+
+
+@pytest.fixture
+def effort(effort):
+    """Half the time of larger works, for many of few milliseconds."""
+    return dataclasses.replace(effort, seconds=effort.seconds / 2)
+
+
+def without_triton(case, works):
+    """The works, without those by Triton where there is no GPU."""
+    return works if case.device == "cuda" else works | {"triton": Missing("triton needs a CUDA device")}
 
 
 def copy_of(case, tensors):
@@ -49,48 +60,60 @@ def copy_of(case, tensors):
     return copy
 
 
+def outputs(function, inputs):
+    return lambda: [function(*inputs).detach()]
+
+
 def gradients(function, inputs, grad):
-    """A function without arguments that computes the gradients of the inputs; the forward has run before."""
-    out = function(*inputs)
+    """A function without arguments that computes the gradients of the inputs; the forward runs at its first call."""
     trained = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
-    return lambda: torch.autograd.grad(out, trained, grad, retain_graph=True)
+    done = []
+
+    def backward():
+        if not done:
+            done.append(function(*inputs))
+        return torch.autograd.grad(done[0], trained, grad, retain_graph=True)
+
+    return backward
 
 
-def measure_mix(case, direction, *effort):
+def measure_mix(case, direction, effort):
     torch.manual_seed(0)
     inputs, grad = [case.states(), *case.mix()], case.draw(case.streams, case.batch, case.length, case.encoder_width)
     exact_inputs = [torch.stack(inputs[0]).double(), *(x.detach().double().requires_grad_() for x in inputs[1:])]
+    reference = partial(layer_mix_reference, upcast=False)
     functions = {name: partial(layer_mix, backend=name) for name in BACKENDS}
-    works = {"copy": copy_of(case, case.encoder_layers + case.streams)}  # either direction reads or writes each once
     if direction == "forward":
-        works |= {name: lambda function=function: [function(*inputs).detach()] for name, function in functions.items()}
-
-        def exact():
-            return [layer_mix_reference(*exact_inputs, upcast=False).detach()]
-
+        works = {name: outputs(function, inputs) for name, function in functions.items()}
+        exact = outputs(reference, exact_inputs)
     else:
-        works |= {name: gradients(function, inputs, grad) for name, function in functions.items()}
-
-        def exact():
-            return gradients(partial(layer_mix_reference, upcast=False), exact_inputs, grad.double())()
-
-    return measure(works, exact, "torch", DEVICE, *effort)
+        works = {name: gradients(function, inputs, grad) for name, function in functions.items()}
+        exact = gradients(reference, exact_inputs, grad.double())
+    works["copy"] = copy_of(case, case.encoder_layers + case.streams)  # either direction reads or writes each once
+    return measure(without_triton(case, works), exact, "torch", torch.device(case.device), effort)
 
 
 @pytest.mark.parametrize("name", ["copy", *BACKENDS])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_layer_mix(benchmark, sizes, measured_once, note, effort, direction, name):
-    """Goal: 0.85 of the copy bandwidth forward, 0.75 backward (weight and bias, as in training)."""
-    case = sizes("gpu_mha")
-    benchmark.group = f"layer_mix {direction}, {case}"
-    measurements = measured_once(measure_mix, case, direction, *effort)
-    CLOCK.enter(benchmark, measurements[name])
-    moved = (case.encoder_layers + case.streams) * case.tokens * case.encoder_width * case.dtype.itemsize
-    share = measurements["copy"].ratio_to(measurements[name])
-    note(gigabytes_per_second=moved / measurements[name].median() / 1e9, share_of_copy=share)
+@pytest.mark.parametrize("case_name", cases_here(OPERATORS))
+def test_layer_mix(row, sized, measured_once, effort, case_name, direction, name):
+    """The backward computes what training asks for, the gradients of weight and bias."""
+    case = sized(OPERATORS[case_name])
+    row(
+        f"layer_mix {direction}",
+        case,
+        name,
+        measured_once(measure_mix, case, direction, effort),
+        yardstick="copy",
+        ours=name in BACKENDS,
+        dtype=case.dtype,
+        moved=(case.encoder_layers + case.streams) * case.tokens * case.encoder_width * case.dtype.itemsize,
+        sizes=case.sizes,
+        **({"goal": MIX_GOALS[direction]} if name == "triton" else {}),
+    )
 
 
-def measure_linear(case, weights, direction, *effort):
+def measure_linear(case, weights, direction, effort):
     torch.manual_seed(0)
     shared = weights == "shared"
     streams = case.draw(case.streams, case.batch, case.length, case.encoder_width).requires_grad_()
@@ -98,51 +121,57 @@ def measure_linear(case, weights, direction, *effort):
     weight = case.draw(*leading, case.llm_width, case.encoder_width, scale=case.encoder_width**-0.5).requires_grad_()
     inputs, grad = [streams, weight], case.draw(case.streams, case.batch, case.length, case.llm_width)
 
-    def cublas(streams, weight):
+    def plain(streams, weight):
         flat = streams.flatten(0, 2) if shared else streams.flatten(1, 2)
         return (linear(flat, weight) if shared else flat @ weight.mT).view(grad.shape)
 
-    functions = {"cublas": cublas, "triton": partial(stream_linear, backend="triton")}
+    functions = {"plain product": plain} | {name: partial(stream_linear, backend=name) for name in BACKENDS}
     exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    reference = partial(stream_linear_reference, upcast=False)
     if direction == "forward":
-        works = {name: lambda function=function: [function(*inputs).detach()] for name, function in functions.items()}
-
-        def exact():
-            return [stream_linear_reference(*exact_inputs, upcast=False).detach()]
-
+        works = {name: outputs(function, inputs) for name, function in functions.items()}
+        exact = outputs(reference, exact_inputs)
     else:
         works = {name: gradients(function, inputs, grad) for name, function in functions.items()}
-
-        def exact():
-            return gradients(partial(stream_linear_reference, upcast=False), exact_inputs, grad.double())()
-
-    return measure(works, exact, "cublas", DEVICE, *effort)
+        exact = gradients(reference, exact_inputs, grad.double())
+    return measure(without_triton(case, works), exact, "plain product", torch.device(case.device), effort)
 
 
-@pytest.mark.parametrize("name", ["cublas", "triton"])
+@pytest.mark.parametrize("name", ["plain product", *BACKENDS])
 @pytest.mark.parametrize("weights", ["shared", "per_stream"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_stream_linear(benchmark, sizes, measured_once, note, effort, direction, weights, name):
-    """Goal: 0.95 of what cuBLAS reaches."""
-    case = sizes("gpu_mha")
-    benchmark.group = f"stream_linear {direction}, weights {weights}, {case}"
-    measurements = measured_once(measure_linear, case, weights, direction, *effort)
-    CLOCK.enter(benchmark, measurements[name])
+@pytest.mark.parametrize("case_name", cases_here(OPERATORS))
+def test_stream_linear(row, sized, measured_once, effort, case_name, direction, weights, name):
+    """The plain product is cuBLAS's on a GPU: one for a shared weight, a batched one for a weight per stream."""
+    case = sized(OPERATORS[case_name])
     products = 1 if direction == "forward" else 2
-    flops = products * 2 * case.streams * case.tokens * case.encoder_width * case.llm_width
-    share = measurements["cublas"].ratio_to(measurements[name])
-    note(teraflops=flops / measurements[name].median() / 1e12, share_of_cublas=share)
+    row(
+        f"stream_linear {direction}",
+        f"weights {weights}, {case}",
+        name,
+        measured_once(measure_linear, case, weights, direction, effort),
+        yardstick="plain product",
+        ours=name in BACKENDS,
+        dtype=case.dtype,
+        flops=products * 2 * case.streams * case.tokens * case.encoder_width * case.llm_width,
+        sizes=case.sizes,
+        **({"goal": LINEAR_GOAL} if name == "triton" else {}),
+    )
 
 
-def measure_folding(case, backend, *effort):
+def measure_folding(case, backend, effort):
     torch.manual_seed(0)
+    names = ("unfolded", "folded", "folded before")
+    if backend == "triton" and case.device != "cuda":
+        missing = Missing("triton needs a CUDA device")
+        return measure(dict.fromkeys(names, missing), list, names[0], torch.device(case.device), effort)
     states, mix, projection, weights = case.states(), case.mix(), case.projection(), case.key_value_weights()
     call = torch.no_grad()(partial(cross_key_values, states, *mix, backend=backend))
     key_weights, value_weights, key_biases, value_biases = fold_key_values(*projection, *weights, backend=backend)
     works = {
         "unfolded": lambda: call(*projection, *weights, folded=False),
         "folded": lambda: call(*projection, *weights, folded=True),
-        "folded_before": lambda: call(None, None, key_weights, value_weights, key_biases, value_biases),
+        "folded before": lambda: call(None, None, key_weights, value_weights, key_biases, value_biases),
     }
 
     def exact():
@@ -151,17 +180,24 @@ def measure_folding(case, backend, *effort):
             parameters = [x.double() for x in (*mix, *projection)]
             return cross_key_values_reference(stacked[0], *parameters, *stacked[1:], upcast=False)
 
-    return measure(works, exact, "unfolded", DEVICE, *effort)
+    return measure(works, exact, "unfolded", torch.device(case.device), effort)
 
 
-@pytest.mark.parametrize("name", ["unfolded", "folded", "folded_before"])
+@pytest.mark.parametrize("name", ["unfolded", "folded", "folded before"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case_name", ["gpu_gqa", "gpu_mha"])
-def test_folding(benchmark, sizes, measured_once, note, effort, case_name, backend, name):
-    """Goal: folded before, as at inference, 0.19 of the time unfolded (GQA) and 0.36 (MHA)."""
-    case = sizes(case_name)
-    benchmark.group = f"keys and values by {backend}, {case}"
-    measurements = measured_once(measure_folding, case, backend, *effort)
-    CLOCK.enter(benchmark, measurements[name])
-    mine = measurements[name]
-    note(time_over_unfolded=mine.ratio_to(measurements["unfolded"]), peak_bytes=mine.peak_bytes)
+@pytest.mark.parametrize("case_name", cases_here(FOLDING))
+def test_folding(row, sized, measured_once, effort, case_name, backend, name):
+    """Folded before: the weights are multiplied once for many calls, as at inference."""
+    case = sized(FOLDING[case_name])
+    goal = FOLDING_GOALS.get(case_name) if (backend, name) == ("triton", "folded before") else None
+    row(
+        "aligner folded",
+        f"{backend}, {case}",
+        name,
+        measured_once(measure_folding, case, backend, effort),
+        yardstick="unfolded",
+        ours=True,
+        dtype=case.dtype,
+        sizes=case.sizes,
+        **({"goal": goal} if goal else {}),
+    )

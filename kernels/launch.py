@@ -3,6 +3,7 @@
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -30,16 +31,21 @@ class LaunchConfig:
 _recorder = None  # (architecture, function called instead of a launch), set by `recording`
 
 
+@torch.compiler.assume_constant_result
 def architecture(device):
     """ "sm_90", "gfx942", ..., or "interpreter" for CPU tensors."""
     if _recorder is not None:
         return _recorder[0]
-    if device.type != "cuda":
-        return "interpreter"
+    return _gpu(device)[0] if device.type == "cuda" else "interpreter"
+
+
+@cache  # asked several times for every launch
+def _gpu(device):
+    """-> architecture, multiprocessors"""
+    properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
+        return properties.gcnArchName.split(":")[0], properties.multi_processor_count
+    return f"sm_{properties.major}{properties.minor}", properties.multi_processor_count
 
 
 # Architectures without lines of their own in a launch table -> those whose lines fit.
@@ -55,7 +61,7 @@ def multiprocessors(device):
     """How many programs of a persistent kernel run side by side; a fixed number where there is no GPU to ask."""
     if _recorder is not None or device.type != "cuda":
         return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return _gpu(device)[1]
 
 
 def dot_precision(dtype, architecture):

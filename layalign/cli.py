@@ -223,6 +223,57 @@ def kernels(
         raise typer.Exit(1)
 
 
+bench = typer.Typer(help="Results of `pytest bench/`: tables, plots, comparison.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def report(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="JSON files of results; bench/results/*/benchmarks.json by default.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for a folder a machine; beside each file by default.")
+    ] = None,
+    readme: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File whose section between the bench marks is written."),
+    ] = None,
+):
+    """Tables (results.md) and plots from result files."""
+    from layalign.benchmarks.report import report
+
+    for path in report(files, output, readme):
+        typer.echo(path)
+
+
+@bench.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="JSON of `pytest bench/ --benchmark-json=FILE`.")],
+    against: Annotated[Path, typer.Option(help="Folder with the recorded results of each kind of machine.")],
+    tolerance: Annotated[float, typer.Option(min=0.0, help="0.10 passes what is at most a tenth slower.")] = 0.10,
+    failing: Annotated[
+        Path | None, typer.Option(help="Write the tests of slower rows there: `pytest @FILE` measures them again.")
+    ] = None,
+):
+    """Compare our times over the yardstick with recorded ones; exit status 1 where one is slower past the tolerance."""
+    from layalign.benchmarks.check import compare, recorded_for, table
+    from layalign.benchmarks.results import read_results
+
+    now = read_results(file)
+    comparisons, only_recorded, only_now = compare(now, recorded_for(now.kind, against))
+    typer.echo(table(comparisons, tolerance))
+    for side, names in (("recorded, not measured now", only_recorded), ("measured now, not recorded", only_now)):
+        for name in names:
+            typer.echo(f"{side}: {name}")
+    slower = [one for one in comparisons if one.change > tolerance]
+    if failing is not None:
+        failing.write_text("".join(f"{one.fullname}\n" for one in slower), encoding="utf-8")
+    if slower:
+        typer.echo(f"{len(slower)} of {len(comparisons)} rows are over {tolerance:.0%} slower", err=True)
+        raise typer.Exit(1)
+
+
 def main():
     """Entry point: what a user can mend is one line on standard error and exit status 2; anything else keeps its traceback."""
     try:

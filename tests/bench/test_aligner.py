@@ -1,80 +1,107 @@
 """`pytest bench/` at tiny sizes, and that only what is right gets a figure."""
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
-import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+import memory
+from measuring import Effort, Measurement, Missing, measure
+
+OURS_AND_THEIRS = {
+    "attention forward": {"torch", "published eager", "published sdpa", "two calls"},
+    "attention forward and backward": {"torch", "published eager", "published sdpa", "two calls"},
+    "decode": {"torch", "published eager", "published sdpa", "two calls"},
+    "layer_mix forward": {"torch", "copy"},
+    "layer_mix backward": {"torch", "copy"},
+    "stream_linear forward": {"torch", "plain product"},
+    "stream_linear backward": {"torch", "plain product"},
+    "aligner": {"torch", "published"},
+    "aligner folded": {"unfolded", "folded", "folded before"},
+    "training step": {"bare", "layalign", "published eager", "published sdpa"},
+    "prefill": {"bare", "layalign", "published eager", "published sdpa"},
+    "generation": {"bare", "layalign", "published eager", "published sdpa"},
+}
 
 
-@pytest.fixture(scope="module")
-def measuring():
-    spec = importlib.util.spec_from_file_location("measuring", ROOT / "bench" / "measuring.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_small_run(tmp_path):
+def test_small_run(run_bench, tmp_path):
+    """Every suite runs, what is missing says why, and each row says what it is compared with."""
     output = tmp_path / "figures.json"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "bench/",
-        "--small",
-        f"--benchmark-json={output}",
-        "-p",
-        "no:cacheprovider",
-    ]
-    # pytest-benchmark measures nothing within a worker of pytest-xdist, which this test may run in.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+    done = run_bench("bench/", "--small", f"--benchmark-json={output}")
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = {row["name"]: row for row in json.loads(output.read_text(encoding="utf-8"))["benchmarks"]}
-    for case in ("cpu_gqa", "cpu_mha"):
-        published, ours = (rows[f"test_training[{case}-{name}]"] for name in ("published", "torch"))
-        assert published["group"] == ours["group"] and ours["stats"]["median"] > 0
-        assert published["extra_info"]["time_over_published"] == 1 and ours["extra_info"]["time_over_published"] > 0
-        assert published["extra_info"]["saved_bytes"] > 0 and ours["extra_info"]["saved_bytes"] == 0
-    if not torch.cuda.is_available():
-        assert "Triton needs a CUDA device" in done.stdout and "needs a CUDA device" in done.stdout
+    rows = json.loads(output.read_text(encoding="utf-8"))["benchmarks"]
+    found = {}
+    for row in rows:
+        info = row["extra_info"]
+        found.setdefault(info["suite"], set()).add(info["implementation"])
+        assert info["case"] in row["group"] and row["stats"]["median"] > 0 and info["time_over_yardstick"] > 0
+        assert info["implementation"] != info["yardstick"] or info["time_over_yardstick"] == 1
+    assert found.keys() == OURS_AND_THEIRS.keys()
+    for suite, names in OURS_AND_THEIRS.items():
+        assert found[suite] >= names, suite
+    saved = {row["extra_info"]["implementation"]: row["extra_info"].get("saved_bytes") for row in rows}
+    assert saved["published"] > 0 and (torch.cuda.is_available() or "triton needs a CUDA device" in done.stdout)
 
 
-def test_what_is_wrong_gets_no_figure(measuring):
+def test_what_is_wrong_gets_no_figure():
     exact = torch.arange(1.0, 9.0, dtype=torch.float64)
 
     def work(error):
         return [exact.float() + error * torch.tensor([0.0] * 7 + [1.0])]
 
+    def broken():
+        raise ValueError("no such tile")
+
     errors = {"plain": 1e-6, "right": 1.5e-6, "wrong": 1e-4, "nothing": torch.nan}
-    works = {name: partial(work, error) for name, error in errors.items()} | {"copy": lambda: None}
-    clock = iter(range(1000)).__next__
-    found = measuring.measure(works, lambda: [exact], "plain", torch.device("cpu"), 3, 0.0, clock)
-    timed = {name for name, measurement in found.items() if measurement.error is None}
-    assert timed == {"plain", "right", "copy"}
-    assert all(found[name].seconds == ([1] * 3 if name in timed else []) for name in works)
-    assert "wrong is wrong: relative error" in found["wrong"].error
+    works = {name: partial(work, error) for name, error in errors.items()} | {"copy": lambda: None, "broken": broken}
+    works["missing"] = Missing("not here")
+    effort = Effort(rounds=3, seconds=0.0, clock=iter(range(1000)).__next__)
+    found = measure(works, lambda: [exact], "plain", torch.device("cpu"), effort)
+    timed = {name for name, measurement in found.items() if measurement.seconds}
+    assert timed == {"plain", "right", "copy"} and all(found[name].seconds == [1] * 3 for name in timed)
+    assert "wrong is wrong: relative error" in found["wrong"].error and "no such tile" in found["broken"].error
+    assert found["missing"].missing == "not here" and found["missing"].error is None
+    lenient = measure(works, lambda: [exact], "plain", torch.device("cpu"), effort, roundings=1000)
+    assert lenient["wrong"].error is None
 
 
-def test_ratios_are_those_of_rounds(measuring):
+def test_inputs_take_turns():
+    """The first is checked as well."""
+    calls = []
+    works = {"both": [partial(calls.append, 1), partial(calls.append, 2)]}
+    effort = Effort(rounds=4, seconds=0.0, clock=iter(range(1000)).__next__)
+    measure(works, list, "both", torch.device("cpu"), effort)
+    assert calls == [1, 1, 2, 1, 2]
+
+
+def test_ratios_are_those_of_rounds():
     """A machine that is slow in one round is slow for all."""
-    ours, theirs = measuring.Measurement([1, 10, 2]), measuring.Measurement([2, 20, 4])
+    ours, theirs = Measurement([1, 10, 2]), Measurement([2, 20, 4])
     assert ours.ratio_to(theirs) == 0.5 and ours.median() == 2
 
 
-def test_saved_bytes_are_allocations_that_were_not_given(measuring):
+def test_saved_bytes_are_allocations_that_were_not_given():
     x, weight = torch.randn(8, 4, requires_grad=True), torch.randn(4, 4)
 
     def function():
         y = (x @ weight).exp()  # keeps the weight, which was given, and y
         return y[:2] * y[:2]  # keeps a view of y twice
 
-    assert measuring.saved_bytes(function, [x, weight]) == 8 * 4 * 4
+    assert memory.saved_bytes(function, [x, weight]) == 8 * 4 * 4
+
+
+def test_peak_bytes_of_a_call():
+    """What was there before does not count, and what is released makes room."""
+    x = torch.randn(1000)
+
+    def work():
+        for _ in range(3):
+            y = x.exp()
+            y = y.neg()  # beside the other, until that is released
+            del y
+
+    assert memory.peak_bytes(work, torch.device("cpu")) == 2 * x.nbytes

@@ -1,0 +1,180 @@
+"""Sizes, random bases and random batches of the model benchmarks."""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForTextEncoding, LlamaConfig, MT5Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A Llama behind the encoder half of an mT5, and a batch for both.
+
+    inner: width within an MLP. tokens: of each row of the batch. new_tokens: to generate.
+    rounds: that many are enough where one takes seconds; None: as many as was asked for.
+    ragged: rows of different lengths, so that all masks are in use. full: measured with --full only.
+    """
+
+    device: str
+    dtype: torch.dtype
+    vocabulary: int
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    encoder_width: int
+    encoder_inner: int
+    encoder_layers: int
+    encoder_heads: int
+    batch: int
+    encoder_tokens: int
+    prompt_tokens: int
+    target_tokens: int
+    new_tokens: int
+    rounds: int | None = None
+    ragged: bool = False
+    full: bool = False
+
+    def __str__(self):
+        names = f"L{self.layers} Dl{self.width} heads {self.heads}/{self.kv_heads} E{self.encoder_layers}"
+        tokens = f"B{self.batch} tokens {self.encoder_tokens}+{self.prompt_tokens}+{self.target_tokens}"
+        ragged = " ragged" if self.ragged else ""
+        return f"{self.device} {str(self.dtype).removeprefix('torch.')} {names} De{self.encoder_width} {tokens}{ragged}"
+
+    def small(self):
+        group = self.heads // self.kv_heads
+        return dataclasses.replace(
+            self,
+            vocabulary=512,
+            width=32 * group,
+            inner=96,
+            layers=2,
+            heads=2 * group,
+            kv_heads=2,
+            encoder_width=32,
+            encoder_inner=48,
+            encoder_layers=2,
+            encoder_heads=2,
+            batch=2,
+            encoder_tokens=self.encoder_tokens // 8,
+            prompt_tokens=self.prompt_tokens // 8,
+            target_tokens=self.target_tokens // 8,
+            new_tokens=5,
+        )
+
+    def sizes(self, training):
+        """S: positions of the LLM, before the first new token; T: encoder tokens of a row; L: LLM layers."""
+        # A bos and a boundary embedding stand beside soft prompts and text.
+        positions = 2 + self.encoder_tokens + self.prompt_tokens + (self.target_tokens if training else 0)
+        return {"B": self.batch, "S": positions, "T": self.encoder_tokens, "L": self.layers}
+
+    def bases(self):
+        """-> encoder and LLM with random frozen weights, made where and as they stay."""
+        torch.manual_seed(0)
+        # Both embeddings are only looked up, so the encoder's need not be mT5's table of 250,112.
+        encoder = MT5Config(
+            vocab_size=self.vocabulary,
+            d_model=self.encoder_width,
+            d_kv=64,
+            d_ff=self.encoder_inner,
+            num_layers=self.encoder_layers,
+            num_heads=self.encoder_heads,
+        )
+        llm = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            intermediate_size=self.inner,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=4096,
+            bos_token_id=1,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        with torch.device(self.device):
+            bases = (
+                AutoModelForTextEncoding.from_config(encoder, dtype=self.dtype),
+                AutoModelForCausalLM.from_config(llm, dtype=self.dtype),
+            )
+        return [base.eval().requires_grad_(False) for base in bases]
+
+    def prompt(self):
+        """A processor's tensors of questions: encoder_input_ids (B, T), input_ids (B, M) and their masks."""
+        generator = torch.Generator().manual_seed(1)
+        batch = {}
+        for kind, length in (("encoder_", self.encoder_tokens), ("", self.prompt_tokens)):
+            batch[f"{kind}input_ids"] = self._ids(length, generator)
+            batch[f"{kind}attention_mask"] = mask = torch.ones(self.batch, length, dtype=torch.long)
+            if self.ragged:
+                for row in range(self.batch):
+                    mask[row, length - row * length // (2 * self.batch) :] = 0
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def training(self):
+        """The same questions with targets behind them, and labels."""
+        batch = self.prompt()
+        target = self._ids(self.target_tokens, torch.Generator().manual_seed(2)).to(self.device)
+        labels = torch.cat([torch.full_like(batch["input_ids"], -100), target], dim=1)
+        batch["input_ids"] = torch.cat([batch["input_ids"], target], dim=1)
+        batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(target)], dim=1)
+        return batch | {"labels": labels}
+
+    def _ids(self, length, generator):
+        return torch.randint(3, self.vocabulary, (self.batch, length), generator=generator)
+
+
+def twin(module, dtype=None):
+    """A copy with modules and settings of its own over the same weights, or over copies of these in another dtype."""
+    weights = {id(weight): weight for weight in module.parameters()}
+    if dtype is not None:
+        weights = {
+            key: nn.Parameter(weight.detach().to(dtype), weight.requires_grad) for key, weight in weights.items()
+        }
+    return copy.deepcopy(module, weights)
+
+
+_CPU = {"device": "cpu", "dtype": torch.float32, "vocabulary": 8192, "width": 576, "inner": 1536, "heads": 9}
+_CPU |= {"encoder_width": 512, "encoder_inner": 1024, "encoder_layers": 8, "encoder_heads": 6, "batch": 4}
+_CPU |= {"layers": 12, "kv_heads": 3, "new_tokens": 64}
+_CPU |= {"encoder_tokens": 64, "prompt_tokens": 64, "target_tokens": 64}
+_GPU = {"device": "cuda", "dtype": torch.bfloat16, "encoder_tokens": 256, "encoder_layers": 24}
+_LARGE = {"encoder_width": 1024, "encoder_inner": 2816, "encoder_heads": 16}  # mT5-large
+_XL = {"encoder_width": 2048, "encoder_inner": 5120, "encoder_heads": 32}  # mT5-xl
+_LLAMA_1B = {"vocabulary": 128256, "width": 2048, "inner": 8192, "layers": 16, "heads": 32, "kv_heads": 8}
+_LLAMA_2_7B = {"vocabulary": 32000, "width": 4096, "inner": 11008, "layers": 32, "heads": 32, "kv_heads": 32}
+_LLAMA_3_8B = {"vocabulary": 128256, "width": 4096, "inner": 14336, "layers": 32, "heads": 32, "kv_heads": 8}
+_QUICK = {"prompt_tokens": 256, "target_tokens": 256, "new_tokens": 64, "batch": 8}
+_LONG = {"prompt_tokens": 512, "target_tokens": 512, "new_tokens": 128, "rounds": 3, "full": True}
+
+_7B = {**_GPU, **_XL, **_LLAMA_2_7B, **_LONG}
+_8B = {**_GPU, **_XL, **_LLAMA_3_8B, **_LONG}
+
+
+def _memory_case(text, **settings):
+    """At the proportions of real questions and answers, where the published way's memory goes: one row, one round."""
+    tokens = {"encoder_tokens": 256, "prompt_tokens": text // 2, "target_tokens": text // 2}
+    return Case(**_CPU | tokens | {"batch": 1}, rounds=1, **settings)
+
+
+_EVERYWHERE = {
+    "cpu": Case(**_CPU),
+    "cpu_ragged": Case(**_CPU, ragged=True, full=True),
+    "gpu_1b": Case(**_GPU, **_LARGE, **_LLAMA_1B, **_QUICK),
+    "gpu_1b_ragged": Case(**_GPU, **_LARGE, **_LLAMA_1B, **_QUICK, ragged=True, full=True),
+}
+_LARGEST = {"gpu_llama_2_7b": Case(**_7B, batch=4), "gpu_llama_3_8b": Case(**_8B, batch=4)}
+CASES = {
+    "training_step": _EVERYWHERE
+    | {"cpu_memory": _memory_case(256)}
+    | {f"cpu_memory_{text}": _memory_case(text, full=True) for text in (512, 1024)}
+    | _LARGEST,
+    "prefill": _EVERYWHERE | _LARGEST,
+    "generation": _EVERYWHERE
+    | {f"gpu_llama_2_7b_{batch}": Case(**_7B, batch=batch) for batch in (1, 8, 32)}
+    | {"gpu_llama_3_8b": Case(**_8B, batch=8)},
+}

@@ -1,0 +1,143 @@
+"""The results folder: the rows of many runs of one kind of machine in one file, in pytest-benchmark's format.
+
+FOLDER/<kind>/benchmarks.json is what `layalign bench report` and `layalign bench check` read.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from functools import cache
+from importlib import metadata
+
+import pytest
+import torch
+
+import layalign
+from layalign.benchmarks.results import read_file
+from layalign.kernels.cache import write_whole
+
+KEPT = pytest.StashKey()  # how many rows and failures the file already has
+MACHINE = pytest.StashKey()  # machine and commit, asked once a run
+CLOCKS = pytest.StashKey()  # {group: the GPU's clocks just after its measurement}
+PACKAGES = ("torch", "triton", "transformers", "pytest-benchmark")
+UNKEPT = ("processor", "release", "python_build", "python_compiler")  # of pytest-benchmark's machine_info
+GPU_FIGURES = {
+    "gpu_driver": "driver_version",
+    "gpu_clock_mhz": "clocks.sm",
+    "gpu_clock_most_mhz": "clocks.max.sm",
+    "gpu_memory_clock_mhz": "clocks.mem",
+    "gpu_power_limit_watts": "power.limit",
+}
+
+
+def describe_machine():
+    """What pytest-benchmark's machine_info lacks: kind (the name of the results folder), versions, cores, threads, GPU."""
+    on_gpu = torch.cuda.is_available()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = torch.cuda.get_device_name() if on_gpu else f"cpu {platform.machine()} {cores} cores"
+    kind = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")
+    found = {
+        "kind": kind,
+        "node": kind,  # in place of the host's name, which says nothing to others
+        "device": name,
+        "cores": cores,
+        "torch_threads": torch.get_num_threads(),
+        "versions": {name: _version(name) for name in PACKAGES} | {"layalign": layalign.__version__},
+    }
+    if on_gpu:
+        device = torch.cuda.get_device_properties(0)
+        found |= {"cuda": torch.version.cuda, "gpu_memory_bytes": device.total_memory}
+        found |= {"gpu_multiprocessors": device.multi_processor_count, **gpu_figures()}
+    return found
+
+
+def gpu_figures():
+    """Driver, present clocks and limits of the first GPU; {} where nvidia-smi is absent or knows none."""
+    query = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(GPU_FIGURES.values())}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(GPU_FIGURES, (value.strip() for value in answer.split(",")), strict=True))
+
+
+def keep_rows(config, folder):
+    """Merge the rows measured so far in this run into folder/<kind>/benchmarks.json.
+
+    A row replaces the one of the same name; a row that failed without a figure takes the old one's away. Each keeps its
+    own date, commit, versions and GPU clocks in extra_info. A file that cannot be merged with ends the run untouched.
+    """
+    session = config._benchmarksession
+    measured = [bench for bench in session.benchmarks if not bench.has_error]
+    failed = _failed_tests(config)
+    if config.stash.get(KEPT, None) == (len(measured), len(failed)):
+        return
+    machine, commit = _machine_and_commit(config)
+    path = folder / machine["kind"] / "benchmarks.json"
+    small = config.getoption("small")
+    try:
+        rows = {row["fullname"]: row for row in read_file(path)["benchmarks"]} if path.exists() else {}
+    except ValueError as error:
+        pytest.exit(f"--record: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+    if any(row["extra_info"].get("small", False) != small for row in rows.values()):
+        mixed = (
+            f"--record: {path} has rows {'without' if small else 'of'} --small: they do not mix, take another folder"
+        )
+        pytest.exit(mixed, returncode=pytest.ExitCode.USAGE_ERROR)
+    whole = config.hook.pytest_benchmark_generate_json(
+        config=config, benchmarks=measured, include_data=False, machine_info=machine, commit_info=commit
+    )
+    for name in failed:
+        rows.pop(name, None)
+    for row in whole["benchmarks"]:
+        row["options"].pop("timer", None)  # its text holds an address in memory
+        provenance = {"commit": commit["id"], "dirty": commit["dirty"], "versions": machine["versions"], "small": small}
+        row["extra_info"] = row["extra_info"] | provenance | _moment(config, row, whole["datetime"])
+        rows[row["fullname"]] = row
+    whole["benchmarks"] = list(rows.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(whole, indent=1, default=str) + "\n")
+    config.stash[KEPT] = (len(measured), len(failed))
+
+
+def _failed_tests(config):
+    """Names of the tests that have failed so far, as pytest's terminal output counts them."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return {report.nodeid for report in reporter.stats.get("failed", [])} if reporter else set()
+
+
+def _machine_and_commit(config):
+    if MACHINE not in config.stash:
+        commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
+        config.hook.pytest_benchmark_update_commit_info(config=config, commit_info=commit)
+        if (given := os.environ.get("LAYALIGN_COMMIT")) is not None:  # for a copy of the tree without its history
+            commit |= {"id": given, "dirty": False}
+        commit = {key: commit.get(key) for key in ("id", "time", "dirty")}
+        machine = config._benchmarksession.get_machine_info()
+        machine["cpu"] = {"brand_raw": machine["cpu"].get("brand_raw")}  # without 100 lines of flags
+        config.stash[MACHINE] = ({key: value for key, value in machine.items() if key not in UNKEPT}, commit)
+    return config.stash[MACHINE]
+
+
+def _moment(config, row, now):
+    """When a row was first kept, and the clocks after its group was measured."""
+    moments = config.stash.setdefault(CLOCKS, {})
+    if row["fullname"] not in moments:
+        clocks = _clocks_once(row["group"]) if torch.cuda.is_available() else {}
+        moments[row["fullname"]] = {"datetime": now, **clocks}
+    return moments[row["fullname"]]
+
+
+@cache
+def _clocks_once(group):
+    """All rows of a group are measured together, and asking takes longer than a row's share of that."""
+    return {key: value for key, value in gpu_figures().items() if "clock" in key}
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

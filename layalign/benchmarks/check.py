@@ -1,0 +1,79 @@
+"""Whether this library became slower: its times over the yardstick of their run, now and as recorded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .results import read_results
+from .tables import markdown_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One of our rows on both sides. recorded, now: time over the yardstick; change: 0.25 is a quarter slower."""
+
+    suite: str
+    case: str
+    implementation: str
+    fullname: str
+    recorded: float
+    now: float
+
+    @property
+    def change(self):
+        return self.now / self.recorded - 1
+
+
+def recorded_for(kind, folder):
+    """The results of that kind of machine under `folder`; ValueError that names the kinds which are there."""
+    path = Path(folder) / kind / "benchmarks.json"
+    if not path.exists():
+        kinds = sorted(found.parent.name for found in Path(folder).glob("*/benchmarks.json"))
+        raise ValueError(f"{folder} has no results of {kind}; it has {', '.join(kinds) or 'none at all'}")
+    return read_results(path)
+
+
+def compare(now, recorded):
+    """-> (comparisons, names only recorded, names only measured now), of our rows that are not their own yardstick.
+
+    ValueError where the two have no row in common: then nothing would be checked.
+    """
+    sides = [
+        {(row.suite, row.case, row.implementation): row for row in side.rows if _is_compared(row)}
+        for side in (now, recorded)
+    ]
+    mine, theirs = sides
+    both = [key for key in theirs if key in mine]
+    if not both:
+        raise ValueError(f"{now.path} and {recorded.path} share no row of ours with a yardstick")
+    comparisons = [
+        Comparison(
+            **dict(zip(("suite", "case", "implementation"), key, strict=True)),
+            fullname=mine[key].fullname,
+            recorded=theirs[key].ratio,
+            now=mine[key].ratio,
+        )
+        for key in both
+    ]
+    only_recorded, only_now = (
+        [", ".join(key) for key in a if key not in b] for a, b in ((theirs, mine), (mine, theirs))
+    )
+    return comparisons, only_recorded, only_now
+
+
+def table(comparisons, tolerance):
+    """Markdown; the rows that changed most are last, next to the prompt."""
+    lines = [
+        [
+            ", ".join((one.suite, one.case, one.implementation)),
+            f"{one.recorded:.3f}",
+            f"{one.now:.3f}",
+            f"{one.change:+.1%}",
+            "slower" if one.change > tolerance else "",
+        ]
+        for one in sorted(comparisons, key=lambda one: one.change)
+    ]
+    return "\n".join(markdown_table(["time over the yardstick", "recorded", "now", "change", ""], lines))
+
+
+def _is_compared(row):
+    return row.ours and row.ratio is not None and row.implementation != row.yardstick

@@ -1,0 +1,115 @@
+"""Files of results: pytest-benchmark's JSON, whose rows carry what bench/conftest.py's `row` says of them in extra_info."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One implementation at one case. Times in seconds; figures: whatever else was measured, by name.
+
+    spread: interquartile range over the median, from `rounds` rounds. ceilings: bytes and flops a second that the machine
+    reached in that run with copies and with products of this dtype.
+    """
+
+    fullname: str
+    suite: str
+    case: str
+    implementation: str
+    yardstick: str
+    ours: bool
+    dtype: str
+    sizes: dict
+    median: float
+    spread: float
+    rounds: int
+    date: str
+    commit: str
+    small: bool
+    ceilings: dict | None
+    figures: dict
+
+    @property
+    def ratio(self):
+        """Its time over the yardstick's, None where the yardstick has none."""
+        return self.figures.get("time_over_yardstick")
+
+    def work(self):
+        """(operations, bytes moved) that the case cannot do without; 0 where not told."""
+        figures = self.figures
+        flops, moved = figures.get("teraflops", 0) * 1e12, figures.get("gigabytes_per_second", 0) * 1e9
+        return flops * self.median, moved * self.median
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of one file, and pytest-benchmark's machine_info with what bench/recording.py adds."""
+
+    path: Path
+    machine: dict
+    rows: list
+
+    @property
+    def kind(self):
+        return self.machine["kind"]
+
+    @property
+    def on_gpu(self):
+        return "gpu_memory_bytes" in self.machine
+
+    def tables(self):
+        """{(suite, case): rows}, in the order of the file."""
+        tables = {}
+        for row in self.rows:
+            tables.setdefault((row.suite, row.case), []).append(row)
+        return tables
+
+
+NAMES = ("suite", "case", "implementation", "yardstick", "ours", "dtype", "sizes")
+APART = {*NAMES, "datetime", "commit", "dirty", "versions", "small", "ceilings"}
+
+
+def read_file(path):
+    """The JSON of one file as it is; ValueError where it is not a file of pytest-benchmark's."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file; `pytest bench/ --record FOLDER` writes results") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as results: {error}") from error
+    try:
+        for row in content["benchmarks"]:
+            row["fullname"], row["stats"]["median"], row["extra_info"]["suite"]
+        content["machine_info"]["kind"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not results of `pytest bench/`: {type(error).__name__} {error}") from error
+    return content
+
+
+def read_results(path):
+    """-> Results; ValueError that names the file and what it lacks."""
+    content = read_file(path)
+    try:
+        rows = [_row(row, content) for row in content["benchmarks"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not results of `pytest bench/`: a row lacks {error}") from error
+    return Results(Path(path), content["machine_info"], rows)
+
+
+def _row(row, content):
+    """A row of a recorded file has its own date and commit; one of `--benchmark-json` has its file's."""
+    info, stats = row["extra_info"], row["stats"]
+    commit, dirty = content["commit_info"]["id"], content["commit_info"].get("dirty")
+    return Row(
+        fullname=row["fullname"],
+        **{name: info[name] for name in NAMES},
+        median=stats["median"],
+        spread=stats["iqr"] / stats["median"],
+        rounds=stats["rounds"],
+        date=info.get("datetime", content["datetime"])[:10],
+        commit=info.get("commit", commit)[:12] + ("+" if info.get("dirty", dirty) else ""),
+        small=info.get("small", False),
+        ceilings=info.get("ceilings"),
+        figures={name: value for name, value in info.items() if name not in APART and "clock" not in name},
+    )

@@ -1,0 +1,179 @@
+"""Markdown from results: every figure of one machine, and the README's short tables."""
+
+SUITES = (
+    "training step",
+    "generation",
+    "prefill",
+    "attention forward",
+    "attention forward and backward",
+    "decode",
+    "aligner",
+    "aligner folded",
+    "layer_mix forward",
+    "layer_mix backward",
+    "stream_linear forward",
+    "stream_linear backward",
+)
+SHORT_CASES = 4  # of a suite, in the README
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+COLUMNS = {  # figure -> (head of its column, how it is written)
+    "time_over_yardstick": ("x yardstick", "{:.2f}".format),
+    "teraflops": ("TFLOP/s", lambda value: in_figures(value)),
+    "gigabytes_per_second": ("GB/s", lambda value: in_figures(value)),
+    "share_of_floor": ("of floor", "{:.0%}".format),
+    "peak_bytes": ("peak memory", lambda value: in_bytes(value)),
+    "saved_bytes": ("kept for backward", lambda value: in_bytes(value)),
+}
+UNSHOWN = ("floor_seconds",)
+
+
+def full_report(results, plots=()):
+    """All rows of one machine: the plots (names of files beside), then a section a suite, a table a case."""
+    lines = [f"# {results.machine['device']}", "", described(results), ""]
+    lines += [
+        "Times are medians over rounds in which all implementations of a case take turns; spread is the interquartile range "
+        "over the median; x yardstick is the median of the ratios within rounds, below 1 is faster; the floor is the larger "
+        "of operations over the measured product rate and bytes over the measured copy bandwidth.",
+    ]
+    lines += ["", *(f"![{plot.removesuffix('.png')}]({plot})" for plot in plots)]
+    suite = None
+    for (name, case), rows in sorted(results.tables().items(), key=lambda table: _place(table[0][0])):
+        if name != suite:
+            suite = name
+            lines += ["", f"## {name}"]
+        lines += ["", f"### {case}", "", *_case_table(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def readme_section(all_results):
+    """The markers and what stands between them: what each machine reached, and which suites no GPU has run."""
+    lines = [BEGIN]
+    for results in sorted(all_results, key=lambda results: not results.on_gpu):
+        lines += ["", f"### On {results.machine['device']}", "", described(results), ""]
+        lines += ["The yardstick's time, and the others' over it; below 1.00 is faster. In bold: this library.", ""]
+        lines += _short_tables(results)
+    seen = {row.suite for results in all_results if results.on_gpu for row in results.rows}
+    if missing := [suite for suite in SUITES if suite not in seen]:
+        lines += ["", f"**No GPU figures yet:** {', '.join(missing)}."]
+    return "\n".join([*lines, "", END])
+
+
+def replace_section(text, section):
+    """`text` with `section` in place of what its markers enclose; ValueError without one pair of them."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest:
+        raise ValueError(f"one line {BEGIN} and below it one line {END} are needed, to put results between")
+    return before + section + after
+
+
+def described(results):
+    """Machine, versions, days and commits, in one paragraph."""
+    machine = results.machine
+    cpu = machine.get("cpu", {}).get("brand_raw") or "processor unknown"
+    parts = [f"{cpu}, {machine['cores']} cores, {machine['torch_threads']} threads"]
+    if results.on_gpu:
+        parts = [f"{machine['device']}, {machine['gpu_memory_bytes'] / 2**30:.0f} GiB"]
+        parts += [f"driver {machine['gpu_driver']}"] if "gpu_driver" in machine else []
+        parts += [f"at most {machine['gpu_clock_most_mhz']} MHz"] if "gpu_clock_most_mhz" in machine else []
+    parts += [f"{name} {version}" for name, version in machine["versions"].items() if version]
+    parts += [f"Python {machine['python_version']}"] if "python_version" in machine else []
+    days, commits = sorted({row.date for row in results.rows}), list(dict.fromkeys(row.commit for row in results.rows))
+    when = f"{days[0]} to {days[-1]}" if len(days) > 1 else days[0]
+    state = f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
+    changed = " (+: with changes not committed)" if any(commit.endswith("+") for commit in commits) else ""
+    warning = " **Sizes of `--small`: these figures say nothing.**" if any(row.small for row in results.rows) else ""
+    return f"{'; '.join(parts)}. Measured {when}, {state}{changed}.{warning}"
+
+
+def markdown_table(header, rows):
+    """Lines of a table; the first column to the left, all others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def in_seconds(value):
+    """Three digits with a unit."""
+    unit, size = ("s", 1) if value >= 1 else ("ms", 1e-3) if value >= 1e-3 else ("us", 1e-6)
+    return f"{_three_digits(value / size)} {unit}"
+
+
+def in_bytes(value):
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{_three_digits(value / size)} {unit}"
+    return f"{value:.0f} B" if value else "0"
+
+
+def in_figures(value):
+    """Three digits, all of a large number's."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _three_digits(value):
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def _place(suite):
+    return SUITES.index(suite) if suite in SUITES else len(SUITES)
+
+
+def _case_table(rows):
+    """Columns that no row of the case has are left out; figures without a head of their own come last."""
+    present = list(dict.fromkeys(name for row in rows for name in row.figures if name not in UNSHOWN))
+    names = [name for name in COLUMNS if name in present] + [name for name in present if name not in COLUMNS]
+    heads = [COLUMNS[name][0] if name in COLUMNS else name.replace("_", " ") for name in names]
+    heads = [head.replace("yardstick", rows[0].yardstick) for head in heads]
+    lines = []
+    for row in rows:
+        cells = [_cell(name, row.figures.get(name)) for name in names]
+        lines.append([_name(row), in_seconds(row.median), f"{row.spread:.1%}", f"{row.rounds}", *cells])
+    return markdown_table(["", "median", "spread", "rounds", *heads], lines)
+
+
+def _name(row):
+    return f"**{row.implementation}**" if row.ours else row.implementation
+
+
+def _cell(name, value):
+    if value is None:
+        return ""
+    write = COLUMNS[name][1] if name in COLUMNS else in_figures if isinstance(value, float) else str
+    return write(value)
+
+
+def _short_tables(results):
+    lines, shortened = [], False
+    for suite in sorted({row.suite for row in results.rows}, key=_place):
+        cases = [rows for (name, _), rows in results.tables().items() if name == suite]
+        shortened |= len(cases) > SHORT_CASES
+        lines += [*_suite_table(suite, cases[:SHORT_CASES], _time_cell), ""]
+        for figure, title in (("peak_bytes", "peak memory"), ("saved_bytes", "kept for the backward pass")):
+            told = [rows for rows in cases[:SHORT_CASES] if any(figure in row.figures for row in rows)]
+            if told and suite in ("training step", "aligner"):
+                lines += [
+                    *_suite_table(
+                        f"{suite}: {title}", told, lambda row, name=figure: _cell(name, row.figures.get(name))
+                    ),
+                    "",
+                ]
+    all_of_it = f"All figures and plots: `bench/results/{results.kind}/`"
+    return [*lines, f"{all_of_it} (here at most {SHORT_CASES} cases a suite)." if shortened else f"{all_of_it}."]
+
+
+def _suite_table(title, cases, cell):
+    """A line a case, a column an implementation; the yardstick is the first."""
+    first = cases[0][0].yardstick
+    names = list(dict.fromkeys([first, *(row.implementation for rows in cases for row in rows)]))
+    ours = {row.implementation for rows in cases for row in rows if row.ours}
+    lines = []
+    for rows in cases:
+        of = {row.implementation: row for row in rows}
+        lines.append([rows[0].case, *(cell(of[name]) if name in of else "" for name in names)])
+    return markdown_table([title, *(f"**{name}**" if name in ours else name for name in names)], lines)
+
+
+def _time_cell(row):
+    if row.implementation == row.yardstick or row.ratio is None:
+        return in_seconds(row.median)
+    return f"{row.ratio:.2f} x"
