@@ -3,6 +3,7 @@ values again and passes the cross result through the output projection on its ow
 
 import torch
 from model_systems import BareLLM, System, assemble, llm_inputs
+from published_aligner import published_mix
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -51,16 +52,9 @@ class Published(System, BareLLM):
         """Encoder, aligner and adapter -> what `assemble` returns."""
         states = [state.to(self.llm.dtype) for state in self.encode()]
         adapter, aligner = self.trained.adapter, self.trained.aligner
-        self.streams = self._project(aligner.project, self._mix(aligner.mix, states[:-1]))
+        streams = published_mix(states[:-1], *_weights(aligner.mix, states[0].dtype))
+        self.streams = linear(streams, *_weights(aligner.project, streams.dtype))
         return assemble(self.llm, adapter(states[-1]), adapter.boundary, self.batch)
-
-    def _mix(self, layer, states):
-        """E states (B, T, De) -> (2L, B, T, De)."""
-        stacked = torch.stack(states).permute(1, 2, 3, 0)
-        return torch.relu(self._project(layer, stacked)).permute(3, 0, 1, 2)
-
-    def _project(self, layer, states):
-        return linear(states, layer.weight.to(states.dtype), layer.bias.to(states.dtype))
 
     def _with_cross(self, attention, forward, index):
         def heads(states):
@@ -88,3 +82,8 @@ class Published(System, BareLLM):
         if self.cross_mask is not None:
             scores = scores.masked_fill(~self.cross_mask, -torch.inf)
         return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
+
+
+def _weights(layer, dtype):
+    """Of a linear layer, as autocast hands them to it."""
+    return layer.weight.to(dtype), layer.bias.to(dtype)
