@@ -61,6 +61,7 @@ setup(
         "layalign": ["bases/**/*"],
         "layalign.train": ["recipes/*.yaml"],
         "layalign.train.demo": ["**/*.json", "**/*.yaml"],
+        "layalign.train.real": ["shipped/*"],
     },
     install_requires=CORE,
     extras_require={"real": REAL, "test": TEST, "tensorboard": ["tensorboard>=2.18"]},

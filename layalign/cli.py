@@ -34,17 +34,36 @@ def demo(
     minutes: Annotated[float | None, typer.Option(help="--real: training budget in minutes.")] = None,
     steps: Annotated[int | None, typer.Option(help="--real: training budget in steps over both stages.")] = None,
     limit: Annotated[int | None, typer.Option(help="--real: MGSM questions per language.")] = None,
+    train_again: Annotated[
+        bool, typer.Option("--train", help="--real: repeat the training instead of asking the shipped trained part.")
+    ] = False,
 ):
     """Train both stages on tiny bases shipped with the package and compare four systems, in minutes on a CPU."""
     if real:
-        from layalign.train.real.run import run_real
+        from layalign.train.real.shipped import answer_shipped, is_shipped
 
-        extra = {} if limit is None else {"limit": limit}
-        run_real(output=output or Path("runs/real"), minutes=minutes, steps=steps, data=data, seed=seed, **extra)
+        if train_again:
+            from layalign.train.real.proof.driver import run_proof
+
+            extra = {} if limit is None else {"benchmark_questions": limit}
+            run_proof(output or Path("runs/proof"), data, ["layalign"], [seed], steps=steps, minutes=minutes, **extra)
+        elif is_shipped() and (output, data, minutes, steps, limit) == (None,) * 5:
+            answer_shipped()
+        else:
+            from layalign.train.real.run import run_real
+
+            extra = {} if limit is None else {"limit": limit}
+            run_real(output=output or Path("runs/real"), minutes=minutes, steps=steps, data=data, seed=seed, **extra)
         return
     given = [
         name
-        for name, value in {"--data": data, "--minutes": minutes, "--steps": steps, "--limit": limit}.items()
+        for name, value in {
+            "--data": data,
+            "--minutes": minutes,
+            "--steps": steps,
+            "--limit": limit,
+            "--train": train_again or None,
+        }.items()
         if value is not None
     ]
     if given:

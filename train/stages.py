@@ -90,6 +90,8 @@ def run_stage(name, recipe, model, processor, callbacks=()):
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     # Under bf16, accelerate has wrapped forward in autocast; the next stage and the caller get the plain one back.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    # With the mark that unwrapping leaves, accelerate would not wrap the model again: the next stage would run in fp32.
+    model.__dict__.pop("_is_accelerate_prepared", None)
     if stage.gradient_checkpointing:
         _checkpointing(model, "disable")
 

@@ -14,7 +14,11 @@ SUITES = (
     "stream_linear forward",
     "stream_linear backward",
 )
-SHORT_CASES = 4  # of a suite, in the README
+SHORT_SUITES, SHORT_CASES = SUITES[:7], 4  # what the README shows, and cases of each
+NOTATION = (
+    "B: batch; H: query/key heads of width D; S, N, T: queries, keys, cross keys; L: LLM layers; E: encoder states; De, Dl: "
+    "their widths; kv: width of all key heads; tokens of a row: encoder + prompt + target."
+)
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 COLUMNS = {  # figure -> (head of its column, how it is written)
     "time_over_yardstick": ("x yardstick", "{:.2f}".format),
@@ -35,6 +39,7 @@ def full_report(results, plots=()):
         "over the median; x yardstick is the median of the ratios within rounds, below 1 is faster; the floor is the larger "
         "of operations over the measured product rate and bytes over the measured copy bandwidth.",
     ]
+    lines += ["", NOTATION]
     lines += ["", *(f"![{plot.removesuffix('.png')}]({plot})" for plot in plots)]
     suite = None
     for (name, case), rows in sorted(results.tables().items(), key=lambda table: _place(table[0][0])):
@@ -50,7 +55,10 @@ def readme_section(all_results):
     lines = [BEGIN]
     for results in sorted(all_results, key=lambda results: not results.on_gpu):
         lines += ["", f"### On {results.machine['device']}", "", described(results), ""]
-        lines += ["The yardstick's time, and the others' over it; below 1.00 is faster. In bold: this library.", ""]
+        lines += [
+            f"The yardstick's time, and the others' over it; below 1.00 is faster. In bold: this library. {NOTATION}",
+            "",
+        ]
         lines += _short_tables(results)
     seen = {row.suite for results in all_results if results.on_gpu for row in results.rows}
     if missing := [suite for suite in SUITES if suite not in seen]:
@@ -143,10 +151,9 @@ def _cell(name, value):
 
 
 def _short_tables(results):
-    lines, shortened = [], False
-    for suite in sorted({row.suite for row in results.rows}, key=_place):
+    lines, measured = [], {row.suite for row in results.rows}
+    for suite in (suite for suite in SHORT_SUITES if suite in measured):
         cases = [rows for (name, _), rows in results.tables().items() if name == suite]
-        shortened |= len(cases) > SHORT_CASES
         lines += [*_suite_table(suite, cases[:SHORT_CASES], _time_cell), ""]
         for figure, title in (("peak_bytes", "peak memory"), ("saved_bytes", "kept for the backward pass")):
             told = [rows for rows in cases[:SHORT_CASES] if any(figure in row.figures for row in rows)]
@@ -157,8 +164,7 @@ def _short_tables(results):
                     ),
                     "",
                 ]
-    all_of_it = f"All figures and plots: `bench/results/{results.kind}/`"
-    return [*lines, f"{all_of_it} (here at most {SHORT_CASES} cases a suite)." if shortened else f"{all_of_it}."]
+    return [*lines, f"More cases and suites, spreads and plots: `bench/results/{results.kind}/`."]
 
 
 def _suite_table(title, cases, cell):

@@ -1,4 +1,3 @@
-import itertools
 import json
 import time
 from pathlib import Path
@@ -7,7 +6,7 @@ import pytest
 import torch
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
-from layalign.train.real import material, run
+from layalign.train.real import material, problems, run
 from layalign.train.real.callbacks import TimeBudget
 from layalign.train.real.fetch import FetchError
 
@@ -41,14 +40,14 @@ def test_run_writes_what_it_returns_and_resumes(data, tmp_path, monkeypatch):
     assert json.loads((output / "results.json").read_text()) == results
     assert results["steps"] == results["planned_steps"] == {"translation": 2, "task": 3}
     assert results["records"]["translation"] == {"generated": 64, "real": 2}
-    for asked, languages in ((results, LANGUAGES), (results["generated"], material.LANGUAGES)):
+    for asked, languages in ((results, LANGUAGES), (results["generated"], problems.LANGUAGES)):
         for scorer in ("accuracy", "strict"):
             assert set(asked[scorer]) == {"llm", "layalign"}
             assert set(asked[scorer]["llm"]) == set(asked[scorer]["layalign"]) == set(languages)
     assert set(results["retrieval_at_1"]) == {"sw", "te"}
     assert set(results["loss"]) == {"translation: mgsm", "translation: generated", "task: generated"}
     answers = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 2 * 2 * (len(LANGUAGES) + len(material.LANGUAGES))
+    assert len(answers) == 2 * 2 * (len(LANGUAGES) + len(problems.LANGUAGES))
     for name in ("table.md", "plots/accuracy_mgsm.png", "plots/accuracy_generated.png", "plots/losses.png"):
         assert (output / name).stat().st_size > 0
     model = LayAlignForConditionalGeneration.from_pretrained(output / "model")
@@ -151,31 +150,6 @@ def test_real_pairs(tmp_path, monkeypatch):
     file.rename(tmp_path / "tatoeba_pairs" / "xyz-eng.txt")
     with pytest.raises(ValueError, match=r"xyz-eng\.txt: no language known for 'xyz'"):
         material.real_pairs(tmp_path)
-
-
-def test_evaluation_asks_unseen_wordings_and_numbers():
-    def drawn(seed, held_out):
-        return list(itertools.islice(material.easy_problems(seed, held_out=held_out), 1500))
-
-    seen, unseen = drawn("task 0", False), drawn("evaluation 0", True)
-    for features in (
-        lambda problem: (problem.kind, problem.clauses),
-        lambda problem: (problem.kind, *problem.numbers),
-        lambda problem: (problem.kind, *sorted(problem.numbers)) if problem.kind != ("opening", "losses") else None,
-    ):
-        shared = set(map(features, seen)) & set(map(features, unseen))
-        assert shared <= {None}
-    for problems in (seen, unseen):
-        assert {problem.kind for problem in problems} == set(material.ONE_STEP)
-        assert all(problem.number > 0 and max(problem.numbers) <= 20 for problem in problems)
-
-
-def test_records_hold_every_language_and_the_right_answer():
-    records = material.task_records(1)
-    assert {record["lang"] for record in records} == set(material.LANGUAGES)
-    for record in records:
-        left, sign, right, _, result = record["target"].split(".")[0].split(" ")
-        assert int(result) == {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[sign](int(left), int(right))
 
 
 def test_output_may_be_a_text_and_bases_stay_out_of_the_model(data, tmp_path):

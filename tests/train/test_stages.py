@@ -141,6 +141,17 @@ def test_bf16_trains_fp32_parameters_and_leaves_no_autocast_behind(settings):
     assert losses(exact["task"])[-1] == pytest.approx(losses(history["task"])[-1], abs=0.5)
 
 
+def test_bf16_holds_in_every_stage(settings):
+    autocast = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            autocast.append(hasattr(model, "_original_forward"))
+
+    train(recipe(settings, steps=1, precision="bf16"), callbacks=[Look()])
+    assert autocast == [True, True]
+
+
 def test_bf16_needs_no_accelerator(settings):
     """transformers refuses bf16 without one, unless it is told to use the CPU."""
     del settings["device"]

@@ -57,12 +57,15 @@ def read_plan(output, arguments):
     return plan
 
 
-def plan_steps(arguments, recipe, records):
-    """{stage: optimizer steps} of the budget; a budget in minutes is turned into steps by timing a few."""
+def plan_steps(arguments, recipe, records, shares=SHARES):
+    """{stage: optimizer steps} of the budget; a budget in minutes is turned into steps by timing a few.
+
+    shares: of the budget that each stage gets.
+    """
     total = arguments["steps"]
     if total is None:
         total = 60 * arguments["minutes"] / seconds_per_step(recipe(), records)
-    translation = max(1, round(total * SHARES["translation"]))
+    translation = max(1, round(total * shares["translation"]))
     return {"translation": translation, "task": max(1, round(total) - translation)}
 
 
@@ -75,7 +78,9 @@ def seconds_per_step(recipe, records):
         rows = records[place * stage.batch_size : (place + 1) * stage.batch_size]
         batch = processor([row["source"] for row in rows], prompt=None, target=[row["target"] for row in rows])
         started = time.monotonic()
-        model(**batch.to(model.device)).loss.backward()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
+            loss = model(**batch.to(model.device)).loss
+        loss.backward()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.monotonic() - started)

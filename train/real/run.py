@@ -19,6 +19,7 @@ from layalign.train.real.bases import encoder_folder, llm_folder
 from layalign.train.real.callbacks import StartAtEmbeddings, TimeBudget
 from layalign.train.real.measures import losses_by_stage, retrieval_at_1
 from layalign.train.real.plan import PLAN, SHARES, check_arguments, plan_steps, read_plan
+from layalign.train.real.problems import evaluation_problems
 from layalign.train.real.results import figures, write_results
 from layalign.train.recipe import DataSource, Recipe, StageRecipe
 from layalign.train.stages import train
@@ -77,12 +78,12 @@ def run_real(output="runs/real", minutes=None, steps=None, limit=4, data=None, c
     retrieval = retrieval_at_1(model.encoder, processor.encoder_tokenizer, by_language(first))
     print("retrieval@1 against English:", figures(retrieval), flush=True)
     clock.lap("retrieval")
-    held_out = material.held_out_problems(GENERATED_LOSSES, seed)
+    held_out = evaluation_problems(GENERATED_LOSSES, seed)
     translation_weights = output / "translation" / "final" / SAFE_WEIGHTS_NAME
     losses = losses_by_stage(model, processor, translation_weights, loss_pairs(questions, held_out))
     clock.lap("losses")
     mgsm = [problem for problem in questions if problem["index"] < limit]
-    asked = ask(model, processor, llm, {"mgsm": mgsm, "generated": material.held_out_problems(limit, seed)})
+    asked = ask(model, processor, llm, {"mgsm": mgsm, "generated": evaluation_problems(limit, seed)})
     clock.lap("answers")
     results = {
         **accuracies(asked, "mgsm"),
