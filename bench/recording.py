@@ -114,11 +114,19 @@ def _machine_and_commit(config):
         config.hook.pytest_benchmark_update_commit_info(config=config, commit_info=commit)
         if (given := os.environ.get("LAYALIGN_COMMIT")) is not None:  # for a copy of the tree without its history
             commit |= {"id": given, "dirty": False}
+        elif commit["dirty"]:
+            commit["dirty"] = _changed_but_for(config.rootpath, "bench/results")
         commit = {key: commit.get(key) for key in ("id", "time", "dirty")}
         machine = config._benchmarksession.get_machine_info()
         machine["cpu"] = {"brand_raw": machine["cpu"].get("brand_raw")}  # without 100 lines of flags
         config.stash[MACHINE] = ({key: value for key, value in machine.items() if key not in UNKEPT}, commit)
     return config.stash[MACHINE]
+
+
+def _changed_but_for(root, folder):
+    """Whether tracked files outside `folder` differ from the commit: results are written while others are measured."""
+    status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", f":!{folder}"]
+    return bool(subprocess.run(status, capture_output=True, text=True, check=True, cwd=root).stdout)
 
 
 def _moment(config, row, now):
