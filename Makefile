@@ -18,6 +18,8 @@ READY := install
 endif
 RESULTS ?= bench/results
 BENCH ?=  # further options of `pytest bench/`, such as --full
+SUITES ?= bench/
+TOLERANCE ?= 0.10
 README ?=  # README=README.md writes its section of results too
 GPU_WORKERS ?= 4
 REPORT = $(RUN) -m layalign bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
@@ -35,7 +37,7 @@ test: install
 
 # Rows are kept as soon as they are measured, and reported of even where one fails.
 bench: $(READY)
-	status=0; $(RUN) -m pytest bench/ $(BENCH) --record $(RESULTS) || status=$$?; \
+	status=0; $(RUN) -m pytest $(SUITES) $(BENCH) --record $(RESULTS) || status=$$?; \
 	$(REPORT) && exit $$status
 
 bench-report: $(READY)
@@ -43,13 +45,14 @@ bench-report: $(READY)
 
 # Fails where a row of ours is a tenth slower than recorded, in two runs; ratios are to the yardstick of the same run.
 NOW := runs/bench
+CHECK = $(RUN) -m layalign bench check --against $(RESULTS) --tolerance $(TOLERANCE)
 bench-check: $(READY)
 	mkdir -p $(NOW) && rm -f $(NOW)/*
-	$(RUN) -m pytest bench/ $(BENCH) --benchmark-json=$(NOW)/now.json
-	$(RUN) -m layalign bench check $(NOW)/now.json --against $(RESULTS) --failing $(NOW)/slower.txt || \
+	$(RUN) -m pytest $(SUITES) $(BENCH) --benchmark-json=$(NOW)/now.json
+	$(CHECK) $(NOW)/now.json --failing $(NOW)/slower.txt || \
 	  { test -s $(NOW)/slower.txt && echo "measuring the slower rows again" && \
 	    $(RUN) -m pytest @$(NOW)/slower.txt $(BENCH) --benchmark-json=$(NOW)/again.json && \
-	    $(RUN) -m layalign bench check $(NOW)/again.json --against $(RESULTS); }
+	    $(CHECK) $(NOW)/again.json; }
 
 # Everything that a machine with a GPU can say. Each part can be made alone, and none waits for another to pass.
 gpu: $(READY)

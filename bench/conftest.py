@@ -10,6 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode puts no test folder on the path
 
 from ceilings import ceilings
+from clocks import keep_freed_memory
 from measuring import CLOCK, Effort
 from recording import describe_machine, keep_rows
 
@@ -27,6 +28,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.option.benchmark_skip = False
+    keep_freed_memory()
     config.stash[NOTES] = []
 
 

@@ -5,7 +5,6 @@
 As in training: gradients for the mix and the shared projection, none for encoder states and key and value weights.
 """
 
-import dataclasses
 from functools import partial
 
 import pytest
@@ -24,7 +23,6 @@ FUNCTIONS = {
 }
 TIME_LIMITS = {"cpu_gqa": 0.5, "cpu_mha": 0.9}  # of "torch" over the published way
 SAVED_LIMIT = 0.5
-CPU_ROUNDS = 3  # of seconds each
 
 
 def forward_and_backward(function, arguments, grads):
@@ -63,8 +61,6 @@ def measure_training(case, effort):
 @pytest.mark.benchmark(timer=CLOCK)
 def test_training(row, measured_once, effort, small, case_name, name):
     case = CASES[case_name].small() if small else CASES[case_name]
-    if case.device == "cpu":
-        effort = dataclasses.replace(effort, rounds=min(effort.rounds, CPU_ROUNDS))
     measurements = measured_once(measure_training, case, effort)
     mine = row(
         "aligner",

@@ -1,12 +1,21 @@
 """What is slower than recorded is refused, and what is wrong gets no figure to be compared."""
 
 import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import indent
 
 import pytest
 
 from layalign.benchmarks.check import compare, recorded_for
 from layalign.benchmarks.results import read_results
 
+ROOT = Path(__file__).parents[2]
+# Triton is not to be interpreted, and pytest-benchmark measures nothing within a worker of pytest-xdist.
+KEPT_OUT = ("PYTEST_XDIST", "PYTEST_ADDOPTS", "TRITON_INTERPRET", "MAKEFLAGS", "MAKELEVEL")
 # Breaks or slows this library's own attention on a CPU; the peers call PyTorch's.
 WRONG = """
 import layalign.kernels.adaptive_fusion_attention as operator
@@ -60,6 +69,32 @@ def test_a_slowed_kernel_is_refused(run_bench, layalign, tmp_path):
     passed = layalign(*check)
     assert passed.returncode == 0 and "attention forward" in passed.stdout, passed.stdout + passed.stderr
     assert failing.read_text() == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow", ["once", "always"])
+def test_make_bench_check(run_bench, tmp_path, slow):
+    """A slower row is measured a second time before it fails."""
+    assert run_bench(*SUITE, "--record", tmp_path).returncode == 0
+    once = "from pathlib import Path\nmarker = Path(__file__).with_suffix('.ran')\n"
+    once += "if not marker.exists():\n    marker.touch()\n" + indent(SLOWED, "    ")
+    (tmp_path / "slowness.py").write_text(once if slow == "once" else SLOWED)
+    suite, *options = SUITE
+    given = {
+        "SYSTEM": "1",
+        "PYTHON": sys.executable,
+        "RESULTS": tmp_path,
+        "NOW": tmp_path / "now",
+        "SUITES": suite,
+        "BENCH": f"-p no:cacheprovider -p slowness {shlex.join(options)}",
+        "TOLERANCE": GENEROUS[1],
+    }
+    command = ["make", "-s", "bench-check", *(f"{name}={value}" for name, value in given.items())]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(KEPT_OUT)}
+    environment |= {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+    assert (done.returncode == 0) == (slow != "always"), done.stdout + done.stderr
+    assert "measuring the slower rows again" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_tolerance(crafted, layalign, tmp_path):
