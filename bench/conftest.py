@@ -10,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode puts no test folder on the path
 
 from ceilings import ceilings
-from clocks import keep_freed_memory
+from clocks import allocate_as_later
 from measuring import CLOCK, Effort
 from recording import describe_machine, keep_rows
 
@@ -28,7 +28,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.option.benchmark_skip = False
-    keep_freed_memory()
+    allocate_as_later()
     config.stash[NOTES] = []
 
 
