@@ -274,6 +274,9 @@ def check(
     failing: Annotated[
         Path | None, typer.Option(help="Write the tests of slower rows there: `pytest @FILE` measures them again.")
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="FILE has only some of the rows: name none it lacks.")
+    ] = False,
 ):
     """Compare our times over the yardstick with recorded ones; exit status 1 where one is slower past the tolerance."""
     from layalign.benchmarks.check import compare, recorded_for, table
@@ -282,10 +285,12 @@ def check(
     now = read_results(file)
     comparisons, only_recorded, only_now = compare(now, recorded_for(now.kind, against))
     typer.echo(table(comparisons, tolerance))
+    if partial:
+        only_recorded = []
     for side, names in (("recorded, not measured now", only_recorded), ("measured now, not recorded", only_now)):
         for name in names:
             typer.echo(f"{side}: {name}")
-    slower = [one for one in comparisons if one.change > tolerance]
+    slower = [one for one in comparisons if one.is_slower(tolerance)]
     if failing is not None:
         failing.write_text("".join(f"{one.fullname}\n" for one in slower), encoding="utf-8")
     if slower:

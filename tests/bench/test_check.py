@@ -107,6 +107,17 @@ def test_the_tolerance(crafted, layalign, tmp_path):
         assert "published eager" not in done.stdout, "no row of ours"
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_what_python_takes_around_a_short_call_is_no_slowness(crafted, tmp_path, gpu):
+    """The crafted attention rows take 0.1 to 0.4 ms: half as much again is within 50 us of the shortest alone."""
+    recorded, now = (
+        read_results(crafted(tmp_path / f"{n}.json", gpu=gpu, ratio=r)) for n, r in (("a", 0.8), ("b", 1.2))
+    )
+    slower = {one.case for one in compare(now, recorded)[0] if one.is_slower(0.1)}
+    shortest = "B8 H32 S256 T256"
+    assert (shortest in slower) == gpu and {"B8 H32 S512 T256", "B4 text128", "B4 new64"} <= slower
+
+
 def test_rows_of_one_side_are_named(crafted, tmp_path):
     whole = read_results(crafted(tmp_path / "whole.json"))
     part = read_results(crafted(tmp_path / "part.json", skip=("generation",)))
