@@ -36,7 +36,7 @@ CORE = [
     "num2words2>=1.0.20",
     "matplotlib>=3.9",
 ]
-REAL = ["gguf>=0.17"]
+REAL = ["gguf>=0.17", "sacrebleu>=2.4"]
 TEST = [
     "pytest>=8",
     "pytest-benchmark>=5",
