@@ -60,11 +60,6 @@ def small(request):
 
 
 @pytest.fixture
-def full(request):
-    return request.config.getoption("full")
-
-
-@pytest.fixture
 def effort(request, small, device):
     option = request.config.getoption
     clock = time.process_time if option("cpu_time") else time.perf_counter

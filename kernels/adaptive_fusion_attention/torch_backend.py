@@ -85,8 +85,9 @@ def _attend_across(q, cross_k, cross_v, scale, cross_mask, visible, return_lse):
     together = (batch // cross_rows, heads // kv_heads, queries)
     q = q.unflatten(1, (kv_heads, -1)).unflatten(0, (cross_rows, -1)).transpose(1, 2).flatten(2, 4)
     out, lse = _attend(q, cross_k, cross_v, scale, cross_mask, None, None, return_lse)
-    out, lse = (x if x is None else x.unflatten(2, together).transpose(1, 2) for x in (out, lse))
-    return out.flatten(2, 3).flatten(0, 1), lse if lse is None else lse.flatten(2, 3).flatten(0, 1)
+    return tuple(
+        x if x is None else x.unflatten(2, together).transpose(1, 2).flatten(2, 3).flatten(0, 1) for x in (out, lse)
+    )
 
 
 def _sequence_by_sequence(

@@ -10,12 +10,24 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # pytest-benchmark measures nothing within a worker of pytest-xdist, which tests may run in; Triton is not to be interpreted.
-KEPT_OUT = ("PYTEST_XDIST", "PYTEST_ADDOPTS", "TRITON_INTERPRET", "LAYALIGN_COMMIT")
+KEPT_OUT = ("PYTEST_XDIST", "PYTEST_ADDOPTS", "TRITON_INTERPRET", "LAYALIGN_COMMIT", "MAKEFLAGS", "MAKELEVEL")
 LENGTHS = (256, 512, 1024)
 
 
 @pytest.fixture
-def run_bench():
+def run_command():
+    """run_command(command, *folders) -> the finished command, at the repository's root; folders: to import from."""
+
+    def run(command, *folders):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(KEPT_OUT)}
+        environment |= {"PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+
+    return run
+
+
+@pytest.fixture
+def run_bench(run_command):
     """run_bench(*arguments, plugins=(folder, names)) -> the finished `pytest arguments` at the repository's root.
 
     Its conftest is a plugin here, so that a suite of any folder is measured as those of bench/ are.
@@ -23,12 +35,9 @@ def run_bench():
 
     def run(*arguments, plugins=(None, ())):
         folder, names = plugins
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(KEPT_OUT)}
-        path = [str(ROOT / "bench"), str(ROOT), *([str(folder)] if folder else [])]
-        environment |= {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
         loaded = [word for name in names for word in ("-p", name)]
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *loaded, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+        return run_command(command, ROOT / "bench", ROOT, *([folder] if folder else []))
 
     return run
 

@@ -1,11 +1,8 @@
 """What is slower than recorded is refused, and what is wrong gets no figure to be compared."""
 
 import json
-import os
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 from textwrap import indent
 
 import pytest
@@ -13,9 +10,6 @@ import pytest
 from layalign.benchmarks.check import compare, recorded_for
 from layalign.benchmarks.results import read_results
 
-ROOT = Path(__file__).parents[2]
-# Triton is not to be interpreted, and pytest-benchmark measures nothing within a worker of pytest-xdist.
-KEPT_OUT = ("PYTEST_XDIST", "PYTEST_ADDOPTS", "TRITON_INTERPRET", "MAKEFLAGS", "MAKELEVEL")
 # Breaks or slows this library's own attention on a CPU; the peers call PyTorch's.
 WRONG = """
 import layalign.kernels.adaptive_fusion_attention as operator
@@ -73,7 +67,7 @@ def test_a_slowed_kernel_is_refused(run_bench, layalign, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slow", ["once", "always"])
-def test_make_bench_check(run_bench, tmp_path, slow):
+def test_make_bench_check(run_bench, run_command, tmp_path, slow):
     """A slower row is measured a second time before it fails."""
     assert run_bench(*SUITE, "--record", tmp_path).returncode == 0
     once = "from pathlib import Path\nmarker = Path(__file__).with_suffix('.ran')\n"
@@ -90,9 +84,7 @@ def test_make_bench_check(run_bench, tmp_path, slow):
         "TOLERANCE": GENEROUS[1],
     }
     command = ["make", "-s", "bench-check", *(f"{name}={value}" for name, value in given.items())]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(KEPT_OUT)}
-    environment |= {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+    done = run_command(command, tmp_path)
     assert (done.returncode == 0) == (slow != "always"), done.stdout + done.stderr
     assert "measuring the slower rows again" in done.stdout, done.stdout + done.stderr
 

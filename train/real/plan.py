@@ -17,22 +17,28 @@ TIMED_PASSES = 5
 
 def check_arguments(minutes, steps, limit, data, seed):
     """The arguments that make a run what it is, as a dict. Raises ValueError for wrong ones."""
+    check_count("limit", limit, 1)
+    data = None if data is None else str(Path(data).resolve())
+    return budget(minutes, steps, DEFAULT_MINUTES) | {"seed": seed, "data": data}
+
+
+def budget(minutes, steps, default):
+    """{"minutes", "steps"}, one of them None; `default` minutes where neither is given. Raises ValueError."""
     if minutes is not None and steps is not None:
         raise ValueError("steps: give minutes or steps, not both")
-    if minutes is not None and not 0 < minutes < float("inf"):
+    if steps is not None:
+        check_count("steps", steps, 2)
+        return {"minutes": None, "steps": steps}
+    minutes = default if minutes is None else minutes
+    if not 0 < minutes < float("inf"):
         raise ValueError(f"minutes: got {minutes}, takes a number above 0")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 2):
-        raise ValueError(f"steps: got {steps!r}, takes a whole number of at least 2, as there are two stages")
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise ValueError(f"limit: got {limit!r}, takes a whole number of at least 1")
-    if minutes is None and steps is None:
-        minutes = DEFAULT_MINUTES
-    return {
-        "minutes": minutes,
-        "steps": steps,
-        "seed": seed,
-        "data": None if data is None else str(Path(data).resolve()),
-    }
+    return {"minutes": minutes, "steps": None}
+
+
+def check_count(name, value, least):
+    """Raises ValueError unless `value` is an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: got {value!r}, takes a whole number of at least {least}")
 
 
 def read_plan(output, arguments):

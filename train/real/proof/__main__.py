@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from layalign.train.real.proof.driver import run_proof
-from layalign.train.real.proof.systems import DEFAULT, SYSTEMS
+from layalign.train.real.proof.systems import DEFAULT, TITLES
 from layalign.train.real.shipped import SHIPPED, ship
 
 
@@ -15,12 +15,12 @@ def main(arguments=None):
         "--output", type=Path, default=Path("runs/proof"), help="folder of the proof; the same one resumes"
     )
     parser.add_argument("--data", type=Path, help="folder with tatoeba_pairs, tatoeba_laser, mgsm, msvamp, gsm8k")
-    parser.add_argument("--systems", nargs="+", default=list(DEFAULT), choices=list(SYSTEMS), metavar="NAME")
+    parser.add_argument("--systems", nargs="+", default=list(DEFAULT), choices=list(TITLES), metavar="NAME")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="LangBridge and ablations: the first alone"
     )
     parser.add_argument("--steps", type=int, help="optimizer steps of each run over both stages")
-    parser.add_argument("--minutes", type=float, help="instead: as many steps as the first system does in this time")
+    parser.add_argument("--minutes", type=float, help="instead: as many steps as LayAlign does in this time")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of the training; the recipe's own without it")
     parser.add_argument("--questions", type=int, default=50, help="held-out problems a language")
     parser.add_argument("--benchmark-questions", type=int, default=5, help="MSVAMP and MGSM questions a language")

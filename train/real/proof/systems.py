@@ -28,16 +28,16 @@ SYSTEMS = {
 }
 LLM_ALONE = "llm"
 TITLES = {LLM_ALONE: "LLM alone, 4-shot"} | {name: system.title for name, system in SYSTEMS.items()}
-DEFAULT = ("layalign", "mindmerger", "langbridge")
+DEFAULT = ("layalign", "mindmerger", "langbridge", LLM_ALONE)
 
 
 def runs_of(systems, seeds):
-    """(system, seed) in the order they are made: all systems with the first seed, then those that are repeated.
+    """(system, seed) in the order they are trained: all systems with the first seed, then those that are repeated.
 
     Raises ValueError for an unknown or repeated name, or no or a repeated seed.
     """
-    if unknown := [name for name in systems if name not in SYSTEMS]:
-        raise ValueError(f"systems: no {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
+    if unknown := [name for name in systems if name not in TITLES]:
+        raise ValueError(f"systems: no {', '.join(unknown)}; there are {', '.join(TITLES)}")
     if not systems or len(set(systems)) != len(systems):
         raise ValueError(f"systems: got {list(systems)}, takes at least one, none twice")
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
@@ -46,5 +46,5 @@ def runs_of(systems, seeds):
         (SYSTEMS[name], seed)
         for place, seed in enumerate(seeds)
         for name in systems
-        if place == 0 or SYSTEMS[name].seeds
+        if name != LLM_ALONE and (place == 0 or SYSTEMS[name].seeds)
     ]
