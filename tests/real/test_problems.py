@@ -59,6 +59,18 @@ def test_records_hold_every_language_and_the_right_answer():
         assert (record["source"] == record["target"]) == (record["lang"] == "en")
 
 
+@pytest.mark.parametrize("make", [task_records, translation_records])
+def test_no_language_tells_the_sign(make):
+    """With kinds and languages both in turn, a language had one sign alone, and nothing was learned of the question."""
+    records, seen = make(4000, 1), {}
+    problems = itertools.islice(mixed_problems(f"{make.__name__.split('_')[0]} 1"), len(records))
+    for record, problem in zip(records, problems, strict=True):
+        seen.setdefault(record["lang"], []).append(problem.steps[0][1] == "-")
+    assert set(seen) == set(LANGUAGES)
+    for language, signs in seen.items():
+        assert len(signs) == 400 and 0.4 < sum(signs) / len(signs) < 0.6, language
+
+
 def test_a_problem_is_the_same_in_every_language():
     rows = evaluation_problems(20, 0)
     for index in range(20):

@@ -118,7 +118,15 @@ def evaluation_problems(per_language: int, seed: int | str, split: str = "held_o
 
 
 def _training(purpose, count, seed):
-    return zip(mixed_problems(f"{purpose} {seed}"), itertools.islice(itertools.cycle(LANGUAGES), count), strict=False)
+    return zip(mixed_problems(f"{purpose} {seed}"), itertools.islice(_languages(seed), count), strict=False)
+
+
+def _languages(seed):
+    """Each language once in every ten, in any order: the kinds alternate, and in a fixed order a language would have one
+    kind alone, so that its sign says nothing of the question."""
+    choose = random.Random(f"languages {seed}")
+    while True:
+        yield from choose.sample(LANGUAGES, len(LANGUAGES))
 
 
 def _record(problem, language, target):
