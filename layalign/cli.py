@@ -28,49 +28,42 @@ def demo(
     output: Output = None,
     seed: Annotated[int, typer.Option(help="Seed of the trained part and the data order.")] = 0,
     real: Annotated[
-        bool, typer.Option("--real", help="Real pretrained models, fetched from the package index.")
+        bool, typer.Option("--real", help="Real pretrained models, with the trained part that comes with the package.")
     ] = False,
-    data: Annotated[Path | None, typer.Option(help="--real: folder with mgsm/ (and parallel text) to use.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="--real: training budget in minutes.")] = None,
-    steps: Annotated[int | None, typer.Option(help="--real: training budget in steps over both stages.")] = None,
-    limit: Annotated[int | None, typer.Option(help="--real: MGSM questions per language.")] = None,
-    train_again: Annotated[
-        bool, typer.Option("--train", help="--real: repeat the training instead of asking the shipped trained part.")
-    ] = False,
+    ask: Annotated[list[str] | None, typer.Option(help="--real: a question of your own; may be repeated.")] = None,
+    train_again: Annotated[bool, typer.Option("--train", help="--real: repeat the training of that part.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="--real --train: folder with tatoeba_pairs/ and benchmarks.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="--real --train: budget in minutes.")] = None,
+    steps: Annotated[int | None, typer.Option(help="--real --train: budget in steps over both stages.")] = None,
 ):
     """Train both stages on tiny bases shipped with the package and compare four systems, in minutes on a CPU."""
-    if real:
-        from layalign.train.real.shipped import answer_shipped, is_shipped
+    if not real:
+        _refuse({"--ask": ask, "--train": train_again}, "--real")
+    if not (real and train_again):
+        _refuse({"--data": data, "--minutes": minutes, "--steps": steps}, "--real --train")
+    if train_again:
+        from layalign.train.real.proof.driver import run_proof
 
-        if train_again:
-            from layalign.train.real.proof.driver import run_proof
-
-            extra = {} if limit is None else {"benchmark_questions": limit}
-            run_proof(output or Path("runs/proof"), data, ["layalign"], [seed], steps=steps, minutes=minutes, **extra)
-        elif is_shipped() and (output, data, minutes, steps, limit) == (None,) * 5:
-            answer_shipped()
-        else:
-            from layalign.train.real.run import run_real
-
-            extra = {} if limit is None else {"limit": limit}
-            run_real(output=output or Path("runs/real"), minutes=minutes, steps=steps, data=data, seed=seed, **extra)
+        _refuse({"--ask": ask}, "--real without --train")
+        run_proof(output or Path("runs/proof"), data, ["layalign"], [seed], steps=steps, minutes=minutes)
         return
-    given = [
-        name
-        for name, value in {
-            "--data": data,
-            "--minutes": minutes,
-            "--steps": steps,
-            "--limit": limit,
-            "--train": train_again or None,
-        }.items()
-        if value is not None
-    ]
-    if given:
-        raise ValueError(f"{', '.join(given)} goes with --real")
+    if real:
+        from layalign.train.real.shipped import answer_shipped
+
+        _refuse({"--output": output}, "--train")
+        answer_shipped(ask)
+        return
     from layalign.train.demo.run import run_demo
 
     run_demo(output=output or Path("runs/demo"), seed=seed)
+
+
+def _refuse(options, where):
+    """options: {name: value as given}."""
+    if given := [name for name, value in options.items() if value is not None and value is not False and value != []]:
+        raise ValueError(f"{', '.join(given)} goes with {where}")
 
 
 @app.command()

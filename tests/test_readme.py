@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from layalign.train.real.proof import __main__ as proof
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HUB = {"google/mt5-xl": "layalign:tiny_encoder", "meta-math/MetaMath-7B-V1.0": "layalign:tiny_llm"}
@@ -115,7 +117,7 @@ def test_make_commands():
 
 
 @pytest.mark.slow
-def test_every_command(demo, tmp_path):
+def test_every_command(demo, monkeypatch):
     """In the README's order. A command that no line here knows fails the test."""
     folder, _ = demo
     done = set()
@@ -123,6 +125,10 @@ def test_every_command(demo, tmp_path):
         words = [HUB.get(word, word) for word in shlex.split(command)]
         if words[0] == "make":
             done.add(words[1])  # test_make_commands and the fixture
+            continue
+        if words[:3] == ["python", "-m", "layalign.train.real.proof"]:
+            monkeypatch.setattr(proof, "run_proof", lambda **given: done.add("proof"))
+            proof.main(words[3:])
             continue
         if words[0] == "python":
             assert (ROOT / "tests/bench" / f"test_{Path(words[1]).stem}.py").is_file()  # runs it with small sizes
@@ -154,7 +160,7 @@ def test_every_command(demo, tmp_path):
             assert "--real" in words  # tests/real runs it, where the real models have been fetched
         else:
             pytest.fail(f"no test runs {command!r}")
-    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "convert"}
+    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "convert", "proof"}
     first, second = (folder / "pytorch_model.bin").read_bytes(), (folder / "back.bin").read_bytes()
     assert len(first) == len(second)
 
@@ -164,7 +170,10 @@ def test_bad_command_lines_are_one_line(tmp_path):
     for arguments, message in (
         (["generate", "absent", "Hello"], "absent"),
         (["train", "absent.yaml"], "absent.yaml"),
-        (["demo", "--minutes", "3"], "goes with --real"),
+        (["demo", "--minutes", "3"], "--minutes goes with --real --train"),
+        (["demo", "--train"], "--train goes with --real"),
+        (["demo", "--real", "--train", "--ask", "2 + 2?"], "--ask goes with --real without --train"),
+        (["demo", "--real", "--output", "out"], "--output goes with --train"),
         (["convert", "absent.bin", "out"], "pass --encoder and --llm"),
         (["evaluate", "absent", "--task", "mgsm", "--data", "nowhere"], "nowhere|absent"),
     ):

@@ -1,5 +1,6 @@
 """Tables and plots. A table is {system: {lang: per cent}}; matplotlib and rich are loaded only when used."""
 
+import textwrap
 from pathlib import Path
 
 LOW_RESOURCE = ("bn", "th", "sw")
@@ -83,7 +84,7 @@ def plot_accuracy(table, path, title=None):
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy (%)")
     axes.set_xlabel(" ".join(_footnote(table)).strip(), fontsize="small")
-    axes.set_title(title or "Accuracy by language")
+    axes.set_title(textwrap.fill(title or "Accuracy by language", int(9 * figure.get_figwidth())))
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=min(len(table), 4), frameon=False)

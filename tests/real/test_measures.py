@@ -1,12 +1,10 @@
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
-from layalign.train.real.callbacks import fit_adapter
-from layalign.train.real.measures import loss_against_shuffled, losses_by_stage, retrieval_at_1
+from layalign.train.real.proof.callbacks import fit_adapter
+from layalign.train.real.proof.measures import loss_against_shuffled
 
 PAIRS = [("ha b", "one"), ("two a", "number two"), ("b b b", "3"), ("\u0915 x", "four four"), ("x", "5")]
 
@@ -39,31 +37,6 @@ def test_losses_are_those_of_the_pairs_one_by_one(joined, batch_size):
         found = [summed_loss(model, processor, *pair) for pair in swapped]
         assert shuffled == pytest.approx(sum(loss for loss, _ in found) / sum(count for _, count in found), rel=1e-5)
     assert abs(true - shuffled) > 1e-4
-
-
-def test_losses_by_stage_use_each_stage_weights_and_restore_the_model(joined, tmp_path):
-    model, processor = joined
-    final = {name: value.clone() for name, value in model.trained_state_dict().items()}
-    save_file({name: torch.randn_like(value) for name, value in final.items()}, tmp_path / "translation.safetensors")
-    rows = {"en": PAIRS, "sw": PAIRS[:1]}
-    pairs = {"translation": {"mgsm": rows}, "task": {"generated": rows}}
-    found = losses_by_stage(model, processor, tmp_path / "translation.safetensors", pairs)
-    assert found["task: generated"]["true"] == {"en": loss_against_shuffled(model, processor, PAIRS)[0]}
-    assert found["translation: mgsm"]["true"]["en"] != found["task: generated"]["true"]["en"]
-    assert all(torch.equal(value, final[name]) for name, value in model.trained_state_dict().items())
-
-
-def test_retrieval_counts_the_nearest_english_question(bases):
-    encoder, tokenizer = AutoModel.from_pretrained(bases[0]), AutoTokenizer.from_pretrained(bases[0])
-    english = ["ha ha", "two b", "x \u0915 x", "b a b a b"]
-    questions = {
-        "en": english,
-        "same": english,
-        "wrong": english[1:] + english[:1],
-        "half": english[:2] + english[:1:-1],
-    }
-    scores = retrieval_at_1(encoder, tokenizer, questions, batch_size=3)
-    assert scores == {"same": 100, "wrong": 0, "half": 50}
 
 
 def test_fitted_adapter_speaks_at_the_scale_of_embeddings(joined):

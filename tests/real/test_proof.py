@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from layalign.train.real import shipped
+from layalign.train.real.fetch import FetchError
 from layalign.train.real.proof import __main__ as command
 from layalign.train.real.proof import driver, evaluation, training
 from layalign.train.real.proof.data import prepare
@@ -54,13 +55,13 @@ def proof(tmp_path_factory):
 
 
 def make(proof, data, **changes):
-    return driver.run_proof(proof, data, ["layalign", "langbridge"], [0, 1], **SMALL | changes)
+    return driver.run_proof(proof, data, ["layalign", "langbridge", "llm"], [0, 1], **SMALL | changes)
 
 
 def test_data_is_counted_decontaminated_and_made_once(data, tmp_path):
     counts = {"translation": 20, "task": 12}
     report = prepare(tmp_path / "data", counts, data)
-    assert report["records"] == {"translation": {"generated": 12, "real": 8}, "task": {"generated": 12, "real": 0}}
+    assert report["records"] == {"translation": {"generated": 15, "real": 5}, "task": {"generated": 12, "real": 0}}
     assert report["removed"]["translation"]["real"]["tatoeba_laser"] == {"exact": 1, "overlap": 0}
     written = (tmp_path / "data" / "translation.jsonl").read_text(encoding="utf-8")
     assert len(written.splitlines()) == 20 and "Go home" not in written
@@ -102,7 +103,6 @@ def test_finished_work_is_not_done_again(data, proof, monkeypatch):
 
 
 def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(driver, "evaluate_llm", lambda *arguments: None)
     small = SMALL | {"precision": "fp32"}
     driver.run_proof(tmp_path / "whole", data, ["layalign"], [0], **small)
     log = training.StepLog.on_log
@@ -190,7 +190,9 @@ def test_runs_of():
     [
         ({"steps": 4, "minutes": 1}, "give minutes or steps"),
         ({"steps": 1}, "steps: got 1"),
+        ({"steps": 2.5}, r"steps: got 2\.5"),
         ({"minutes": -1}, "minutes: got -1"),
+        ({"minutes": float("nan")}, "minutes: got nan"),
         ({"questions": 1}, "questions: got 1"),
         ({"data": "nowhere/at/all"}, "nowhere/at/all is not a folder"),
     ],
@@ -199,6 +201,43 @@ def test_wrong_arguments(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         driver.run_proof(tmp_path / "proof", **arguments)
     assert not (tmp_path / "proof").exists()
+
+
+def test_data_is_checked_before_anything_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "encoder_folder", lambda cache: pytest.fail("fetched"))
+    (tmp_path / "mgsm").mkdir()
+    (tmp_path / "mgsm" / "mgsm_en.tsv").write_text("question without answer\n")
+    with pytest.raises(ValueError, match=r"mgsm_en\.tsv:1"):
+        driver.run_proof(tmp_path / "proof", tmp_path, **SMALL)
+
+
+def test_failed_fetch_leaves_no_run(tmp_path, monkeypatch):
+    def fail(cache):
+        raise FetchError("no network")
+
+    monkeypatch.setattr(driver, "llm_folder", fail)
+    with pytest.raises(ValueError, match="no network"):
+        driver.run_proof(tmp_path / "proof", **SMALL)
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{", '["plan"]'])
+def test_folder_of_something_else_is_left_alone(tmp_path, content):
+    (tmp_path / "mine.txt").write_text("keep")
+    if content is not None:
+        (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(ValueError, match="choose another folder"):
+        driver.run_proof(tmp_path, **SMALL)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "plan.json"] == ["mine.txt"]
+
+
+def test_a_process_may_ask_the_llm_alone(tmp_path):
+    """The others add the systems they train, into the same report."""
+    output = tmp_path / "proof"
+    results = driver.run_proof(output, None, ["llm"], **SMALL)
+    assert list(results["accuracy"]["held_out"]) == ["llm"] and results["runs"] == {}
+    results = driver.run_proof(output, None, ["mindmerger"], [1], **SMALL)
+    assert list(results["accuracy"]["held_out"]) == ["llm", "mindmerger-1"]
 
 
 def test_command_line(monkeypatch, tmp_path, capsys):

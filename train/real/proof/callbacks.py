@@ -8,20 +8,6 @@ import torch
 from transformers import TrainerCallback
 
 
-class TimeBudget(TrainerCallback):
-    """Stops each stage after its seconds: {stage: seconds}."""
-
-    def __init__(self, seconds):
-        self.seconds = seconds
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.ends = time.monotonic() + self.seconds[Path(args.output_dir).name]
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() >= self.ends:
-            control.should_training_stop = control.should_log = True
-
-
 class StepLog(TrainerCallback):
     """Adds a JSON line to `path` at every log: stage, step, loss, learning_rate, and the wall seconds since the last.
 
@@ -48,25 +34,24 @@ class StepLog(TrainerCallback):
 class StartAtEmbeddings(TrainerCallback):
     """Before the first step of `stage`, makes the adapter's output resemble token embeddings; see `fit_adapter`.
 
-    batch: what a LayAlignProcessor makes of some texts of the training data. standardise: as in `fit_adapter`.
+    batch: what a LayAlignProcessor makes of some texts of the training data.
     """
 
-    def __init__(self, stage, batch, standardise=False):
-        self.stage, self.batch, self.standardise = stage, batch, standardise
+    def __init__(self, stage, batch):
+        self.stage, self.batch = stage, batch
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0 and Path(args.output_dir).name == self.stage and model.adapter is not None:
-            fit_adapter(model, self.batch["encoder_input_ids"], self.batch["encoder_attention_mask"], self.standardise)
+            fit_adapter(model, self.batch["encoder_input_ids"], self.batch["encoder_attention_mask"])
 
 
 @torch.no_grad()
-def fit_adapter(model, encoder_input_ids, encoder_attention_mask, standardise=False):
-    """Scale and shift the adapter's last layer so that a batch's soft prompts have mean 0 and, on average over their
-    dimensions, the standard deviation of the LLM's embeddings.
+def fit_adapter(model, encoder_input_ids, encoder_attention_mask):
+    """Let the adapter's first layer standardise each dimension of a batch's encoder states, and scale and shift its last
+    so that their soft prompts have mean 0 and, on average over dimensions, the standard deviation of the LLM's embeddings.
 
     The last states of multilingual-e5 are nearly one vector with small differences: left as they are, the soft prompts
-    of all texts start out alike, a quarter as varied as token embeddings. With `standardise`, the first layer takes off
-    the batch's mean state and divides by the deviation of each dimension before all else.
+    of all texts start out alike, a quarter as varied as token embeddings.
     """
     device = next(model.adapter.parameters()).device
     ids, mask = encoder_input_ids.to(device), encoder_attention_mask.to(device)
@@ -76,11 +61,10 @@ def fit_adapter(model, encoder_input_ids, encoder_attention_mask, standardise=Fa
         return soft[soft_mask].float()
 
     last = model.adapter.linear2
-    if standardise:
-        states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()].float()
-        first = last if model.adapter.linear1 is None else model.adapter.linear1
-        first.weight /= states.std(0)
-        first.bias -= first.weight @ states.mean(0)
+    states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()].float()
+    first = last if model.adapter.linear1 is None else model.adapter.linear1
+    first.weight /= states.std(0)
+    first.bias -= first.weight @ states.mean(0)
     embeddings = model.llm.get_input_embeddings().weight.float()
     last.weight *= embeddings.std() / soft_prompts().std(0).mean()
     last.bias -= soft_prompts().mean(0)

@@ -1,0 +1,60 @@
+"""The trained part that comes with the package, and what is written beside it."""
+
+import json
+import statistics
+
+import pytest
+from safetensors import safe_open
+
+from layalign.answering import Answerer
+from layalign.evaluation.run import evaluate_problems
+from layalign.kernels.cache import cache_folder
+from layalign.train.real.problems import LANGUAGES, evaluation_problems
+from layalign.train.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, is_shipped, load_shipped
+
+needs_models = pytest.mark.skipif(
+    not all(
+        (cache_folder() / name / "manifest.json").exists()
+        for name in ("multilingual-e5-small", "SmolLM2-135M-Instruct")
+    ),
+    reason="the real models are not in the cache; `layalign demo --real` puts them there",
+)
+
+
+def test_shipped_files_are_whole_and_small():
+    assert is_shipped()
+    with safe_open(SHIPPED / "model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    assert any(name.startswith("aligner") for name in names) and any(name.startswith("adapter") for name in names)
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 6e6
+
+
+def test_the_claim_is_what_the_results_say():
+    """Points over the LLM alone on held-out problems, and nats between true and shuffled encoder inputs."""
+    results = json.loads((SHIPPED / "results.json").read_text(encoding="utf-8"))
+    accuracy = results["accuracy"]["held_out"]
+    runs = [run for run in accuracy if run.startswith("layalign-")]
+    assert len(runs) >= 2 and set(accuracy["llm"]) == set(LANGUAGES)
+    others = [language for language in LANGUAGES if language != "en"]
+    gains = [
+        statistics.mean(accuracy[run][language] for run in runs) - accuracy["llm"][language] for language in others
+    ]
+    assert statistics.mean(gains) >= 45 and min(gains) >= 30
+    for run in runs:
+        losses = results["loss"]["loss_held_out"][run]
+        assert all(losses["shuffled"][language] - losses["true"][language] > 0.5 for language in LANGUAGES)
+
+
+@needs_models
+def test_shipped_part_solves_held_out_problems():
+    """Problems of a seed that no figure was made with."""
+    model, processor = load_shipped()
+    problems = [problem for problem in evaluation_problems(8, "fresh") if problem["lang"] in ("de", "sw", "th")]
+    found = evaluate_problems(Answerer(model, processor, max_new_tokens=ANSWER_TOKENS, batch_size=24), problems)
+    assert statistics.mean(found["accuracy"]["strict"].values()) >= 50
+
+
+@needs_models
+def test_any_question_may_be_asked(capsys):
+    answers = answer_shipped(["Neema ana kalamu saba. Neema anauza kalamu tatu. Neema ana kalamu ngapi sasa?"])
+    assert answers[0] in capsys.readouterr().out and "=" in answers[0]
