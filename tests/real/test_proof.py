@@ -138,7 +138,7 @@ def test_minutes_become_the_same_steps_for_every_system(tmp_path):
 def test_shipped_part_answers_as_the_run_did(data, proof, tmp_path, capsys):
     results = make(proof, data)
     folder = shipped.ship(proof, tmp_path / "shipped")
-    assert shipped.is_shipped(folder)
+    assert shipped.problem(folder) is None
     model, _ = shipped.load_shipped(folder)
     scores = {
         run: sum(found[lang] for lang in found if lang != "en")
@@ -159,7 +159,7 @@ def test_ship_and_load_say_what_is_missing(tmp_path):
         shipped.ship(tmp_path, tmp_path / "shipped")
     with pytest.raises(ValueError, match=r"no trained part in .*: not there"):
         shipped.load_shipped(tmp_path / "shipped")
-    assert not shipped.is_shipped(tmp_path / "shipped")
+    assert shipped.problem(tmp_path / "shipped") is not None
 
 
 @pytest.mark.parametrize("system", SYSTEMS.values(), ids=lambda system: system.name)

@@ -8,21 +8,13 @@ from safetensors import safe_open
 
 from layalign.answering import Answerer
 from layalign.evaluation.run import evaluate_problems
-from layalign.kernels.cache import cache_folder
+from layalign.train.checkpoints import problem
 from layalign.train.real.problems import LANGUAGES, evaluation_problems
-from layalign.train.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, is_shipped, load_shipped
-
-needs_models = pytest.mark.skipif(
-    not all(
-        (cache_folder() / name / "manifest.json").exists()
-        for name in ("multilingual-e5-small", "SmolLM2-135M-Instruct")
-    ),
-    reason="the real models are not in the cache; `layalign demo --real` puts them there",
-)
+from layalign.train.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, load_shipped
 
 
 def test_shipped_files_are_whole_and_small():
-    assert is_shipped()
+    assert problem(SHIPPED) is None
     with safe_open(SHIPPED / "model.safetensors", "pt") as weights:
         names = set(weights.keys())
     assert any(name.startswith("aligner") for name in names) and any(name.startswith("adapter") for name in names)
@@ -45,7 +37,7 @@ def test_the_claim_is_what_the_results_say():
         assert all(losses["shuffled"][language] - losses["true"][language] > 0.5 for language in LANGUAGES)
 
 
-@needs_models
+@pytest.mark.usefixtures("real_models")
 def test_shipped_part_solves_held_out_problems():
     """Problems of a seed that no figure was made with."""
     model, processor = load_shipped()
@@ -54,7 +46,7 @@ def test_shipped_part_solves_held_out_problems():
     assert statistics.mean(found["accuracy"]["strict"].values()) >= 50
 
 
-@needs_models
+@pytest.mark.usefixtures("real_models")
 def test_any_question_may_be_asked(capsys):
     answers = answer_shipped(["Neema ana kalamu saba. Neema anauza kalamu tatu. Neema ana kalamu ngapi sasa?"])
     assert answers[0] in capsys.readouterr().out and "=" in answers[0]

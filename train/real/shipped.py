@@ -20,10 +20,6 @@ ANSWER_TOKENS = 16
 PLOTS = ("accuracy_held_out.png", "loss.png", "gates.png")
 
 
-def is_shipped(folder=SHIPPED):
-    return problem(folder) is None
-
-
 def load_shipped(folder=SHIPPED, cache=None):
     """The shipped LayAlign model and its processor; the bases are fetched and converted where the cache lacks them.
 
