@@ -26,7 +26,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU 
 @app.command()
 def demo(
     output: Output = None,
-    seed: Annotated[int, typer.Option(help="Seed of the trained part and the data order.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the trained part and the data order; 0 by default.")] = None,
     real: Annotated[
         bool, typer.Option("--real", help="Real pretrained models, with the trained part that comes with the package.")
     ] = False,
@@ -47,17 +47,17 @@ def demo(
         from layalign.train.real.proof.driver import run_proof
 
         _refuse({"--ask": ask}, "--real without --train")
-        run_proof(output or Path("runs/proof"), data, ["layalign"], [seed], steps=steps, minutes=minutes)
+        run_proof(output or Path("runs/proof"), data, ["layalign"], [seed or 0], steps=steps, minutes=minutes)
         return
     if real:
         from layalign.train.real.shipped import answer_shipped
 
-        _refuse({"--output": output}, "--train")
+        _refuse({"--output": output, "--seed": seed}, "a training: add --train or leave out --real")
         answer_shipped(ask)
         return
     from layalign.train.demo.run import run_demo
 
-    run_demo(output=output or Path("runs/demo"), seed=seed)
+    run_demo(output=output or Path("runs/demo"), seed=seed or 0)
 
 
 def _refuse(options, where):

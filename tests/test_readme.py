@@ -173,7 +173,8 @@ def test_bad_command_lines_are_one_line(tmp_path):
         (["demo", "--minutes", "3"], "--minutes goes with --real --train"),
         (["demo", "--train"], "--train goes with --real"),
         (["demo", "--real", "--train", "--ask", "2 + 2?"], "--ask goes with --real without --train"),
-        (["demo", "--real", "--output", "out"], "--output goes with --train"),
+        (["demo", "--real", "--output", "out"], "--output goes with a training: add --train or leave out --real"),
+        (["demo", "--real", "--seed", "0"], "--seed goes with a training"),
         (["convert", "absent.bin", "out"], "pass --encoder and --llm"),
         (["evaluate", "absent", "--task", "mgsm", "--data", "nowhere"], "nowhere|absent"),
     ):
