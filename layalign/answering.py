@@ -17,9 +17,8 @@ class _BatchedAnswerer:
     """Sorting, batching and decoding; what is generated for one batch is the subclass's."""
 
     def __init__(self, model, tokenizer, max_new_tokens, batch_size, generate_kwargs):
-        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, takes a positive int")
+        _check_count("max_new_tokens", max_new_tokens)
+        _check_count("batch_size", batch_size)
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -43,9 +42,7 @@ class _BatchedAnswerer:
     def sequences(self, texts, streamer=None):
         """The same with every returned sequence: a list of `num_return_sequences` answers for each text."""
         texts = list(texts)
-        for place, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"texts[{place}]: got {text!r}, takes a text that is not empty")
+        self.check(texts)
         extra = {} if streamer is None else {"streamer": streamer}
         answers = [[] for _ in texts]
         longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
@@ -56,6 +53,12 @@ class _BatchedAnswerer:
             for place, group in zip(places, rows.view(len(places), -1, rows.shape[1]), strict=True):
                 answers[place] = [self._decode(row) for row in group]
         return answers
+
+    def check(self, texts, name="texts[{}]".format):
+        """Raise ValueError for a text that cannot be answered; name: what its place in `texts` is called."""
+        for place, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{name(place)}: got {text!r}, takes a text that is not empty")
 
     def _decode(self, row):
         """The text of one row (new,) of token ids, up to its end of sequence; what follows that is padding."""
@@ -71,21 +74,53 @@ class Answerer(_BatchedAnswerer):
     model, processor: LayAlignForConditionalGeneration and LayAlignProcessor.
     max_new_tokens, batch_size: positive ints; the batch size changes the speed and no answer.
     prompt: what the LLM reads beside the encoder, a str with {text}; None: nothing; left out: the processor's template.
+    encoder_max_length: questions are cut to so many of the encoder's tokens; None: a question of more than the encoder
+        reads (BERT's kind: 512) is refused before any is answered.
     generate_kwargs: anything transformers' generate takes.
 
     `new_tokens` counts the tokens written so far.
     """
 
-    def __init__(self, model, processor, *, max_new_tokens=256, batch_size=8, prompt=DEFAULT, **generate_kwargs):
+    def __init__(
+        self,
+        model,
+        processor,
+        *,
+        max_new_tokens=256,
+        batch_size=8,
+        prompt=DEFAULT,
+        encoder_max_length=None,
+        **generate_kwargs,
+    ):
         super().__init__(model, processor.tokenizer, max_new_tokens, batch_size, generate_kwargs)
+        limit = model.encoder_limit
+        if encoder_max_length is not None:
+            _check_count("encoder_max_length", encoder_max_length)
+            if limit is not None and encoder_max_length > limit:
+                raise ValueError(f"encoder_max_length: got {encoder_max_length}, the encoder takes {limit}")
+        self.encoder_max_length = encoder_max_length
         self.processor = processor
         self.prompt = prompt if prompt is None or prompt is DEFAULT else checked_template(prompt)
+
+    def check(self, texts, name="texts[{}]".format):
+        super().check(texts, name)
+        limit = self.model.encoder_limit
+        if limit is None or self.encoder_max_length is not None:
+            return
+        for place, text in enumerate(texts):
+            # A text of few bytes is not tokenised for this: it has no more tokens than that, or the model refuses it.
+            if len(text.encode("utf-8", "replace")) > limit // 2:
+                count = len(self.processor.encoder_tokenizer(text, verbose=False)["input_ids"])
+                if count > limit:
+                    raise ValueError(
+                        f"{name(place)}: got {count} tokens, the encoder takes {limit}; encoder_max_length={limit} cuts it"
+                    )
 
     def _generate(self, texts, **arguments):
         prompt = {} if self.prompt is DEFAULT else {"prompt": None}
         if isinstance(self.prompt, str):
             prompt = {"prompt": [self.prompt.replace("{text}", text) for text in texts]}
-        batch = self.processor(texts, **prompt).to(self.model.device)
+        batch = self.processor(texts, encoder_max_length=self.encoder_max_length, **prompt).to(self.model.device)
         return self.model.generate(**batch, **arguments)
 
 
@@ -129,6 +164,11 @@ class LLMAnswerer(_BatchedAnswerer):
         if (self.add_bos and ids[:1] != [bos]) or not ids:
             ids = [self._pad if bos is None else bos, *ids]
         return ids
+
+
+def _check_count(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, takes a positive int")
 
 
 def _end_tokens(own, tokenizer):

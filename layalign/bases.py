@@ -49,6 +49,17 @@ def encoder_half(module):
     return stack if two_halves and isinstance(stack, PreTrainedModel) else module
 
 
+def encoder_limit(encoder):
+    """The most tokens the encoder reads, where it looks positions up in a learned table (BERT, XLM-R, BART, GPT-2); None: any number."""
+    for name, module in encoder.named_modules():
+        name = name.rpartition(".")[2]
+        if isinstance(module, torch.nn.Embedding) and ("position" in name or name == "wpe"):
+            # RoBERTa and its like count positions from the one behind their padding's.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return encoder.config.max_position_embeddings - unused
+    return None
+
+
 def load_llm(source, dtype=None):
     """The LLM, with its language-model head."""
     if not isinstance(source, torch.nn.Module):

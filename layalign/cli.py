@@ -20,6 +20,10 @@ Texts = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where results go.")]
 Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")]
+EncoderMaxLength = Annotated[
+    int | None,
+    typer.Option(min=1, help="Cut questions to so many of the encoder's tokens; else too long a one is refused."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")]
 
 
@@ -66,6 +70,11 @@ def _refuse(options, where):
         raise ValueError(f"{', '.join(given)} goes with {where}")
 
 
+def _given(**options):
+    """Those that were given: a journal of a job without them stays the same job's."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe; train/recipes has the paper's.")],
@@ -94,6 +103,7 @@ def generate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    encoder_max_length: EncoderMaxLength = None,
     dtype: Dtype = None,
     device: Device = None,
 ):
@@ -109,6 +119,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         dtype=dtype,
         device=device,
+        **_given(encoder_max_length=encoder_max_length),
     )
 
 
@@ -123,6 +134,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    encoder_max_length: EncoderMaxLength = None,
     output: Output = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -141,6 +153,7 @@ def evaluate(
         output=output,
         dtype=dtype,
         device=device,
+        **_given(encoder_max_length=encoder_max_length),
     )
 
 

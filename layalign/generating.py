@@ -91,15 +91,14 @@ def generate_texts(
 
     Returns the records as a list of dicts; the throughput goes to standard error.
 
-    Raises ValueError for no text, a missing file or model, and an output of another job.
+    Raises ValueError for no text, one that is too long for the encoder, a missing file or model, and an output of another job.
     """
     lines = _read_texts(texts, file)
     check_model_path(model_path)
     settings = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "prompt": prompt, **generate_kwargs}
     write = write or _print
     if output is None:
-        answerer = Answerer(*load_model(model_path, dtype, device), **settings)
-        return _show(answerer, lines, stream, write)
+        return _show(_answerer(model_path, dtype, device, settings, lines), lines, stream, write)
     job = {
         "kind": "generate",
         "model": fingerprint(model_path),
@@ -112,8 +111,15 @@ def generate_texts(
     with Journal(output, job) as journal:
         remaining = lines[len(journal.records) :]
         if remaining:
-            _write(Answerer(*load_model(model_path, dtype, device), **settings), remaining, journal, len(lines))
+            _write(_answerer(model_path, dtype, device, settings, remaining), remaining, journal, len(lines))
         return journal.records
+
+
+def _answerer(model_path, dtype, device, settings, lines):
+    """Raises ValueError for a line that cannot be answered, before any is."""
+    answerer = Answerer(*load_model(model_path, dtype, device), **settings)
+    answerer.check([text for _, text in lines], lambda place: f"line {lines[place][0]}")
+    return answerer
 
 
 def _read_texts(texts, file):

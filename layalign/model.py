@@ -86,6 +86,7 @@ class LayAlignForConditionalGeneration(PreTrainedModel, LayAlignGenerationMixin)
                 config.aligner, states, len(layers), encoder_size, llm_size, average=config.encoder_states == "mean"
             )
             self._attach(layers, text)
+        self.encoder_limit = bases.encoder_limit(self.encoder)
         takes_cache = "use_cache" in inspect.signature(self.encoder.forward).parameters
         self._encoder_arguments = {"use_cache": False} if takes_cache else {}
         self._swap_proven = False
@@ -266,6 +267,9 @@ class LayAlignForConditionalGeneration(PreTrainedModel, LayAlignGenerationMixin)
             soft prompts (B, T', Dl) or None, their mask (B, T') bool, cross keys and values (B, L, Hkv, T', D) or None. Padding is
             squeezed to the right and cut to the longest row, so that where it stood changes nothing. Where much of it is left,
             adapter and aligner run on the real tokens only, and the results are zeros at padding.
+
+        Raises:
+            ValueError: more tokens than `encoder_limit`, the most that an encoder with learned positions reads; None: any number.
         """
         ids, mask = ids_and_mask(
             "encoder_input_ids",
@@ -278,6 +282,11 @@ class LayAlignForConditionalGeneration(PreTrainedModel, LayAlignGenerationMixin)
             index, mask, tokens = squeeze(mask, "right")
             ids = ids.gather(1, index)
             places = real_tokens(mask, tokens)
+        if self.encoder_limit is not None and ids.shape[1] > self.encoder_limit:
+            raise ValueError(
+                f"encoder_input_ids has {ids.shape[1]} tokens in a row, the encoder takes {self.encoder_limit}; the processor's "
+                f"encoder_max_length={self.encoder_limit} cuts what is longer"
+            )
         with torch.no_grad():
             out = self.encoder(
                 input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, **self._encoder_arguments

@@ -63,6 +63,11 @@ def build(recipe):
     model = LayAlignForConditionalGeneration.from_bases(
         recipe.encoder, recipe.llm, llm_input=recipe.llm_input, **recipe.model
     )
+    for name, stage in recipe.stages.items():
+        if model.encoder_limit is not None and stage.source_max_length > model.encoder_limit:
+            raise ValueError(
+                f"stages.{name}.source_max_length: got {stage.source_max_length}, the encoder takes {model.encoder_limit} tokens"
+            )
     processor = LayAlignProcessor.from_bases(recipe.encoder, recipe.llm, prompt_template=prompt_template(recipe))
     return model, processor
 

@@ -89,7 +89,7 @@ def evaluate(
     batch_size: changes the speed and no answer. dtype, device: as in `generating.load_model`.
     prompt: "default" for the processor's template, None for no LLM text, or a str with {text}.
     progress: show a bar, then the tables.
-    generate_kwargs: to transformers' generate; greedy without them.
+    generate_kwargs: to `Answerer` (encoder_max_length) and transformers' generate; greedy without them.
 
     Returns the content of results.json. Raises ValueError for anything missing or malformed.
     """
@@ -155,7 +155,12 @@ def _answered(load, problems, output, config, batch_size, progress):
         missing = [problem for problem in problems if _key(problem) not in kept]
         started = time.perf_counter()
         if missing:
-            evaluate_problems(load(), missing, batch_size, progress, keep=journal.append)
+            answerer = load()
+            answerer.check(
+                [problem["question"] for problem in missing],
+                lambda place: "{}, {}, question {}".format(*_key(missing[place])),
+            )
+            evaluate_problems(answerer, missing, batch_size, progress, keep=journal.append)
         kept = {_key(record): record for record in journal.records}
         return [kept[_key(problem)] for problem in problems], time.perf_counter() - started
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from layalign import LayAlignConfig, LayAlignForConditionalGeneration, LayAlignProcessor
@@ -191,3 +192,41 @@ def test_a_base_without_its_weights_is_refused(make_encoder, make_llm, tmp_path)
         ValueError, match=r"encoder '.*half' does not hold all weights of a MT5EncoderModel: missing .+ more"
     ):
         LayAlignForConditionalGeneration.from_bases(str(tmp_path / "half"), make_llm())
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "limit"),
+    [
+        ("Bert", {}, 7),
+        ("XLMRoberta", {}, 5),  # its positions count from the one behind padding's, 1
+        (
+            "Bart",
+            {
+                "encoder_layers": 1,
+                "decoder_layers": 1,
+                "encoder_ffn_dim": 16,
+                "decoder_attention_heads": 2,
+                "d_model": 24,
+            },
+            7,
+        ),
+        ("GPT2", {"n_positions": 7}, 7),
+        ("T5", {"d_model": 24, "d_kv": 8, "d_ff": 16}, None),
+        ("Qwen2", {"num_key_value_heads": 1}, None),
+    ],
+)
+def test_no_more_tokens_than_the_encoder_has_positions(family, settings, limit, make_llm):
+    """A CPU raised an IndexError from inside the encoder, a GPU an assertion that ends the process."""
+    sizes = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "encoder_attention_heads": 2, "max_position_embeddings": 7, "pad_token_id": 1}
+    sizes = {name: value for name, value in sizes.items() if not (name == "hidden_size" and "d_model" in settings)}
+    encoder = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**sizes | settings))
+    model = LayAlignForConditionalGeneration.from_bases(encoder.eval(), make_llm())
+    assert model.encoder_limit == limit
+    model.encode(torch.full((1, limit or 9), 5))
+    # Padding counts for nothing.
+    padded = torch.full((1, 12), 5)
+    model.encode(padded, (torch.arange(12) < 5)[None].long())
+    if limit is not None:
+        with pytest.raises(ValueError, match=f"{limit + 1} tokens in a row, the encoder takes {limit}"):
+            model.encode(torch.full((1, limit + 1), 5))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, BertConfig, BertModel, TrainerCallback
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 from layalign.train import stages
@@ -259,6 +259,20 @@ def test_bases_that_are_not_there(settings):
     settings["llm"] = "/nowhere/llm"
     with pytest.raises(ValueError, match="llm '/nowhere/llm'"):
         train(recipe(settings))
+
+
+def test_longer_sources_than_the_encoder_reads_are_refused_before_training(settings, bases, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(bases["encoder"])
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=8, **sizes))
+    encoder.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    settings["encoder"] = str(tmp_path / "encoder")
+    settings["stages"]["translation"]["source_max_length"] = 8
+    with pytest.raises(ValueError, match=r"stages\.task.source_max_length: got 200, the encoder takes 8 tokens"):
+        train(recipe(settings))
+    settings["stages"]["task"]["source_max_length"] = 8
+    assert set(train(recipe(settings))[2]) == {"translation", "task"}
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_may_be_corrected(settings):
