@@ -158,6 +158,45 @@ def evaluate(
 
 
 @app.command()
+def analyze(
+    model: Model,
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="mgsm, msvamp, problems or a JSON-lines file; questions are parallel.")
+    ] = "mgsm",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the task's files; left out, a datasets name is used.")
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a task: a folder of parallel files, a language each, such as sw.txt."),
+    ] = None,
+    languages: Annotated[str | None, typer.Option(help="Comma-separated codes, en among them; all by default.")] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Texts per language.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    encoder_max_length: EncoderMaxLength = None,
+    output: Output = None,
+    dtype: Dtype = None,
+    device: Device = None,
+):
+    """The paper's figures: languages side by side in the states, the weight of the cross-attention, the aligner's weights."""
+    from layalign.analysis.run import analyze
+
+    analyze(
+        model,
+        task,
+        data=data,
+        texts=texts,
+        languages=languages.split(",") if languages else None,
+        limit=limit,
+        batch_size=batch_size,
+        encoder_max_length=encoder_max_length,
+        output=output,
+        dtype=dtype,
+        device=device,
+    )
+
+
+@app.command()
 def convert(
     source: Annotated[
         str, typer.Argument(help="The authors' pytorch_model.bin, or a LayAlign model folder with --to-published.")

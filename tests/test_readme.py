@@ -61,6 +61,7 @@ def demo(tmp_path_factory):
     mgsm = folder / "data" / "mgsm"
     mgsm.mkdir(parents=True)
     (mgsm / "mgsm_sw.tsv").write_text("Tom ana kalamu mbili. Ana kalamu ngapi?\t2\n" * 3, encoding="utf-8")
+    (mgsm / "mgsm_en.tsv").write_text("Tom has two pens. How many pens?\t2\n" * 3, encoding="utf-8")
     return folder, printed
 
 
@@ -148,6 +149,9 @@ def test_every_command(demo, monkeypatch):
         elif name == "evaluate":
             layalign(words[1:], folder)
             assert list((folder / "runs/mgsm").rglob("results.json"))
+        elif name == "analyze":
+            assert "nearest" in layalign(words[1:], folder)
+            assert (folder / "runs/analysis/components.png").is_file()
         elif name == "convert":
             if "--to-published" not in words:
                 layalign(["convert", "runs/demo/model", "pytorch_model.bin", "--to-published"], folder)
@@ -160,7 +164,7 @@ def test_every_command(demo, monkeypatch):
             assert "--real" in words  # tests/real runs it, where the real models have been fetched
         else:
             pytest.fail(f"no test runs {command!r}")
-    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "convert", "proof"}
+    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "analyze", "convert", "proof"}
     first, second = (folder / "pytorch_model.bin").read_bytes(), (folder / "back.bin").read_bytes()
     assert len(first) == len(second)
 
@@ -176,6 +180,7 @@ def test_bad_command_lines_are_one_line(tmp_path):
         (["demo", "--real", "--output", "out"], "--output goes with a training: add --train or leave out --real"),
         (["demo", "--real", "--seed", "0"], "--seed goes with a training"),
         (["convert", "absent.bin", "out"], "pass --encoder and --llm"),
+        (["analyze", "absent"], "absent"),
         (["evaluate", "absent", "--task", "mgsm", "--data", "nowhere"], "nowhere|absent"),
     ):
         result = subprocess.run(

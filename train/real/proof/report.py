@@ -5,6 +5,8 @@ import platform
 import statistics
 from importlib.metadata import version
 
+from layalign.analysis.plots import plot_components, plot_english
+from layalign.analysis.run import english_tables
 from layalign.evaluation import report
 from layalign.train.checkpoints import write_json
 from layalign.train.real.proof.systems import LLM_ALONE, SYSTEMS, TITLES
@@ -28,15 +30,18 @@ def write_report(output, plan, data_report):
     results.json: accuracy {task: {run: {lang: per cent}}} by the strict scorer; systems {task: {system: {"seeds",
     "languages": {lang: {"mean", "min", "max"}}, "mean", "spread"}}} where mean is over the languages but English and
     spread the sample standard deviation of that mean over seeds (None for one seed); understood {task: {run: {lang: per
-    cent of answers whose sum is the right one, whatever the result}}}; loss, chrf, runs, data, versions.
+    cent of answers whose sum is the right one, whatever the result}}}; english {run: `against_english` of the LLM's last
+    layer, held-out problems}; loss, chrf, runs, data, versions.
     """
     runs = _finished(output)
     accuracy = {task: _accuracies(output, runs, task) for task in TASKS}
     accuracy = {task: found for task, found in accuracy.items() if found}
+    analyses = _read_all(output, [LLM_ALONE, *runs], "analysis")
     results = {
         "accuracy": accuracy,
         "systems": {task: _by_system(found) for task, found in accuracy.items()},
         "understood": {task: _understood(output, runs, task) for task in ("held_out", "new_wording")},
+        "english": {run: found["english"]["llm"] for run, found in analyses.items()},
         "loss": {name: _read_all(output, runs, name) for name in LOSSES},
         "chrf": {run: found["chrf"] for run, found in _read_all(output, runs, "chrf_tatoeba").items()},
         "runs": {run: {key: value for key, value in done.items() if key != "history"} for run, done in runs.items()},
@@ -52,6 +57,11 @@ def write_report(output, plan, data_report):
         report.plot_accuracy(_means(systems), plots / f"accuracy_{task}.png", TASKS[task])
     if runs:
         report.plot_losses({run: done["history"] for run, done in runs.items()}, plots / "loss.png", "Training loss")
+    if analyses:
+        plot_english(_english_by_system(results["english"]), plots / "english.png")
+        shown = [run for run in (LLM_ALONE, best_run(results, "layalign")) if run in analyses]
+        if shown:
+            plot_components({run: analyses[run]["components"]["llm"] for run in shown}, plots / "components.png")
     gates = {run: done["gates"] for run, done in runs.items() if done["gates"] is not None}
     if gates:
         report.plot_gates(gates, plots / "gates.png", "Gates after training")
@@ -114,6 +124,28 @@ def _by_system(accuracy):
     return found
 
 
+def best_run(results, system):
+    """The run of `system` with the best held-out accuracy, the mean of the languages but English; None where none is finished."""
+    accuracy = results["accuracy"].get("held_out", {})
+    runs = [run for run in accuracy if run.rpartition("-")[0] == system]
+    means = {run: statistics.mean(score for lang, score in accuracy[run].items() if lang != "en") for run in runs}
+    return max(means, key=means.get, default=None)
+
+
+def _english_by_system(english):
+    """{title: {lang: {kind: mean over the system's runs}}} for the plot."""
+    grouped = {}
+    for run, found in english.items():
+        grouped.setdefault(TITLES[system_of(run)], []).append(found)
+    return {
+        title: {
+            lang: {kind: statistics.mean(run[lang][kind] for run in runs) for kind in kinds}
+            for lang, kinds in runs[0].items()
+        }
+        for title, runs in grouped.items()
+    }
+
+
 def _means(systems):
     """{title: {lang: mean per cent}} for the tables and plots of the evaluation."""
     return {
@@ -141,6 +173,9 @@ def _tables(results):
     for task, found in results["understood"].items():
         if found:
             tables.append(report.markdown_table(found, title=f"{TASKS[task]}: the right sum (%), whatever its result"))
+    if results["english"]:
+        for title, table in english_tables(results["english"]).items():
+            tables.append(report.markdown_table(table, f"Held-out problems, LLM's last layer, mean-pooled. {title}"))
     for name, losses in results["loss"].items():
         # A language with a single different answer has no loss.
         if losses := {run: kinds for run, kinds in losses.items() if kinds["true"]}:

@@ -1,0 +1,45 @@
+"""Parallel texts: the same meanings in several languages."""
+
+from pathlib import Path
+
+from layalign.evaluation.tasks import load_task
+
+
+def parallel_texts(task=None, data=None, texts=None, languages=None, limit=None):
+    """{lang: list of N texts}, row i of one meaning in all of them, English first. Arguments as in `run.analyze`.
+
+    Raises ValueError for anything missing or malformed, for no English, one language and fewer than two texts.
+    """
+    found = _from_task(task, data, languages, limit) if texts is None else _from_files(texts, languages)
+    if "en" not in found or len(found) < 2:
+        raise ValueError(f"languages: got {', '.join(found)}; takes English (en) and at least one other")
+    shared = sorted(set.intersection(*(set(rows) for rows in found.values())))[:limit]
+    if len(shared) < 2:
+        raise ValueError(f"got {len(shared)} texts that all of {', '.join(found)} have, takes at least 2")
+    others = [lang for lang in found if lang != "en"]
+    return {lang: [found[lang][place] for place in shared] for lang in ("en", *others)}
+
+
+def _from_task(task, data, languages, limit):
+    """{lang: {index: question}}."""
+    found = {}
+    for problem in load_task(task, data, languages, limit):
+        found.setdefault(problem["lang"], {})[problem["index"]] = problem["question"]
+    return found
+
+
+def _from_files(folder, languages):
+    files = {path.stem: path for path in sorted(Path(folder).glob("*.txt"))}
+    if missing := [lang for lang in languages or ["en"] if lang not in files]:
+        raise ValueError(f"texts: {folder} has no {', '.join(f'{lang}.txt' for lang in missing)}")
+    found = {}
+    for lang in languages or files:
+        try:
+            lines = files[lang].read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"texts: {files[lang]} is not UTF-8 ({error.reason} at byte {error.start})") from None
+        found[lang] = dict(enumerate(lines[:-1] if lines[-1] == "" else lines))
+    counts = {lang: len(rows) for lang, rows in found.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"texts: the files of {folder} have different numbers of lines: {counts}")
+    return found
