@@ -136,6 +136,14 @@ def test_a_system_without_translation_stage_spends_its_steps_on_the_task(data, t
     assert results["loss"]["loss_tatoeba"] == {} and "mgsm" not in results["accuracy"]
 
 
+def test_the_translation_stage_alone_takes_all_steps_and_as_many_real_pairs_as_asked(data, tmp_path):
+    results = driver.run_proof(tmp_path / "proof", data, ["layalign_translation"], [0], real_share=0.5, **SMALL)
+    assert results["runs"]["layalign_translation-0"]["steps"] == {"translation": 4}
+    # Half of 16; nine pairs are there and not LASER's.
+    assert results["data"]["records"]["translation"] == {"generated": 8, "real": 8}
+    assert set(results["loss"]["loss_tatoeba"]["layalign_translation-0"]["true"]) == {"sw"}
+
+
 def test_minutes_become_the_same_steps_for_every_system(tmp_path):
     output = tmp_path / "proof"
     results = driver.run_proof(output, None, ["mindmerger"], [0], **SMALL | {"steps": None, "minutes": 0.002})
@@ -203,6 +211,7 @@ def test_runs_of():
         ({"minutes": -1}, "minutes: got -1"),
         ({"minutes": float("nan")}, "minutes: got nan"),
         ({"questions": 1}, "questions: got 1"),
+        ({"real_share": 1.5}, r"real_share: got 1\.5"),
         ({"data": "nowhere/at/all"}, "nowhere/at/all is not a folder"),
     ],
 )

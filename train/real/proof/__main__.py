@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from layalign.train.real.proof.data import REAL_SHARE
 from layalign.train.real.proof.driver import run_proof
 from layalign.train.real.proof.systems import DEFAULT, TITLES
 from layalign.train.real.shipped import SHIPPED, ship
@@ -25,6 +26,12 @@ def main(arguments=None):
     parser.add_argument("--questions", type=int, default=50, help="held-out problems a language")
     parser.add_argument("--benchmark-questions", type=int, default=5, help="MSVAMP and MGSM questions a language")
     parser.add_argument("--sentences", type=int, default=16, help="LASER sentences a language")
+    parser.add_argument(
+        "--real-share",
+        type=float,
+        default=REAL_SHARE,
+        help="of the translation stage's records: sentence pairs of --data",
+    )
     parser.add_argument("--cache", type=Path, help="folder of the converted models")
     parser.add_argument(
         "--ship", action="store_true", help=f"export the best LayAlign run of --output to {SHIPPED.name}/"

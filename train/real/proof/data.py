@@ -13,12 +13,12 @@ LONGEST_TARGET = 60
 REAL_SHARE = 0.25
 
 
-def prepare(folder, counts, data=None, seed=0):
+def prepare(folder, counts, data=None, real_share=REAL_SHARE, seed=0):
     """Write translation.jsonl and task.jsonl into `folder` unless they are there; return the report.
 
     counts: {"translation": records, "task": records}, each at least 1. data: folder with Tatoeba pairs and the sets that
-    are tested on, pathlib.Path or None. A quarter of the translation records are real sentence pairs where there are
-    any, with an English side of at most 60 characters; the rest is generated.
+    are tested on, pathlib.Path or None. real_share: so much of the translation records are real sentence pairs, or all
+    those there are, with an English side of at most 60 characters; the rest is generated.
 
     Returns {"records": {stage: {"generated", "real"}}, "checked_against": {set: texts}, "removed": {stage: {set: ...}}}.
 
@@ -34,7 +34,7 @@ def prepare(folder, counts, data=None, seed=0):
             short = [pair for pair in training_pairs(data) if len(pair["target"]) <= LONGEST_TARGET]
             pairs, left_out = decontaminated(short, tests)
             random.Random(seed).shuffle(pairs)
-            pairs = pairs[: int(REAL_SHARE * counts[stage])]
+            pairs = pairs[: int(real_share * counts[stage])]
         # A tenth more than is needed, for what is taken out.
         needed = counts[stage] - len(pairs)
         generated, too = decontaminated(make(needed + needed // 10 + 10, seed), tests)

@@ -8,7 +8,7 @@ import torch
 from layalign.train.checkpoints import write_json
 from layalign.train.real.bases import encoder_folder, llm_folder
 from layalign.train.real.problems import task_records
-from layalign.train.real.proof.data import prepare
+from layalign.train.real.proof.data import REAL_SHARE, prepare
 from layalign.train.real.proof.evaluation import evaluate_llm, evaluate_trained, evaluation_sets
 from layalign.train.real.proof.plan import PLAN, SHARES, budget, check_count, plan_steps, read_plan
 from layalign.train.real.proof.report import write_report
@@ -31,6 +31,7 @@ def run_proof(
     questions=50,
     benchmark_questions=5,
     sentences=16,
+    real_share=REAL_SHARE,
     cache=None,
 ):
     """Train and evaluate every system and the LLM alone; write results.json, table.md and plots/ after each.
@@ -50,6 +51,7 @@ def run_proof(
         precision: "fp32" or "bf16" in training, None for the recipe's own; whatever is answered is fp32.
         questions, benchmark_questions, sentences: a language: generated problems, MSVAMP and MGSM questions, and LASER
             sentences that are translated.
+        real_share: share of real sentence pairs in the translation stage's records, where there are so many.
         cache: folder of the converted bases.
 
     Returns:
@@ -59,7 +61,8 @@ def run_proof(
         ValueError: a wrong argument, a folder of another proof, data that cannot be read, a package that cannot be had.
     """
     output, data = Path(output), None if data is None else Path(data)
-    arguments = _checked(data, steps, minutes, precision, questions, benchmark_questions, sentences)
+    counts = {"questions": questions, "benchmark_questions": benchmark_questions, "sentences": sentences}
+    arguments = _checked(data, steps, minutes, precision, real_share, counts)
     runs = runs_of(list(systems), list(seeds))
     plan = read_plan(output, arguments)
     sets = evaluation_sets(questions, benchmark_questions, sentences, data)
@@ -71,12 +74,12 @@ def run_proof(
     batch_size = (
         make_recipe(SYSTEMS["layalign"], 0, plan["steps"], bases, output, output / "data").stages["task"].batch_size
     )
-    # A run without a translation stage spends all its steps on the task.
-    counts = {
-        "translation": plan["steps"]["translation"] * batch_size,
-        "task": sum(plan["steps"].values()) * batch_size,
-    }
-    report = prepare(output / "data", counts, data)
+    # A run with one stage spends all its steps on that one.
+    total = sum(plan["steps"].values())
+    translating = any(system.stages == ("translation",) for system, _ in runs)
+    records = {"translation": total if translating else plan["steps"]["translation"], "task": total}
+    records = {stage: count * batch_size for stage, count in records.items()}
+    report = prepare(output / "data", records, data, real_share)
     if LLM_ALONE in systems:
         evaluate_llm(bases[1], output / LLM_ALONE, sets)
     results = write_report(output, plan, report)
@@ -95,10 +98,11 @@ def _make(recipe, folder, sets):
     model, processor, history = train_run(recipe)
     started = time.monotonic()
     evaluate_trained(model, processor, folder, sets)
+    first = next(iter(recipe.stages.values()))
     done = {
         "steps": {name: stage.steps for name, stage in recipe.stages.items()},
-        "batch_size": recipe.stages["task"].batch_size,
-        "precision": recipe.stages["task"].precision,
+        "batch_size": first.batch_size,
+        "precision": first.precision,
         "seconds": training_seconds(folder) | {"evaluation": round(time.monotonic() - started, 1)},
         "threads": torch.get_num_threads(),
         "device": str(model.device),
@@ -116,13 +120,14 @@ def _planned(arguments, bases):
     return plan_steps(arguments, recipe, task_records(TIMED_RECORDS, "timing"))
 
 
-def _checked(data, steps, minutes, precision, questions, benchmark_questions, sentences):
-    counts = {"questions": questions, "benchmark_questions": benchmark_questions, "sentences": sentences}
+def _checked(data, steps, minutes, precision, real_share, counts):
     for name, value in counts.items():
         check_count(name, value, 2)
     if precision not in (None, "fp32", "bf16"):
         raise ValueError(f"precision: got {precision!r}, takes 'fp32' or 'bf16'")
+    if not 0 <= real_share <= 1:
+        raise ValueError(f"real_share: got {real_share}, takes a number from 0 to 1")
     if data is not None and not data.is_dir():
         raise ValueError(f"data: {data} is not a folder")
     place = None if data is None else str(data.resolve())
-    return budget(minutes, steps) | {"precision": precision, "data": place} | counts
+    return budget(minutes, steps) | {"precision": precision, "data": place, "real_share": real_share} | counts

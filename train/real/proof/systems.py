@@ -22,6 +22,7 @@ SYSTEMS = {
         System("mindmerger", "MindMerger", {"aligner": None}, seeds=True),
         System("langbridge", "LangBridge", {"adapter": "linear", "aligner": None}),
         System("layalign_task_only", "LayAlign, no translation stage", stages=("task",)),
+        System("layalign_translation", "LayAlign, translation stage alone", stages=("translation",)),
         System("layalign_last_state", "LayAlign, last encoder state only", {"encoder_states": "last"}),
         System("layalign_no_adapter", "LayAlign without adapter", {"adapter": None}),
     )
