@@ -59,9 +59,11 @@ def write_report(output, plan, data_report):
         report.plot_losses({run: done["history"] for run, done in runs.items()}, plots / "loss.png", "Training loss")
     if analyses:
         plot_english(_english_by_system(results["english"]), plots / "english.png")
-        shown = [run for run in (LLM_ALONE, best_run(results, "layalign")) if run in analyses]
+        best = best_run(results, "layalign")
+        shown = {"LLM alone": LLM_ALONE, f"LayAlign ({best})": best}
+        shown = {title: analyses[run]["components"]["llm"] for title, run in shown.items() if run in analyses}
         if shown:
-            plot_components({run: analyses[run]["components"]["llm"] for run in shown}, plots / "components.png")
+            plot_components(shown, plots / "components.png")
     gates = {run: done["gates"] for run, done in runs.items() if done["gates"] is not None}
     if gates:
         report.plot_gates(gates, plots / "gates.png", "Gates after training")
@@ -136,7 +138,9 @@ def _english_by_system(english):
     """{title: {lang: {kind: mean over the system's runs}}} for the plot."""
     grouped = {}
     for run, found in english.items():
-        grouped.setdefault(TITLES[system_of(run)], []).append(found)
+        # Here the LLM alone is shown no examples.
+        title = "LLM alone" if run == LLM_ALONE else TITLES[system_of(run)]
+        grouped.setdefault(title, []).append(found)
     return {
         title: {
             lang: {kind: statistics.mean(run[lang][kind] for run in runs) for kind in kinds}
