@@ -18,6 +18,8 @@ Model = Annotated[str, typer.Argument(help="Folder or hub name of a LayAlign mod
 Texts = Annotated[
     list[str] | None, typer.Argument(help="Questions; left out, they are read from --file or standard input.")
 ]
+TaskData = Annotated[Path | None, typer.Option(help="Folder with the task's files; left out, a datasets name is used.")]
+BatchSize = Annotated[int, typer.Option(min=1)]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where results go.")]
 Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")]
 EncoderMaxLength = Annotated[
@@ -101,7 +103,7 @@ def generate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON lines; an interrupted job resumes.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    batch_size: BatchSize = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     encoder_max_length: EncoderMaxLength = None,
     dtype: Dtype = None,
@@ -127,12 +129,10 @@ def generate(
 def evaluate(
     model: Model,
     task: Annotated[list[str], typer.Option("--task", "-t", help="mgsm, msvamp or problems; may be repeated.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with the task's files; left out, a datasets name is used.")
-    ] = None,
+    data: TaskData = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    batch_size: BatchSize = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     encoder_max_length: EncoderMaxLength = None,
     output: Output = None,
@@ -163,16 +163,14 @@ def analyze(
     task: Annotated[
         str, typer.Option("--task", "-t", help="mgsm, msvamp, problems or a JSON-lines file; questions are parallel.")
     ] = "mgsm",
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with the task's files; left out, a datasets name is used.")
-    ] = None,
+    data: TaskData = None,
     texts: Annotated[
         Path | None,
         typer.Option(help="Instead of a task: a folder of parallel files, a language each, such as sw.txt."),
     ] = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes, en among them; all by default.")] = None,
     limit: Annotated[int, typer.Option(min=2, help="Texts per language.")] = 100,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    batch_size: BatchSize = 16,
     encoder_max_length: EncoderMaxLength = None,
     output: Output = None,
     dtype: Dtype = None,

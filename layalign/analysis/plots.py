@@ -1,29 +1,19 @@
 """The figures of an analysis; their data is described in `run.analyze`."""
 
-from layalign.evaluation.report import COLOURS, HATCHES, MARKERS, new_figure, save_figure
+from layalign.evaluation.report import COLOURS, MARKERS, draw_bars, new_figure, save_figure
 
 
 def plot_english(readers, path):
     """Bars by language: cosine with English of the same meaning, a line across each at that of other meanings."""
     languages = list(next(iter(readers.values())))
     figure, axes = new_figure(max(6.0, 2 + 0.3 * len(languages) * len(readers)), 4.2)
-    width = 0.84 / len(readers)
     for place, (reader, found) in enumerate(readers.items()):
-        spots = [spot + (place - (len(readers) - 1) / 2) * width for spot in range(len(languages))]
-        axes.bar(
-            spots,
-            [found[lang]["same"] for lang in languages],
-            width,
-            label=reader,
-            color=COLOURS[place % len(COLOURS)],
-            hatch=HATCHES[place % len(HATCHES)],
-            edgecolor="white",
-            linewidth=0.5,
-        )
+        same = [found[lang]["same"] for lang in languages]
+        middles, width = draw_bars(axes, range(len(languages)), same, place, len(readers), reader)
         axes.hlines(
             [found[lang]["other"] for lang in languages],
-            [spot - width / 2 for spot in spots],
-            [spot + width / 2 for spot in spots],
+            [middle - width / 2 for middle in middles],
+            [middle + width / 2 for middle in middles],
             color="black",
             label="other meanings" if place == 0 else None,
         )

@@ -55,21 +55,20 @@ def analyze(
     answerer = Answerer(model, processor, batch_size=batch_size, encoder_max_length=encoder_max_length)
     for lang, rows in parallel.items():
         answerer.check(rows, lambda place, lang=lang: f"{lang}, text {place + 1}")
-    joined, alone = {}, {}
-    for lang, rows in parallel.items():
-        bars = {"batch_size": batch_size, "progress": lang if progress else None}
-        joined[lang] = joined_states(model, processor, rows, encoder_max_length=encoder_max_length, **bars)
-        bars["progress"] = f"{lang}, LLM alone" if progress else None
-        alone[lang] = llm_states(model.llm, processor.tokenizer, rows, **bars)
-    results = measured(model, joined)
-    results["english"]["llm_alone"] = measures.against_english(alone)
-    results["components"]["llm_alone"] = measures.components(alone)
+    settings = {"batch_size": batch_size, "progress": progress}
+    results = measured(model, processor, parallel, encoder_max_length=encoder_max_length, **settings)
+    for name, found in measured_alone(model.llm, processor.tokenizer, parallel, **settings).items():
+        results[name]["llm_alone"] = found["llm"]
     _write(results, output, Path(model_path).name, progress)
     return results
 
 
-def measured(model, states):
-    """The measures of `analyze` from {lang: States}, those of the LLM alone apart."""
+def measured(model, processor, parallel, *, progress=False, **settings):
+    """The measures of `analyze` of a model on {lang: parallel texts}, those of the LLM alone apart; settings: of `joined_states`."""
+    states = {
+        lang: joined_states(model, processor, rows, progress=lang if progress else None, **settings)
+        for lang, rows in parallel.items()
+    }
     encoder = {lang: found.encoder for lang, found in states.items()}
     llm = {lang: found.llm for lang, found in states.items()}
     last = {lang: rows[-1] for lang, rows in encoder.items()}
@@ -93,6 +92,15 @@ def measured(model, states):
         "mixed_states": ["mean"] if model.aligner.average else list(model.config.mixed_states),
         "gates": None if model.config.gate == "dynamic" else model.gates().tolist(),
     }
+
+
+def measured_alone(llm, tokenizer, parallel, *, progress=False, **settings):
+    """{"english", "components"} of a causal LLM that reads the texts itself, under the name "llm"; settings: of `llm_states`."""
+    states = {
+        lang: llm_states(llm, tokenizer, rows, progress=f"{lang}, LLM alone" if progress else None, **settings)
+        for lang, rows in parallel.items()
+    }
+    return {"english": {"llm": measures.against_english(states)}, "components": {"llm": measures.components(states)}}
 
 
 def _check_output(output):

@@ -64,7 +64,7 @@ def _in_batches(read, texts, batch_size, progress):
             bar.update(len(chosen))
     back = torch.tensor(longest_first).argsort()
     columns = zip(*batches, strict=True)
-    return [None if parts[0] is None else torch.cat(parts, -2)[..., back, :].clone() for parts in columns]
+    return [None if parts[0] is None else torch.cat(parts, -2)[..., back, :] for parts in columns]
 
 
 @contextmanager
@@ -106,5 +106,5 @@ def _calls(module):
 
 def _mean(state, mask):
     """(B, N, D) and a mask (B, N) -> (B, D), over real tokens."""
-    weight = mask.to(torch.float32)[..., None]
-    return (state.float().masked_fill(weight == 0, 0) * weight).sum(1) / weight.sum(1)
+    real = mask.bool()[..., None]
+    return state.float().masked_fill(~real, 0).sum(1) / real.sum(1)

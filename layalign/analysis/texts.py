@@ -10,7 +10,21 @@ def parallel_texts(task=None, data=None, texts=None, languages=None, limit=None)
 
     Raises ValueError for anything missing or malformed, for no English, one language and fewer than two texts.
     """
-    found = _from_task(task, data, languages, limit) if texts is None else _from_files(texts, languages)
+    if texts is None:
+        return parallel_questions(load_task(task, data, languages, limit))
+    return _parallel(_from_files(texts, languages), limit)
+
+
+def parallel_questions(problems):
+    """The same of the questions of problems, as `evaluation.tasks.load_task` gives them: those of one index have one meaning."""
+    found = {}
+    for problem in problems:
+        found.setdefault(problem["lang"], {})[problem["index"]] = problem["question"]
+    return _parallel(found)
+
+
+def _parallel(found, limit=None):
+    """found: {lang: {index: text}}."""
     if "en" not in found or len(found) < 2:
         raise ValueError(f"languages: got {', '.join(found)}; takes English (en) and at least one other")
     shared = sorted(set.intersection(*(set(rows) for rows in found.values())))[:limit]
@@ -18,14 +32,6 @@ def parallel_texts(task=None, data=None, texts=None, languages=None, limit=None)
         raise ValueError(f"got {len(shared)} texts that all of {', '.join(found)} have, takes at least 2")
     others = [lang for lang in found if lang != "en"]
     return {lang: [found[lang][place] for place in shared] for lang in ("en", *others)}
-
-
-def _from_task(task, data, languages, limit):
-    """{lang: {index: question}}."""
-    found = {}
-    for problem in load_task(task, data, languages, limit):
-        found.setdefault(problem["lang"], {})[problem["index"]] = problem["question"]
-    return found
 
 
 def _from_files(folder, languages):

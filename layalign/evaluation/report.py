@@ -63,21 +63,10 @@ def plot_accuracy(table, path, title=None):
     languages = ordered_languages(table)
     spots = [spot + (0.5 if spot >= len(AVERAGES) else 0) for spot in range(len(AVERAGES) + len(languages))]
     figure, axes = new_figure(min(14.0, max(6.0, 2 + 0.16 * len(spots) * (len(table) + 1))), 4.4)
-    width = 0.84 / len(table)
     for place, (system, scores) in enumerate(table.items()):
         values = [*summarize(scores).values(), *[scores.get(lang) for lang in languages]]
-        shift = (place - (len(table) - 1) / 2) * width
-        bars = [(spot + shift, value) for spot, value in zip(spots, values, strict=True) if value is not None]
-        axes.bar(
-            [spot for spot, _ in bars],
-            [value for _, value in bars],
-            width,
-            label=system,
-            color=COLOURS[place % len(COLOURS)],
-            hatch=HATCHES[place % len(HATCHES)],
-            edgecolor="white",
-            linewidth=0.5,
-        )
+        bars = [(spot, value) for spot, value in zip(spots, values, strict=True) if value is not None]
+        draw_bars(axes, [spot for spot, _ in bars], [value for _, value in bars], place, len(table), system)
     axes.set_xticks(spots, header[1:])
     axes.axvline(len(AVERAGES) - 0.25, color="0.6", linewidth=0.8)
     axes.margins(x=0.01)
@@ -174,6 +163,15 @@ def _row(cells):
 
 def _as_list(values):
     return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def draw_bars(axes, spots, values, place, count, label):
+    """The bars of the `place`-th of `count` series side by side at each spot; returns their middles and width."""
+    width = 0.84 / count
+    middles = [spot + (place - (count - 1) / 2) * width for spot in spots]
+    colour, hatch = COLOURS[place % len(COLOURS)], HATCHES[place % len(HATCHES)]
+    axes.bar(middles, values, width, label=label, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5)
+    return middles, width
 
 
 def new_figure(width, height, panels=None):

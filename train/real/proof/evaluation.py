@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from layalign.analysis import measures as likeness
-from layalign.analysis.run import measured
-from layalign.analysis.states import joined_states, llm_states
+from layalign.analysis.run import measured, measured_alone
+from layalign.analysis.texts import parallel_questions
 from layalign.answering import Answerer, LLMAnswerer
 from layalign.evaluation.run import evaluate_problems
 from layalign.evaluation.tasks import load_task
@@ -25,6 +24,7 @@ from layalign.train.real.tatoeba import laser_pairs
 ANSWER_TOKENS, TRANSLATION_TOKENS = 16, 48
 BATCH_SIZE = 25
 SHOTS = 4
+ASKED = ("held_out", "new_wording", "msvamp", "mgsm")
 SOURCE_TOKENS = 64
 LOSS_PAIRS = 20
 
@@ -54,14 +54,11 @@ def evaluate_trained(model, processor, folder, sets):
     Tatoeba with its own and with its neighbour's encoder input.
     """
     answer = Answerer(model, processor, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH_SIZE)
-    pieces = {
-        name: partial(evaluate_problems, answer, sets[name], 2 * BATCH_SIZE)
-        for name in ("held_out", "new_wording", "msvamp", "mgsm")
-        if name in sets
-    }
+    pieces = {name: partial(evaluate_problems, answer, sets[name], 2 * BATCH_SIZE) for name in ASKED if name in sets}
     for name in ("held_out", "new_wording"):
         pieces[f"loss_{name}"] = partial(_losses, model, processor, _answer_pairs(sets[name]))
-    pieces["analysis"] = partial(_analysis, model, processor, sets["held_out"])
+    questions = parallel_questions(sets["held_out"])
+    pieces["analysis"] = partial(measured, model, processor, questions, batch_size=BATCH_SIZE, prompt=None)
     results = _made(folder, pieces)
     translated = Path(folder) / "translation" / "final" / SAFE_WEIGHTS_NAME
     if "tatoeba" not in sets or not translated.is_file():
@@ -80,12 +77,15 @@ def evaluate_trained(model, processor, folder, sets):
 def evaluate_llm(llm, folder, sets, seed=0):
     """The same pieces for the LLM alone, where it has them: it is shown four training problems in the question's language,
     English ones where there are none, and its answer ends with the line. llm: its folder."""
-    asked = {name: sets[name] for name in ("held_out", "new_wording", "msvamp", "mgsm") if name in sets}
-    if all(_file(folder, name).exists() for name in (*asked, "analysis")):
-        return _made(folder, dict.fromkeys((*asked, "analysis")))
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(llm).eval(), AutoTokenizer.from_pretrained(llm)
-    pieces = {name: partial(_few_shot, model, tokenizer, problems, seed) for name, problems in asked.items()}
-    return _made(folder, pieces | {"analysis": partial(_analysis_of_llm, model, tokenizer, sets["held_out"])})
+
+    @cache
+    def loaded():
+        return AutoModelForCausalLM.from_pretrained(llm).eval(), AutoTokenizer.from_pretrained(llm)
+
+    pieces = {name: lambda problems=sets[name]: _few_shot(*loaded(), problems, seed) for name in ASKED if name in sets}
+    questions = parallel_questions(sets["held_out"])
+    pieces["analysis"] = lambda: measured_alone(*loaded(), questions, batch_size=BATCH_SIZE)
+    return _made(folder, pieces)
 
 
 def few_shot_template(language, seed=0):
@@ -109,31 +109,6 @@ def _few_shot(model, tokenizer, problems, seed):
         found["records"] += part["records"]
         for scorer, accuracy in part["accuracy"].items():
             found["accuracy"][scorer] |= accuracy
-    return found
-
-
-def _analysis(model, processor, problems):
-    """What `layalign analyze` measures, of the questions alone."""
-    parallel = _by_language(problems)
-    return measured(
-        model,
-        {
-            lang: joined_states(model, processor, rows, batch_size=BATCH_SIZE, prompt=None)
-            for lang, rows in parallel.items()
-        },
-    )
-
-
-def _analysis_of_llm(llm, tokenizer, problems):
-    parallel = _by_language(problems)
-    states = {lang: llm_states(llm, tokenizer, rows, batch_size=BATCH_SIZE) for lang, rows in parallel.items()}
-    return {"english": {"llm": likeness.against_english(states)}, "components": {"llm": likeness.components(states)}}
-
-
-def _by_language(problems):
-    found = {}
-    for problem in problems:
-        found.setdefault(problem["lang"], []).append(problem["question"])
     return found
 
 

@@ -113,7 +113,7 @@ def _by_system(accuracy):
     found = {}
     for system, rows in grouped.items():
         by_language = {lang: [row[lang] for row in rows] for lang in rows[0]}
-        means = [statistics.mean(score for lang, score in row.items() if lang != "en") for row in rows]
+        means = [_mean_but_english(row) for row in rows]
         found[system] = {
             "seeds": len(rows),
             "languages": {
@@ -130,8 +130,12 @@ def best_run(results, system):
     """The run of `system` with the best held-out accuracy, the mean of the languages but English; None where none is finished."""
     accuracy = results["accuracy"].get("held_out", {})
     runs = [run for run in accuracy if run.rpartition("-")[0] == system]
-    means = {run: statistics.mean(score for lang, score in accuracy[run].items() if lang != "en") for run in runs}
+    means = {run: _mean_but_english(accuracy[run]) for run in runs}
     return max(means, key=means.get, default=None)
+
+
+def _mean_but_english(scores):
+    return statistics.mean(score for lang, score in scores.items() if lang != "en")
 
 
 def _english_by_system(english):
