@@ -16,7 +16,7 @@ import torch
 
 import layalign
 from layalign.benchmarks.results import read_file
-from layalign.kernels.cache import write_whole
+from layalign.kernels.files import write_text
 
 KEPT = pytest.StashKey()  # how many rows and failures the file already has
 MACHINE = pytest.StashKey()  # machine and commit, asked once a run
@@ -98,7 +98,7 @@ def keep_rows(config, folder):
         rows[row["fullname"]] = row
     whole["benchmarks"] = list(rows.values())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(whole, indent=1, default=str) + "\n")
+    write_text(path, json.dumps(whole, indent=1, default=str) + "\n")
     config.stash[KEPT] = (len(measured), len(failed))
 
 

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.testing
 
-from .cache import cache_folder, write_whole
+from .files import cache_folder, write_json
 from .launch import LaunchConfig
 
 _known = {}  # (path, entry) -> LaunchConfig: what this process has looked up, because a launch cannot wait for a file
@@ -63,7 +63,7 @@ def _store(path, entry, fastest, candidates):
         choices = _stored(path)
         if choices.get(entry) not in candidates:
             choices[entry] = fastest
-            write_whole(path, json.dumps({name: asdict(config) for name, config in choices.items()}, indent=1))
+            write_json(path, {name: asdict(config) for name, config in choices.items()})
     return choices[entry]
 
 

