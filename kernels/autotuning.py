@@ -1,9 +1,14 @@
 """Opt-in autotuning: the fastest of a few launch configurations, measured once per GPU and kept on disk."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -12,15 +17,20 @@ import triton.testing
 from .files import cache_folder, write_json
 from .launch import LaunchConfig
 
-_known = {}  # (path, entry) -> LaunchConfig: what this process has looked up, because a launch cannot wait for a file
+# (path, entry) -> what this process has looked up: a launch cannot wait for a file.
+_known: dict[tuple[Path, str], LaunchConfig] = {}
+    tuple[Path, str], LaunchConfig
+] = {}  # (path, entry) -> LaunchConfig: what this process has looked up, because a launch cannot wait for a file
 
 
-def enabled():
+def enabled() -> bool:
     """Whether LAYALIGN_AUTOTUNE=1 asks for tuning instead of the shipped launch table."""
     return os.environ.get("LAYALIGN_AUTOTUNE") == "1"
 
 
-def tuned(kernel_name, key, candidates, run):
+def tuned(
+    kernel_name: str, key: dict[str, Any], candidates: Sequence[LaunchConfig], run: Callable[[LaunchConfig], None]
+) -> LaunchConfig:
     """The LaunchConfig among `candidates` with the least median time of run(config), measured when first asked for.
 
     key: dict of what the choice depends on; the first choice stored for it stays. Candidates that this GPU lacks
@@ -37,7 +47,7 @@ def tuned(kernel_name, key, candidates, run):
     return _known[path, entry]
 
 
-def store_path():
+def store_path() -> Path:
     """One file per GPU model and Triton version: a choice says nothing about another compiler."""
     device = torch.cuda.get_device_name().replace(" ", "-").replace("/", "-")
     return cache_folder() / "autotuning" / f"{device}-triton-{triton.__version__}.json"

@@ -1,28 +1,33 @@
 """What every operator does before its backend runs: choose the backend, follow autocast, word the errors."""
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .launch import INTERPRETING
 
 BACKENDS = ("auto", "triton", "torch", "flash", "reference")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-_refused = set()  # GPUs that "auto" has warned of
+_refused: set[torch.device] = set()  # GPUs that "auto" has warned of
 
 
-def malformed(argument, got, takes):
+def malformed(argument: str, got: object, takes: object) -> ValueError:
     """The error of every refused argument: its name, what it got and what it takes."""
     return ValueError(f"{argument}: got {got}, takes {takes}")
 
 
-def choose_backend(backend, available, operator, tensor):
+def choose_backend(backend: object, available: Sequence[str], operator: str, tensor: object) -> str:
     """Name of the backend that serves this call on the device of `tensor`.
 
     "auto" is "triton" on the GPUs it covers and "torch" elsewhere.
     """
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise malformed("backend", repr(backend), f"one of {', '.join(map(repr, BACKENDS))}")
     device = tensor.device if isinstance(tensor, torch.Tensor) else torch.device("cpu")
     if backend == "auto":
@@ -58,8 +63,9 @@ def _covered(device):
     return False
 
 
-def check_tensors(backend, required, optional=None):
-    """The floating tensors of one call, by argument name: all of one dtype and device, which the first one sets."""
+def check_tensors(backend: str, required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> None:
+    """Raises ValueError unless the floating tensors of one call, by argument name, are of one dtype and device, which the first
+    one sets."""
     given = required if not optional else {**required, **{k: v for k, v in optional.items() if v is not None}}
     first_name = None
     for name, tensor in given.items():
@@ -75,13 +81,13 @@ def check_tensors(backend, required, optional=None):
             raise malformed(name, f"a tensor on {tensor.device}", f"one on the device of {first_name}, {device}")
 
 
-def autocast_dtype(tensor):
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype that autocast prescribes for this call, None where autocast is off."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def cast_for_autocast(tensor, dtype):
+def cast_for_autocast(tensor: Any, dtype: torch.dtype) -> Any:
     """As torch's own operators do under autocast: floating tensors follow, float64 and the rest stay."""
     if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64:
         return tensor.to(dtype)

@@ -1,9 +1,13 @@
 """How Triton kernels are started: the launch configuration, the device's architecture, and the one place all launches go through."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -28,11 +32,13 @@ class LaunchConfig:
     block_k: int = 0
 
 
-_recorder = None  # (architecture, function called instead of a launch), set by `recording`
+_recorder: tuple[str, Callable[..., None]] | None = (
+    None  # (architecture, function called instead of a launch), set by `recording`
+)
 
 
 @torch.compiler.assume_constant_result
-def architecture(device):
+def architecture(device: torch.device) -> str:
     """ "sm_90", "gfx942", ..., or "interpreter" for CPU tensors."""
     if _recorder is not None:
         return _recorder[0]
@@ -52,19 +58,19 @@ def _gpu(device):
 _FAMILIES = {"sm_86": "sm_89", "sm_87": "sm_80", "sm_103": "sm_100", "sm_120": "sm_89", "sm_121": "sm_89"}
 
 
-def family(architecture):
+def family(architecture: str) -> str:
     """The architecture whose lines of a launch table serve this one."""
     return _FAMILIES.get(architecture, architecture)
 
 
-def multiprocessors(device):
+def multiprocessors(device: torch.device) -> int:
     """How many programs of a persistent kernel run side by side; a fixed number where there is no GPU to ask."""
     if _recorder is not None or device.type != "cuda":
         return 4
     return _gpu(device)[1]
 
 
-def dot_precision(dtype, architecture):
+def dot_precision(dtype: torch.dtype, architecture: str) -> str:
     """How tiles are multiplied: fp32 as torch.set_float32_matmul_precision says for torch's own products.
 
     "highest" is three tf32 products on tensor cores, to within a few roundings of fp32: products without tensor cores
@@ -75,7 +81,7 @@ def dot_precision(dtype, architecture):
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def launch(kernel, grid, config, *args, **constants):
+def launch(kernel: Any, grid: tuple[int, ...], config: LaunchConfig, *args: Any, **constants: Any) -> None:
     """Start `kernel` on `grid`. Floating-point fusion is asked for by name: Triton's default changes with 3.10."""
     options = dict(num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
     if _recorder is not None:
@@ -94,7 +100,7 @@ def _allocate(size, alignment, stream):
 
 
 @contextmanager
-def recording(name, record):
+def recording(name: str, record: Callable[..., None]) -> Iterator[None]:
     """Within, devices are of architecture `name`, and record(kernel, grid, args, constants, options) replaces launches."""
     global _recorder
     before, _recorder = _recorder, (name, record)

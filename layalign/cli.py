@@ -264,8 +264,8 @@ def kernels(
 
     from tqdm import tqdm
 
-    from layalign.kernels.compile_calls import described_calls
-    from layalign.kernels.compile_report import compile_report, default_architectures, describe, table
+    from layalign.kernels.ahead_of_time.calls import described_calls
+    from layalign.kernels.ahead_of_time.report import compile_report, default_architectures, describe, table
 
     calls = described_calls(
         arch or default_architectures(), head_dim or (64, 128), dtype or ("bfloat16",), variant or ()

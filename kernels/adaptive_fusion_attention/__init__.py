@@ -1,46 +1,52 @@
 """Self-attention plus gated cross-attention over one shared query (LayAlign, arXiv 2502.11405, equations 4 to 6)."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend
 from . import torch_backend
-from .arguments import check_arguments
-from .reference import adaptive_fusion_attention_reference
+from .call import Call, check
+from .reference import adaptive_fusion_attention_reference, attend_reference
 
 __all__ = ["adaptive_fusion_attention", "adaptive_fusion_attention_reference"]
 
-_BACKENDS = {
+# Name -> function of a checked Call and whether log-sum-exps are wanted.
+_BACKENDS: dict[str, Callable[[Call, bool], Any]] = {
     "torch": torch_backend.fused_attention,
-    "reference": adaptive_fusion_attention_reference,
+    "reference": attend_reference,
 }
 if find_spec("triton"):  # there are systems without
-    from . import triton_backend
+    from .gpu import operator
 
-    _BACKENDS["triton"] = triton_backend.fused_attention
+    _BACKENDS["triton"] = operator.fused_attention
 
 
 def adaptive_fusion_attention(
-    q,
-    k,
-    v,
-    cross_k,
-    cross_v,
-    gate,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cross_k: Tensor,
+    cross_v: Tensor,
+    gate: Tensor,
     *,
-    causal=True,
-    scale=None,
-    window=None,
-    softcap=None,
-    key_mask=None,
-    cross_mask=None,
-    query_start=None,
-    cu_seqlens=None,
-    cross_cu_seqlens=None,
-    return_lse=False,
-    backend="auto",
-):
+    causal: bool = True,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    key_mask: Tensor | None = None,
+    cross_mask: Tensor | None = None,
+    query_start: int | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    cross_cu_seqlens: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """softmax(scale q k^T + mask) v + gate * softmax(scale q cross_k^T + cross mask) cross_v, two separate softmaxes.
 
     Args:
@@ -63,34 +69,27 @@ def adaptive_fusion_attention(
 
     Returns:
         (B, Hq, S, D) in the dtype of q; with return_lse (output, self_lse, cross_lse). A row with nothing to attend to
-        gets 0 from that term, with zero gradients. What a masked slot holds, NaN included, reaches nothing.
+        gets 0 from that term, with zero gradients. What a masked key holds, NaN included, reaches nothing.
 
     Under autocast all tensors but the gate are cast to its dtype.
 
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
-    tensors = (q, k, v, cross_k, cross_v)
-    options = dict(
-        causal=causal,
-        scale=scale,
-        window=window,
-        softcap=softcap,
-        key_mask=key_mask,
-        cross_mask=cross_mask,
-        query_start=query_start,
-        cu_seqlens=cu_seqlens,
-        cross_cu_seqlens=cross_cu_seqlens,
-        return_lse=return_lse,
-    )
+    tensors = (q, k, v, cross_k, cross_v, gate, key_mask, cross_mask, cu_seqlens, cross_cu_seqlens)
+    call = Call(*tensors, query_start, causal, scale, window, softcap)
     if isinstance(q, torch.Tensor) and (dtype := autocast_dtype(q)) is not None:
-        tensors = [cast_for_autocast(tensor, dtype) for tensor in tensors]
+        call = Call(*[cast_for_autocast(tensor, dtype) for tensor in call[:5]], *call[5:])
         with torch.autocast(q.device.type, enabled=False):
-            return adaptive_fusion_attention(*tensors, gate, **options, backend=backend)
-    name = choose_backend(backend, tuple(_BACKENDS), "adaptive_fusion_attention", q)
-    check_arguments(*tensors, gate, backend=name, **options)
-    if scale is not None and scale <= 0 and name != "reference":
+            return _run(call, return_lse, backend)
+    return _run(call, return_lse, backend)
+
+
+def _run(call, return_lse, backend):
+    name = choose_backend(backend, tuple(_BACKENDS), "adaptive_fusion_attention", call.q)
+    check(call, return_lse, name)
+    if call.scale is not None and call.scale <= 0 and name != "reference":
         # Kernels look for the largest score before they scale, PyTorch's too: it gives NaN where keys are masked.
-        tensors = (q * 0 if scale == 0 else -q, *tensors[1:])
-        options["scale"] = 1.0 if scale == 0 else -scale
-    return _BACKENDS[name](*tensors, gate, **options)
+        q, scale = (call.q * 0, 1.0) if call.scale == 0 else (-call.q, -call.scale)
+        call = Call(q, *call[1:12], scale, *call[13:])
+    return _BACKENDS[name](call, return_lse)

@@ -1,102 +1,108 @@
 """The specification of `adaptive_fusion_attention` in plain PyTorch. Tests and benchmarks use it; no backend does."""
 
+from __future__ import annotations
+
+from itertools import pairwise
+
 import torch
+from torch import Tensor
+
+from . import gates
+from .call import Call, with_rows_repeated
 
 
 def adaptive_fusion_attention_reference(
-    q,
-    k,
-    v,
-    cross_k,
-    cross_v,
-    gate,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cross_k: Tensor,
+    cross_v: Tensor,
+    gate: Tensor,
     *,
-    causal=True,
-    scale=None,
-    window=None,
-    softcap=None,
-    key_mask=None,
-    cross_mask=None,
-    query_start=None,
-    cu_seqlens=None,
-    cross_cu_seqlens=None,
-    return_lse=False,
-    upcast=True,
-):
+    causal: bool = True,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    key_mask: Tensor | None = None,
+    cross_mask: Tensor | None = None,
+    query_start: int | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    cross_cu_seqlens: Tensor | None = None,
+    return_lse: bool = False,
+    upcast: bool = True,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Arguments and results of `adaptive_fusion_attention`, unchecked.
 
     upcast=True computes in fp64 and rounds the results once to the dtype of q; upcast=False computes in the dtype of q,
     as eager PyTorch would.
     """
-    dtype = q.dtype
-    if upcast:
-        q, k, v, cross_k, cross_v, gate = (x.double() for x in (q, k, v, cross_k, cross_v, gate))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if cross_k.shape[0] != q.shape[0]:
-        sharing = q.shape[0] // cross_k.shape[0]
-        cross_k, cross_v = (x.repeat_interleave(sharing, dim=0) for x in (cross_k, cross_v))
-        cross_mask = None if cross_mask is None else cross_mask.repeat_interleave(sharing, dim=0)
+    tensors = (q, k, v, cross_k, cross_v, gate, key_mask, cross_mask, cu_seqlens, cross_cu_seqlens)
+    return attend_reference(Call(*tensors, query_start, causal, scale, window, softcap), return_lse, upcast=upcast)
 
-    if cu_seqlens is not None:
-        bounds, cross_bounds = cu_seqlens.tolist(), cross_cu_seqlens.tolist()
-        parts = [
-            _one_batch(
-                *(x[:, :, start:end] for x in (q, k, v)),
-                *(x[:, :, cross_start:cross_end] for x in (cross_k, cross_v)),
-                gate[:, :, start:end] if gate.dim() == 3 else gate,
-                causal=causal,
-                scale=scale,
-                window=window,
-                softcap=softcap,
-                key_mask=None if key_mask is None else key_mask[:, start:end],
-                cross_mask=None if cross_mask is None else cross_mask[:, cross_start:cross_end],
-                query_start=0,
-            )
-            for start, end, cross_start, cross_end in zip(
-                bounds[:-1], bounds[1:], cross_bounds[:-1], cross_bounds[1:], strict=True
-            )
-        ]
-        if not parts:  # n = 0: S and T are 0 too
-            parts = [_one_batch(q, k, v, cross_k, cross_v, gate, False, scale, None, None, None, None, 0)]
-        out, self_lse, cross_lse = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+
+def attend_reference(
+    call: Call, return_lse: bool = False, *, upcast: bool = True
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """`adaptive_fusion_attention_reference` of a Call."""
+    dtype = call.q.dtype
+    call = with_rows_repeated(call)
+    if upcast:
+        call = call._replace(**{name: getattr(call, name).double() for name in Call._fields[:6]})
+    call = call._replace(scale=call.q.shape[-1] ** -0.5 if call.scale is None else call.scale)
+    if call.cu_seqlens is None:
+        if call.query_start is None:
+            call = call._replace(query_start=call.k.shape[2] - call.q.shape[2])
+        parts = [_one_batch(call)]
     else:
-        if query_start is None:
-            query_start = k.shape[2] - q.shape[2]
-        out, self_lse, cross_lse = _one_batch(
-            q, k, v, cross_k, cross_v, gate, causal, scale, window, softcap, key_mask, cross_mask, query_start
-        )
+        # n = 0: S and T are 0 too
+        parts = [_one_batch(part) for part in _sequences(call)] or [_one_batch(call._replace(query_start=0))]
+    out, self_lse, cross_lse = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
     out = out.to(dtype)
     return (out, self_lse.detach().float(), cross_lse.detach().float()) if return_lse else out
 
 
-def _one_batch(q, k, v, cross_k, cross_v, gate, causal, scale, window, softcap, key_mask, cross_mask, query_start):
+def _sequences(call):
+    """A call for each packed sequence."""
+    bounds, cross_bounds = call.cu_seqlens.tolist(), call.cross_cu_seqlens.tolist()
+    for (begin, end), (cross_begin, cross_end) in zip(pairwise(bounds), pairwise(cross_bounds), strict=True):
+        yield call._replace(
+            **{name: getattr(call, name)[:, :, begin:end] for name in ("q", "k", "v")},
+            **{name: getattr(call, name)[:, :, cross_begin:cross_end] for name in ("cross_k", "cross_v")},
+            gate=gates.of_sequence(call.gate, begin, end),
+            key_mask=None if call.key_mask is None else call.key_mask[:, begin:end],
+            cross_mask=None if call.cross_mask is None else call.cross_mask[:, cross_begin:cross_end],
+            query_start=0,
+        )
+
+
+def _one_batch(call):
+    q, k, device = call.q, call.k, call.q.device
     batch, _, queries, _ = q.shape
     keys = k.shape[2]
-    visible = torch.ones(batch, 1, queries, keys, dtype=torch.bool, device=q.device)
-    if causal:
-        start = torch.as_tensor(query_start, device=q.device).reshape(-1, 1, 1, 1)
-        query_index = start + torch.arange(queries, device=q.device)[:, None]
-        key_index = torch.arange(keys, device=q.device)
+    visible = torch.ones(batch, 1, queries, keys, dtype=torch.bool, device=device)
+    if call.causal:
+        start = torch.as_tensor(call.query_start, device=device).reshape(-1, 1, 1, 1)
+        query_index = start + torch.arange(queries, device=device)[:, None]
+        key_index = torch.arange(keys, device=device)
         visible = visible & (key_index <= query_index)
-        if window is not None:
-            visible = visible & (query_index - key_index < window)
-    if key_mask is not None:
-        visible = visible & key_mask[:, None, None, :]
-    self_out, self_lse = _attention(q, k, v, visible, scale, softcap)
+        if call.window is not None:
+            visible = visible & (query_index - key_index < call.window)
+    if call.key_mask is not None:
+        visible = visible & call.key_mask[:, None, None, :]
+    self_out, self_lse = _attention(q, k, call.v, visible, call.scale, call.softcap)
 
-    cross_visible = torch.ones(batch, 1, queries, cross_k.shape[2], dtype=torch.bool, device=q.device)
-    if cross_mask is not None:
-        cross_visible = cross_visible & cross_mask[:, None, None, :]
-    cross_out, cross_lse = _attention(q, cross_k, cross_v, cross_visible, scale, None)
-
-    gate = gate[:, None, None] if gate.dim() == 1 else gate[..., None]
+    cross_visible = torch.ones(batch, 1, queries, call.cross_k.shape[2], dtype=torch.bool, device=device)
+    if call.cross_mask is not None:
+        cross_visible = cross_visible & call.cross_mask[:, None, None, :]
+    cross_out, cross_lse = _attention(q, call.cross_k, call.cross_v, cross_visible, call.scale, None)
+    gate = gates.as_rows(call.gate)[..., None]
     return self_out + gate.to(self_out.dtype) * cross_out, self_lse, cross_lse
 
 
 def _attention(q, k, v, visible, scale, softcap):
     """Softmax attention under `visible` (B, 1, S, N) bool, with its log-sum-exp (B, Hq, S)."""
-    slot_used = visible.any(dim=2)[..., None]  # (B, 1, N, 1): a slot that no query sees may hold anything
-    k, v = (torch.where(slot_used, x, 0.0).repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    seen = visible.any(dim=2)[..., None]  # (B, 1, N, 1): a key that no query sees may hold anything
+    k, v = (torch.where(seen, x, 0.0).repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

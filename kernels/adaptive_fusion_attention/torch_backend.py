@@ -1,129 +1,119 @@
 """`adaptive_fusion_attention` as two calls of PyTorch's own attention and a combine: the path of CPUs."""
 
+from __future__ import annotations
+
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from . import gates
+from .call import Call
 
-def fused_attention(
-    q,
-    k,
-    v,
-    cross_k,
-    cross_v,
-    gate,
-    *,
-    causal,
-    scale,
-    window,
-    softcap,
-    key_mask,
-    cross_mask,
-    query_start,
-    cu_seqlens,
-    cross_cu_seqlens,
-    return_lse,
-):
-    """Arguments and results of `adaptive_fusion_attention`, checked by it."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    shared = dict(causal=causal, scale=scale, window=window, softcap=softcap, return_lse=return_lse)
-    masks = dict(key_mask=key_mask, cross_mask=cross_mask)
+
+class Keys(NamedTuple):
+    """Keys and values (B, Hkv, N, D) of one softmax, their mask (B, N) or None, and what queries see besides it: None (all),
+    "triangle" (S = N), or a bool tensor that broadcasts to (B, 1, S, N)."""
+
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    visible: Tensor | str | None
+
+
+def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """The results of `adaptive_fusion_attention` for a checked Call."""
+    if call.scale is None:
+        call = _changed(call, scale=call.q.shape[-1] ** -0.5)
+    cu_seqlens, cross_cu_seqlens = call.cu_seqlens, call.cross_cu_seqlens
     if cu_seqlens is None:
-        query_start = k.shape[2] - q.shape[2] if query_start is None else query_start
-        out, *lse = _dense(q, k, v, cross_k, cross_v, gate, query_start=query_start, **masks, **shared)
+        if call.query_start is None:
+            call = _changed(call, query_start=call.k.shape[2] - call.q.shape[2])
+        results = _dense(call, return_lse)
     elif _can_look(cu_seqlens) and _can_look(cross_cu_seqlens):
-        out, *lse = _sequence_by_sequence(
-            q, k, v, cross_k, cross_v, gate, cu_seqlens.tolist(), cross_cu_seqlens.tolist(), **masks, **shared
-        )
+        results = _sequence_by_sequence(call, return_lse)
     else:
-        owner = _sequence_index(cu_seqlens, q.shape[2])
-        packing = (owner[:, None] == owner, owner[:, None] == _sequence_index(cross_cu_seqlens, cross_k.shape[2]))
-        out, *lse = _dense(q, k, v, cross_k, cross_v, gate, query_start=0, packing=packing, **masks, **shared)
-    return (out, *lse) if return_lse else out
+        owner = _sequence_index(cu_seqlens, call.q.shape[2])
+        packing = (
+            owner[:, None] == owner,
+            owner[:, None] == _sequence_index(cross_cu_seqlens, call.cross_k.shape[2]),
+        )
+        results = _dense(_changed(call, query_start=0), return_lse, packing)
+    return results if return_lse else results[0]
 
 
-def _dense(
-    q,
-    k,
-    v,
-    cross_k,
-    cross_v,
-    gate,
-    *,
-    causal,
-    scale,
-    window,
-    softcap,
-    key_mask,
-    cross_mask,
-    query_start,
-    return_lse,
-    packing=(None, None),
-):
+def _changed(call, **fields):
+    return Call(*[fields.get(name, value) for name, value in zip(Call._fields, call, strict=True)])
+
+
+def _dense(call, return_lse, packing=(None, None)):
     """One batch -> out, self lse, cross lse. packing: (S, N) and (S, T) bool, positions of the same sequence."""
-    dtype = q.dtype
+    dtype = call.q.dtype
+    q, k, v, cross_k, cross_v, gate = call[:6]
     if q.device.type == "cpu" and dtype != torch.float32:
         # CPUs without bf16 matrix units take 12.7 ms for what takes 7.1 in fp32 (4 x 9 heads of 128 x 64); exacter too.
         q, k, v, cross_k, cross_v = (x.float() for x in (q, k, v, cross_k, cross_v))
-    k, v, key_mask, visible = _self_visibility(q, k, v, causal, window, key_mask, query_start, packing[0])
-    self_out, self_lse = _attend(q, k, v, scale, key_mask, visible, softcap, return_lse)
+    keys = _self_keys(_changed(call, k=k, v=v), packing[0])
+    self_out, self_lse = _attend(q, keys, call.scale, call.softcap, return_lse)
     if cross_k.shape[2] == 0 and not return_lse and not _wants_gradient(cross_k, cross_v, gate):
         return self_out.to(dtype), None, None
-    cross_out, cross_lse = _attend_across(q, cross_k, cross_v, scale, cross_mask, packing[1], return_lse)
-    gate = gate[..., None] if gate.dim() == 3 else gate.view(-1, 1, 1)
-    out = torch.addcmul(self_out.float(), gate.float(), cross_out.float())
+    cross_out, cross_lse = _attend_across(
+        q, Keys(cross_k, cross_v, call.cross_mask, packing[1]), call.scale, return_lse
+    )
+    out = torch.addcmul(self_out.float(), gates.as_rows(gate)[..., None].float(), cross_out.float())
     return out.to(dtype), self_lse, cross_lse
 
 
-def _attend_across(q, cross_k, cross_v, scale, cross_mask, visible, return_lse):
-    """The cross term's output and lse. Rows and heads of q that share a row and head of cross_k become its queries."""
+def _attend_across(q, keys, scale, return_lse):
+    """The cross term's output and lse. Rows and heads of q that share a row and head of cross keys become its queries."""
     batch, heads, queries, _ = q.shape
-    cross_rows, kv_heads = cross_k.shape[:2]
+    cross_rows, kv_heads = keys.k.shape[:2]
     if cross_rows == batch:
-        return _attend(q, cross_k, cross_v, scale, cross_mask, visible, None, return_lse)
+        return _attend(q, keys, scale, None, return_lse)
     together = (batch // cross_rows, heads // kv_heads, queries)
     q = q.unflatten(1, (kv_heads, -1)).unflatten(0, (cross_rows, -1)).transpose(1, 2).flatten(2, 4)
-    out, lse = _attend(q, cross_k, cross_v, scale, cross_mask, None, None, return_lse)
+    out, lse = _attend(q, Keys(keys.k, keys.v, keys.mask, None), scale, None, return_lse)
     return tuple(
         x if x is None else x.unflatten(2, together).transpose(1, 2).flatten(2, 3).flatten(0, 1) for x in (out, lse)
     )
 
 
-def _sequence_by_sequence(
-    q, k, v, cross_k, cross_v, gate, bounds, cross_bounds, *, key_mask, cross_mask, return_lse, **shared
-):
+def _sequence_by_sequence(call, return_lse):
     """Packed sequences one after the other: no work, and no NaN, crosses from one into another."""
-    sizes, cross_sizes = ([b - a for a, b in pairwise(ends)] for ends in (bounds, cross_bounds))
-    split = [x.split(sizes, dim=2) for x in (q, k, v)] + [x.split(cross_sizes, dim=2) for x in (cross_k, cross_v)]
-    count = len(sizes)
-    split.append(gate.split(sizes, dim=2) if gate.dim() == 3 else [gate] * count)
-    split.append([None] * count if key_mask is None else key_mask.split(sizes, dim=1))
-    split.append([None] * count if cross_mask is None else cross_mask.split(cross_sizes, dim=1))
+    ends, cross_ends = call.cu_seqlens.tolist(), call.cross_cu_seqlens.tolist()
+    sizes, cross_sizes = ([b - a for a, b in pairwise(bounds)] for bounds in (ends, cross_ends))
+    split = {name: getattr(call, name).split(sizes, dim=2) for name in ("q", "k", "v")}
+    split |= {name: getattr(call, name).split(cross_sizes, dim=2) for name in ("cross_k", "cross_v")}
+    if call.key_mask is not None:
+        split["key_mask"] = call.key_mask.split(sizes, dim=1)
+    if call.cross_mask is not None:
+        split["cross_mask"] = call.cross_mask.split(cross_sizes, dim=1)
+    split["gate"] = [gates.of_sequence(call.gate, begin, end) for begin, end in pairwise(ends)]
     parts = [
-        _dense(*tensors, key_mask=mask, cross_mask=other_mask, query_start=0, return_lse=return_lse, **shared)
-        for *tensors, mask, other_mask in zip(*split, strict=True)
+        _dense(_changed(call, query_start=0, **{name: values[index] for name, values in split.items()}), return_lse)
+        for index in range(len(sizes))
     ]
     if not parts:
+        q = call.q
         return torch.empty_like(q), *(q.new_empty(q.shape[:3], dtype=torch.float32) for _ in range(2))
-    return [torch.cat(part, dim=2) if part[0] is not None else None for part in zip(*parts, strict=True)]
+    return tuple(torch.cat(part, dim=2) if part[0] is not None else None for part in zip(*parts, strict=True))
 
 
-def _self_visibility(q, k, v, causal, window, key_mask, query_start, packing):
-    """Cut off the keys that no query reaches.
-
-    -> k, v, key_mask and what is visible besides key_mask: None (all), "triangle" (S = N) or a bool tensor that
-    broadcasts to (B, 1, S, N).
-    """
-    queries, keys = q.shape[2], k.shape[2]
-    if not causal:
-        return k, v, key_mask, packing
+def _self_keys(call, packing):
+    """The Keys of the self term without those that no query reaches."""
+    _, k, v, *_ = call
+    queries, keys, device = call.q.shape[2], k.shape[2], call.q.device
+    key_mask, query_start, window = call.key_mask, call.query_start, call.window
+    if not call.causal:
+        return Keys(k, v, key_mask, packing)
     if packing is not None:
-        return k, v, key_mask, packing & _causal_visibility(queries, keys, 0, window, q.device)
+        return Keys(k, v, key_mask, packing & _causal_visibility(queries, keys, 0, window, device))
     if isinstance(query_start, torch.Tensor):
-        visible = _causal_visibility(queries, keys, query_start.reshape(-1, 1, 1, 1), window, q.device)
+        visible = _causal_visibility(queries, keys, query_start.reshape(-1, 1, 1, 1), window, device)
         reached = visible.any(dim=2)[:, 0].expand(k.shape[0], keys)
-        return k, v, reached if key_mask is None else reached & key_mask, visible
+        return Keys(k, v, reached if key_mask is None else reached & key_mask, visible)
     begin, end = 0, min(keys, query_start + queries)
     if window is not None:
         begin = min(end, max(0, query_start - window + 1))
@@ -138,8 +128,8 @@ def _self_visibility(q, k, v, causal, window, key_mask, query_start, packing):
     elif window is None and query_start == 0:
         visible = "triangle"
     else:
-        visible = _causal_visibility(queries, keys, query_start, window, q.device)
-    return k, v, key_mask, visible
+        visible = _causal_visibility(queries, keys, query_start, window, device)
+    return Keys(k, v, key_mask, visible)
 
 
 def _causal_visibility(queries, keys, query_start, window, device):
@@ -154,16 +144,17 @@ def _sequence_index(cu_seqlens, length):
     return torch.searchsorted(cu_seqlens[1:], torch.arange(length, device=cu_seqlens.device), right=True)
 
 
-def _attend(q, k, v, scale, slot_mask, visible, softcap, return_lse):
-    """One softmax attention: output, lse or None. slot_mask: (B, N) or None; visible: see `_self_visibility`."""
-    if slot_mask is not None and _can_look(slot_mask) and bool(slot_mask.all()):
-        slot_mask = None
-    if slot_mask is not None:
-        k, v = _without_masked(k, slot_mask), _without_masked(v, slot_mask)
+def _attend(q, keys, scale, softcap, return_lse):
+    """One softmax attention over Keys: output, lse or None."""
+    k, v, mask, visible = keys
+    if mask is not None and _can_look(mask) and bool(mask.all()):
+        mask = None
+    if mask is not None:
+        k, v = _without_masked(k, mask), _without_masked(v, mask)
         if isinstance(visible, str):
             visible = _causal_visibility(q.shape[2], k.shape[2], 0, None, q.device)
-        slot_visible = slot_mask[:, None, None, :]
-        visible = slot_visible if visible is None else visible & slot_visible
+        unmasked = mask[:, None, None, :]
+        visible = unmasked if visible is None else visible & unmasked
     if softcap is not None or return_lse:
         return _attend_by_hand(q, k, v, scale, visible, softcap)
     if isinstance(visible, str):
@@ -189,12 +180,12 @@ def _can_look(tensor):
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _without_masked(x, slot_mask):
-    """x (B, H, N, D) with zeros in masked slots: a weight of 0 would not stop a NaN there."""
+def _without_masked(x, mask):
+    """x (B, H, N, D) with zeros in masked keys: a weight of 0 would not stop a NaN there."""
     # 8 us to see that nothing can leak, 56 us to write the copy (4 x 3 x 128 x 64, fp32, one core).
     if _can_look(x) and bool(torch.linalg.vector_norm(x.detach()) < torch.inf):
         return x
-    return torch.where(slot_mask[:, None, :, None], x, 0.0)
+    return torch.where(mask[:, None, :, None], x, 0.0)
 
 
 def _wants_gradient(*tensors):

@@ -1,14 +1,19 @@
 """The layer-wise aligner (LayAlign, arXiv 2502.11405, equations 2 and 3): from all encoder layers to the cross keys and
 values of all LLM layers."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend, malformed
-from . import key_values_function, torch_backend
-from .arguments import check_cross_key_values, check_fold_key_values, check_layer_mix, check_stream_linear
+from . import key_values, torch_backend
+from .call import Call, check_cross_key_values, check_fold_key_values, check_layer_mix, check_stream_linear
 from .folding import fold_pays
 from .reference import (
     cross_key_values_reference,
@@ -29,21 +34,31 @@ __all__ = [
     "stream_linear_reference",
 ]
 
-_LAYER_MIX = {"torch": torch_backend.layer_mix, "reference": layer_mix_reference}
-_STREAM_LINEAR = {"torch": torch_backend.stream_linear, "reference": stream_linear_reference}
+# Name -> function of checked arguments; of `cross_key_values` and `fold_key_values`, of a Call.
+_LAYER_MIX: dict[str, Callable[..., Any]] = {"torch": torch_backend.layer_mix, "reference": layer_mix_reference}
+_STREAM_LINEAR: dict[str, Callable[..., Any]] = {
+    "torch": torch_backend.stream_linear,
+    "reference": stream_linear_reference,
+}
 if find_spec("triton"):  # there are systems without
-    from . import triton_backend
+    from .gpu import operator
 
-    _LAYER_MIX["triton"] = triton_backend.layer_mix
-    _STREAM_LINEAR["triton"] = triton_backend.stream_linear
-    key_values_function.PRODUCTS["triton"] = triton_backend.PRODUCTS
-_CROSS_KEY_VALUES = {name: partial(key_values_function.cross_key_values, name) for name in key_values_function.PRODUCTS}
-_CROSS_KEY_VALUES["reference"] = cross_key_values_reference
-_FOLD_KEY_VALUES = {name: partial(key_values_function.fold_key_values, name) for name in key_values_function.PRODUCTS}
-_FOLD_KEY_VALUES["reference"] = fold_key_values_reference
+    _LAYER_MIX["triton"] = operator.layer_mix
+    _STREAM_LINEAR["triton"] = operator.stream_linear
+    key_values.PRODUCTS["triton"] = operator.PRODUCTS
+_CROSS_KEY_VALUES: dict[str, Callable[..., Any]] = {
+    name: partial(key_values.cross_key_values, name) for name in key_values.PRODUCTS
+}
+_CROSS_KEY_VALUES["reference"] = lambda call, **options: cross_key_values_reference(*call, **options)
+_FOLD_KEY_VALUES: dict[str, Callable[..., Any]] = {
+    name: partial(key_values.fold_key_values, name) for name in key_values.PRODUCTS
+}
+_FOLD_KEY_VALUES["reference"] = lambda call: fold_key_values_reference(*call[3:])
 
 
-def layer_mix(hidden_states, weight, bias=None, *, backend="auto"):
+def layer_mix(
+    hidden_states: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
     """relu(sum_e weight[j, e] hidden_states[e] + bias[j]) for all streams j.
 
     Args:
@@ -57,10 +72,10 @@ def layer_mix(hidden_states, weight, bias=None, *, backend="auto"):
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
-    return _run("layer_mix", _LAYER_MIX, check_layer_mix, (hidden_states, weight, bias), backend)
+    return _run("layer_mix", _LAYER_MIX, check_layer_mix, (hidden_states, weight, bias), hidden_states, backend)
 
 
-def stream_linear(streams, weight, bias=None, *, backend="auto"):
+def stream_linear(streams: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
     """streams[j] @ weight[j]^T + bias[j] for all streams j.
 
     Args:
@@ -75,24 +90,24 @@ def stream_linear(streams, weight, bias=None, *, backend="auto"):
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
-    return _run("stream_linear", _STREAM_LINEAR, check_stream_linear, (streams, weight, bias), backend)
+    return _run("stream_linear", _STREAM_LINEAR, check_stream_linear, (streams, weight, bias), streams, backend)
 
 
 def cross_key_values(
-    hidden_states,
-    mix_weight,
-    mix_bias,
-    proj_weight,
-    proj_bias,
-    key_weights,
-    value_weights,
-    key_biases=None,
-    value_biases=None,
+    hidden_states: Tensor | Sequence[Tensor],
+    mix_weight: Tensor,
+    mix_bias: Tensor | None,
+    proj_weight: Tensor | None,
+    proj_bias: Tensor | None,
+    key_weights: Tensor | Sequence[Tensor],
+    value_weights: Tensor | Sequence[Tensor],
+    key_biases: Tensor | Sequence[Tensor] | None = None,
+    value_biases: Tensor | Sequence[Tensor] | None = None,
     *,
-    folded=None,
-    layers_at_once=None,
-    backend="auto",
-):
+    folded: bool | None = None,
+    layers_at_once: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
     """Cross keys and values of all L LLM layers.
 
     layer_mix into 2L streams, the shared projection, then each layer's own key projection of stream 2i and value
@@ -118,29 +133,27 @@ def cross_key_values(
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
-    arguments = (
-        hidden_states,
-        mix_weight,
-        mix_bias,
-        proj_weight,
-        proj_bias,
-        key_weights,
-        value_weights,
-        key_biases,
-        value_biases,
-    )
+    projections = (proj_weight, proj_bias, key_weights, value_weights, key_biases, value_biases)
+    call = Call(hidden_states, mix_weight, mix_bias, *projections)
     if folded not in (None, True, False):
         raise malformed("folded", repr(folded), "True, False or None")
     if layers_at_once is not None and (not isinstance(layers_at_once, int) or layers_at_once < 1):
         raise malformed("layers_at_once", repr(layers_at_once), "a positive int or None")
     options = dict(folded=folded, layers_at_once=layers_at_once)
-    return _run("cross_key_values", _CROSS_KEY_VALUES, check_cross_key_values, arguments, backend, **options)
+    return _run("cross_key_values", _CROSS_KEY_VALUES, check_cross_key_values, call, hidden_states, backend, **options)
 
 
 @torch.no_grad()
 def fold_key_values(
-    proj_weight, proj_bias, key_weights, value_weights, key_biases=None, value_biases=None, *, backend="auto"
-):
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    key_weights: Tensor | Sequence[Tensor],
+    value_weights: Tensor | Sequence[Tensor],
+    key_biases: Tensor | Sequence[Tensor] | None = None,
+    value_biases: Tensor | Sequence[Tensor] | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Key and value weights and biases that hold the projection, for many calls of `cross_key_values` without one.
 
     Args:
@@ -153,22 +166,32 @@ def fold_key_values(
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
-    arguments = (proj_weight, proj_bias, key_weights, value_weights, key_biases, value_biases)
-    return _run("fold_key_values", _FOLD_KEY_VALUES, check_fold_key_values, arguments, backend)
+    call = Call(None, None, None, proj_weight, proj_bias, key_weights, value_weights, key_biases, value_biases)
+    return _run("fold_key_values", _FOLD_KEY_VALUES, check_fold_key_values, call, proj_weight, backend)
 
 
-def _run(operator, backends, check, arguments, backend, **options):
-    first = next(iter(arguments[0]), None) if isinstance(arguments[0], (list, tuple)) else arguments[0]
+def _run(operator, backends, check, arguments, where, backend, **options):
+    """arguments: a Call, or the few of another operator; where: the tensor, or list of them, that says where it runs."""
+    first = next(iter(where), None) if isinstance(where, (list, tuple)) else where
     if isinstance(first, torch.Tensor) and (dtype := autocast_dtype(first)) is not None:
-        arguments = [_map_tensors(cast_for_autocast, argument, dtype) for argument in arguments]
+        arguments = _cast(arguments, dtype)
         with torch.autocast(first.device.type, enabled=False):
-            return _run(operator, backends, check, arguments, backend, **options)
+            return _run_on(first, operator, backends, check, arguments, backend, **options)
+    return _run_on(first, operator, backends, check, arguments, backend, **options)
+
+
+def _run_on(first, operator, backends, check, arguments, backend, **options):
     name = choose_backend(backend, tuple(backends), operator, first)
-    check(*arguments, backend=name)
-    return backends[name](*arguments, **options)
+    given = (arguments,) if isinstance(arguments, Call) else arguments
+    check(*given, backend=name)
+    return backends[name](*given, **options)
 
 
-def _map_tensors(function, argument, dtype):
-    if isinstance(argument, (list, tuple)):
-        return [function(item, dtype) for item in argument]
-    return function(argument, dtype)
+def _cast(arguments, dtype):
+    cast = [
+        [cast_for_autocast(item, dtype) for item in argument]
+        if isinstance(argument, (list, tuple))
+        else cast_for_autocast(argument, dtype)
+        for argument in arguments
+    ]
+    return Call(*cast) if isinstance(arguments, Call) else cast

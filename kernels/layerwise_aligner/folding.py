@@ -1,10 +1,15 @@
 """Multiplying the shared projection into the key and value projections of the layers, and when that pays."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 
-def fold_pays(tokens, encoder_width, llm_width, kv_width, backward=False):
+def fold_pays(tokens: int, encoder_width: int, llm_width: int, kv_width: int, backward: bool = False) -> bool:
     """Whether folding saves operations for this number of tokens.
 
     Forward it multiplies (kv, Dl) with (Dl, De) once for each stream and replaces, for each token, De x Dl + Dl x kv
@@ -18,7 +23,7 @@ def fold_pays(tokens, encoder_width, llm_width, kv_width, backward=False):
     return tokens * (unfolded - each) > once
 
 
-def augment(proj_weight, proj_bias):
+def augment(proj_weight: Tensor, proj_bias: Tensor | None) -> Tensor:
     """The projection with its bias as one more column, so that one product folds both: (Dl, De + 16), zeros in the last 15."""
     if proj_bias is None:
         return proj_weight
@@ -26,7 +31,9 @@ def augment(proj_weight, proj_bias):
     return torch.cat([proj_weight, pad(proj_bias[:, None], (0, 15))], dim=1)
 
 
-def fold(products, weights, biases, augmented, encoder_width):
+def fold(
+    products: Any, weights: Any, biases: Tensor | None, augmented: Tensor, encoder_width: int
+) -> tuple[Tensor, Tensor | None]:
     """Weights (G, kv, Dl) after the projection as (G, kv, De), accumulated in fp32 and rounded once, and biases (G, kv) or None.
 
     augmented: of `augment`.

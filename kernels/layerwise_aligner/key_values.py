@@ -3,42 +3,22 @@
 Stream 2i makes the keys of layer i and stream 2i + 1 its values, so that both are one product over 2L groups.
 """
 
-from collections.abc import Callable
-from itertools import islice
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from . import torch_backend
+from .call import Call, flatten, flatten_gradients, items, unflatten
 from .folding import augment, fold, fold_pays
-from .stream_projections import Folded, OneStep, TwoSteps
+from .projections import Folded, OneStep, Products, TwoSteps
 
+PRODUCTS = {"torch": torch_backend.PRODUCTS}  # by backend
 # Bytes of streams and what is made of them at a time. Every chunk of layers reads all encoder states again: where 4 layers are
 # a chunk, the mix of 24 states into 64 streams reads and writes 2.9 times what it does in one.
 WORKSPACE = {"cpu": 64 << 20, "cuda": 1 << 30}
-
-
-class Products(NamedTuple):
-    """What a backend brings; torch_backend.py says what they take and give."""
-
-    prepare: Callable
-    mix: Callable
-    mix_gradients: Callable
-    matmul: Callable
-    summed_matmul: Callable
-
-
-class Arguments(NamedTuple):
-    """Those of `cross_key_values`: the tensors, what asks for gradients, or the gradients."""
-
-    hidden_states: Any
-    mix_weight: Any
-    mix_bias: Any
-    proj_weight: Any
-    proj_bias: Any
-    key_weights: Any
-    value_weights: Any
-    key_biases: Any
-    value_biases: Any
 
 
 class Plan(NamedTuple):
@@ -49,38 +29,18 @@ class Plan(NamedTuple):
     folded_backward: bool
 
 
-def flatten(arguments):
-    """-> how many items each argument is a sequence of (-1 where it is one tensor), and all of them in one list."""
-    counts = [len(argument) if isinstance(argument, (list, tuple)) else -1 for argument in arguments]
-    return counts, [item for argument in arguments for item in _items(argument)]
-
-
-def unflatten(counts, flat):
-    """The Arguments that `flatten` took apart."""
-    flat = iter(flat)
-    return Arguments(*(next(flat) if count < 0 else list(islice(flat, count)) for count in counts))
-
-
-def flatten_gradients(counts, grads):
-    """One gradient, or None, for each tensor that `flatten` gave."""
-    flat = []
-    for count, grad in zip(counts, grads, strict=True):
-        flat.extend([grad] if count < 0 else [None] * count if grad is None else grad)
-    return flat
-
-
-def plan(arguments, folded, layers_at_once):
+def plan(call: Call, folded: bool | None, layers_at_once: int | None) -> Plan:
     """The Plan of a call; `folded` and `layers_at_once` as `cross_key_values` takes them."""
-    state, key_weight = arguments.hidden_states[0], arguments.key_weights[0]
+    state, key_weight = call.hidden_states[0], call.key_weights[0]
     tokens, encoder_width = state.shape[:-1].numel(), state.shape[-1]
     kv_width, llm_width = key_weight.shape
     folded_backward = folded
-    if arguments.proj_weight is None:
+    if call.proj_weight is None:
         folded = folded_backward = False
     elif folded is None:
         sizes = (tokens, encoder_width, llm_width, kv_width)
         folded, folded_backward = fold_pays(*sizes), fold_pays(*sizes, backward=True)
-    layers = len(arguments.key_weights)
+    layers = len(call.key_weights)
     if layers_at_once is None:
         besides = kv_width * encoder_width if folded or folded_backward else tokens * llm_width
         bytes_of_layer = 2 * (2 * tokens * encoder_width + besides) * state.element_size()
@@ -90,38 +50,39 @@ def plan(arguments, folded, layers_at_once):
     return Plan(min(layers_at_once, layers), folded, folded_backward)
 
 
-def forward(products, arguments, plan):
+def forward(products: Products, call: Call, plan: Plan) -> Tensor:
     """-> (L, 2, tokens, kv): keys and values of every layer."""
-    state, key_weight = arguments.hidden_states[0], arguments.key_weights[0]
-    states, projection = products.prepare(arguments.hidden_states), _projection(products, arguments, plan.folded)
-    shape = 2 * len(arguments.key_weights), state.shape[:2].numel(), key_weight.shape[0]
+    state, key_weight = call.hidden_states[0], call.key_weights[0]
+    states, projection = products.prepare(call.hidden_states), _projection(products, call, plan.folded)
+    shape = 2 * len(call.key_weights), state.shape[:2].numel(), key_weight.shape[0]
     out = torch.empty(shape, dtype=state.dtype, device=state.device)
-    for chunk in _chunks(arguments, plan):
-        streams = products.mix(states, *_mix(arguments, chunk))
+    for chunk in _chunks(call, plan):
+        streams = products.mix(states, *_mix(call, chunk))
         projection.forward(streams, chunk, out[chunk])
     return out.unflatten(0, (-1, 2))
 
 
-def fold_key_values(products, proj_weight, proj_bias, *projections):
-    """Arguments and results of `fold_key_values`."""
-    weights, biases = _interleaved(*projections)
-    weights, biases = fold(products, weights, biases, augment(proj_weight, proj_bias), proj_weight.shape[1])
+def fold_key_values(backend: str, call: Call) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The results of `fold_key_values` for a checked Call."""
+    weights, biases = _interleaved(call)
+    augmented = augment(call.proj_weight, call.proj_bias)
+    weights, biases = fold(PRODUCTS[backend], weights, biases, augmented, call.proj_weight.shape[1])
     return weights[0::2], weights[1::2], *((None, None) if biases is None else (biases[0::2], biases[1::2]))
 
 
-def backward(products, grad, arguments, plan, wanted):
-    """Gradients of the Arguments from that of `forward`; None where `wanted` holds no True."""
-    wants = Arguments(*(any(_items(want)) for want in wanted))
+def backward(products: Products, grad: Tensor, call: Call, plan: Plan, wanted: Call) -> Call:
+    """Gradients of the Call from that of `forward`; None where `wanted` holds no True."""
+    wants = Call(*(any(items(want)) for want in wanted))
     wants_mix = (wants.hidden_states, wants.mix_weight, wants.mix_bias)
     wants_proj = wants.proj_weight or wants.proj_bias
     wants_weights = wants.key_weights or wants.value_weights
     wants_biases = wants.key_biases or wants.value_biases
-    states = products.prepare(arguments.hidden_states)
-    projection = _projection(products, arguments, plan.folded_backward)
+    states = products.prepare(call.hidden_states)
+    projection = _projection(products, call, plan.folded_backward)
     grad = grad.contiguous().flatten(0, 1)
     grad_states, of_mix, grad_weights, grad_biases = None, [], [], []
-    for chunk in _chunks(arguments, plan):
-        grads, mix = grad[chunk], _mix(arguments, chunk)
+    for chunk in _chunks(call, plan):
+        grads, mix = grad[chunk], _mix(call, chunk)
         streams = products.mix(states, *mix) if wants_proj or wants_weights else None
         grad_streams, of_weights = projection.backward(grads, streams, chunk, any(wants_mix), wants_proj, wants_weights)
         if wants_weights:
@@ -133,7 +94,7 @@ def backward(products, grad, arguments, plan, wanted):
             of_mix.append(of_parameters)
             grad_states = of_states if grad_states is None else grad_states.add_(of_states)
     grad_mix_weight, grad_mix_bias = zip(*of_mix, strict=True) if of_mix else ((), ())
-    gradients = Arguments(
+    gradients = Call(
         grad_states,
         torch.cat(grad_mix_weight) if wants.mix_weight else None,
         torch.cat(grad_mix_bias) if wants.mix_bias else None,
@@ -144,39 +105,35 @@ def backward(products, grad, arguments, plan, wanted):
         grad_biases[0::2] if wants.key_biases else None,
         grad_biases[1::2] if wants.value_biases else None,
     )
-    return Arguments(*(_as_given(gradient, argument) for gradient, argument in zip(gradients, arguments, strict=True)))
+    return Call(*(_as_given(gradient, argument) for gradient, argument in zip(gradients, call, strict=True)))
 
 
-def _items(argument):
-    return argument if isinstance(argument, (list, tuple)) else (argument,)
-
-
-def _mix(arguments, chunk):
+def _mix(call, chunk):
     """Weight and bias of the mix into the streams of `chunk`."""
-    return arguments.mix_weight[chunk], None if arguments.mix_bias is None else arguments.mix_bias[chunk]
+    return call.mix_weight[chunk], None if call.mix_bias is None else call.mix_bias[chunk]
 
 
-def _interleaved(key_weights, value_weights, key_biases, value_biases):
+def _interleaved(call):
     """Weights of all streams (a list) and their biases (2L, kv) or None."""
-    weights = [_rows(weight) for pair in zip(key_weights, value_weights, strict=True) for weight in pair]
-    if key_biases is None and value_biases is None:
+    weights = [_rows(weight) for pair in zip(call.key_weights, call.value_weights, strict=True) for weight in pair]
+    if call.key_biases is None and call.value_biases is None:
         return weights, None
-    zeros = weights[0].new_zeros(weights[0].shape[0])
-    given = ([zeros] * len(key_weights) if biases is None else biases for biases in (key_biases, value_biases))
+    zeros = [weights[0].new_zeros(weights[0].shape[0])] * len(call.key_weights)
+    given = (zeros if biases is None else biases for biases in (call.key_biases, call.value_biases))
     return weights, torch.stack([bias for pair in zip(*given, strict=True) for bias in pair])
 
 
-def _projection(products, arguments, folded):
-    weights, biases = _interleaved(*arguments[5:])
-    if arguments.proj_weight is None:
+def _projection(products, call, folded):
+    weights, biases = _interleaved(call)
+    if call.proj_weight is None:
         return OneStep(products, weights, biases)
     way = Folded if folded else TwoSteps
-    return way(products, weights, biases, arguments.proj_weight, arguments.proj_bias)
+    return way(products, weights, biases, call.proj_weight, call.proj_bias)
 
 
-def _chunks(arguments, plan):
+def _chunks(call, plan):
     """Slices of the 2L streams."""
-    layers = len(arguments.key_weights)
+    layers = len(call.key_weights)
     for first in range(0, layers, plan.layers):
         yield slice(2 * first, 2 * min(first + plan.layers, layers))
 
@@ -193,3 +150,85 @@ def _as_given(grad, argument):
     if isinstance(argument, (list, tuple)):
         return [g.to(a.dtype).view_as(a) for g, a in zip(grad, argument, strict=True)]
     return (torch.stack(list(grad)) if isinstance(grad, (list, tuple)) else grad).to(argument.dtype).view_as(argument)
+
+
+def cross_key_values(
+    backend: str, call: Call, *, folded: bool | None = None, layers_at_once: int | None = None
+) -> tuple[Tensor, ...]:
+    """The results of `cross_key_values` for a checked Call."""
+    counts, tensors = flatten(call)
+    out = _CrossKeyValues.apply(backend, *plan(call, folded, layers_at_once), counts, *tensors)
+    return out.unflatten(2, call.hidden_states[0].shape[:2]).unbind(1)
+
+
+class _CrossKeyValues(torch.autograd.Function):
+    """Keys and values (L, 2, tokens, kv); saves its arguments only."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        ctx.options, tensors = arguments[:5], arguments[5:]
+        ctx.save_for_backward(*tensors)
+        run = _forward_operator if torch.compiler.is_compiling() else _forward
+        return run(list(tensors), *ctx.options)
+
+    @staticmethod
+    def backward(ctx, grad):
+        run = _backward_operator if torch.compiler.is_compiling() else _backward
+        wanted = list(ctx.needs_input_grad[5:])
+        grads = run(grad, list(ctx.saved_tensors), *ctx.options, wanted)
+        return *(None,) * 5, *(x if want else None for x, want in zip(grads, wanted, strict=True))
+
+
+def _forward(tensors, backend, layers, folded, folded_backward, counts):
+    with torch.cuda.device_of(_first(tensors)):  # kernels start on the current device
+        return forward(PRODUCTS[backend], unflatten(counts, tensors), Plan(layers, folded, folded_backward))
+
+
+def _backward(grad, tensors, backend, layers, folded, folded_backward, counts, wanted):
+    call, wanted = unflatten(counts, tensors), unflatten(counts, wanted)
+    with torch.cuda.device_of(grad):
+        grads = backward(PRODUCTS[backend], grad, call, Plan(layers, folded, folded_backward), wanted)
+    return flatten_gradients(counts, grads)
+
+
+@torch.library.custom_op("layalign::cross_key_values", mutates_args=())
+def _forward_operator(
+    tensors: list[Tensor | None], backend: str, layers: int, folded: bool, folded_backward: bool, counts: list[int]
+) -> Tensor:
+    return _forward(tensors, backend, layers, folded, folded_backward, counts)
+
+
+@_forward_operator.register_fake
+def _(tensors, backend, layers, folded, folded_backward, counts):
+    call = unflatten(counts, tensors)
+    state, keys = call.hidden_states[0], call.key_weights
+    return state.new_empty(len(keys), 2, state.shape[0] * state.shape[1], keys[0].shape[0])
+
+
+@torch.library.custom_op("layalign::cross_key_values_backward", mutates_args=())
+def _backward_operator(
+    grad: Tensor,
+    tensors: list[Tensor | None],
+    backend: str,
+    layers: int,
+    folded: bool,
+    folded_backward: bool,
+    counts: list[int],
+    wanted: list[bool],
+) -> list[Tensor]:
+    grads = _backward(grad, tensors, backend, layers, folded, folded_backward, counts, wanted)
+    # Results of an operator may not share memory, and those of a list are parts of one tensor.
+    pairs = zip(grads, wanted, strict=True)
+    return [x.clone(memory_format=torch.contiguous_format) if want else grad.new_empty(0) for x, want in pairs]
+
+
+@_backward_operator.register_fake
+def _(grad, tensors, backend, layers, folded, folded_backward, counts, wanted):
+    pairs = zip(tensors, wanted, strict=True)
+    return [
+        torch.empty_like(x, memory_format=torch.contiguous_format) if want else grad.new_empty(0) for x, want in pairs
+    ]
+
+
+def _first(tensors):
+    return next(x for x in tensors if x is not None)

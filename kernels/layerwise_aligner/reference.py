@@ -3,10 +3,17 @@
 upcast=True computes in fp64 and rounds the results once to the dtype of the inputs; upcast=False computes in theirs.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 
-def layer_mix_reference(hidden_states, weight, bias=None, *, upcast=True):
+def layer_mix_reference(
+    hidden_states: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, *, upcast: bool = True
+) -> Tensor:
     """Arguments and result of `layer_mix`, unchecked."""
     dtype = weight.dtype
     hidden_states, weight, bias = _prepared(upcast, hidden_states, weight, bias)
@@ -16,7 +23,9 @@ def layer_mix_reference(hidden_states, weight, bias=None, *, upcast=True):
     return torch.relu(mixed).to(dtype)
 
 
-def stream_linear_reference(streams, weight, bias=None, *, upcast=True):
+def stream_linear_reference(
+    streams: Tensor, weight: Tensor, bias: Tensor | None = None, *, upcast: bool = True
+) -> Tensor:
     """Arguments and result of `stream_linear`, unchecked."""
     dtype = streams.dtype
     streams, weight, bias = _prepared(upcast, streams, weight, bias)
@@ -30,38 +39,44 @@ def stream_linear_reference(streams, weight, bias=None, *, upcast=True):
 
 
 def cross_key_values_reference(
-    hidden_states,
-    mix_weight,
-    mix_bias,
-    proj_weight,
-    proj_bias,
-    key_weights,
-    value_weights,
-    key_biases=None,
-    value_biases=None,
+    hidden_states: Tensor | Sequence[Tensor],
+    mix_weight: Tensor,
+    mix_bias: Tensor | None,
+    proj_weight: Tensor | None,
+    proj_bias: Tensor | None,
+    key_weights: Tensor | Sequence[Tensor],
+    value_weights: Tensor | Sequence[Tensor],
+    key_biases: Tensor | Sequence[Tensor] | None = None,
+    value_biases: Tensor | Sequence[Tensor] | None = None,
     *,
-    folded=None,
-    layers_at_once=None,
-    upcast=True,
-):
+    folded: bool | None = None,
+    layers_at_once: int | None = None,
+    upcast: bool = True,
+) -> tuple[Tensor, Tensor]:
     """Arguments and results of `cross_key_values`, unchecked; `folded` and `layers_at_once` change the order of operations
     only, and are not followed."""
     dtype = mix_weight.dtype
-    arguments = (hidden_states, mix_weight, mix_bias, proj_weight, proj_bias)
-    hidden_states, mix_weight, mix_bias, proj_weight, proj_bias = _prepared(upcast, *arguments)
-    projections = _prepared(upcast, key_weights, value_weights, key_biases, value_biases)
-    key_weights, value_weights, key_biases, value_biases = projections
-    streams = layer_mix_reference(hidden_states, mix_weight, mix_bias, upcast=False)
+    projection = _prepared(upcast, proj_weight, proj_bias)
+    keys_projection = _prepared(upcast, key_weights, key_biases)
+    values_projection = _prepared(upcast, value_weights, value_biases)
+    streams = layer_mix_reference(*_prepared(upcast, hidden_states, mix_weight, mix_bias), upcast=False)
     if proj_weight is not None:
-        streams = stream_linear_reference(streams, proj_weight, proj_bias, upcast=False)
-    keys = stream_linear_reference(streams[0::2], key_weights, key_biases, upcast=False)
-    values = stream_linear_reference(streams[1::2], value_weights, value_biases, upcast=False)
+        streams = stream_linear_reference(streams, *projection, upcast=False)
+    keys = stream_linear_reference(streams[0::2], *keys_projection, upcast=False)
+    values = stream_linear_reference(streams[1::2], *values_projection, upcast=False)
     return keys.to(dtype), values.to(dtype)
 
 
 def fold_key_values_reference(
-    proj_weight, proj_bias, key_weights, value_weights, key_biases=None, value_biases=None, *, upcast=True
-):
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    key_weights: Tensor | Sequence[Tensor],
+    value_weights: Tensor | Sequence[Tensor],
+    key_biases: Tensor | Sequence[Tensor] | None = None,
+    value_biases: Tensor | Sequence[Tensor] | None = None,
+    *,
+    upcast: bool = True,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Arguments and results of `fold_key_values`, unchecked."""
     dtype = proj_weight.dtype
     prepared = _prepared(upcast, proj_weight, proj_bias, key_weights, value_weights, key_biases, value_biases)

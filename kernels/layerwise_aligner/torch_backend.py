@@ -1,17 +1,20 @@
 """The layer-wise aligner as PyTorch matrix products."""
 
+from __future__ import annotations
+
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 
-from .key_values import Products
+from .projections import Products
 
 
-def layer_mix(hidden_states, weight, bias=None):
+def layer_mix(hidden_states, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Arguments and result of `layer_mix`, checked by it."""
     return mix(prepare(hidden_states), weight, bias).unflatten(1, hidden_states[0].shape[:2])
 
 
-def stream_linear(streams, weight, bias=None):
+def stream_linear(streams: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Arguments and result of `stream_linear`, checked by it."""
     if weight.dim() == 2:
         return linear(streams, weight, bias)

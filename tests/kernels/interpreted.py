@@ -48,7 +48,8 @@ def counted_work():
 
     def run_named(self, *args, **kwargs):
         running.append(self.fn.__name__)
-        work.tiles[self.fn.__name__] = kwargs.get("BLOCK_M"), kwargs.get("BLOCK_N")
+        constants = kwargs["C"]._asdict() if "C" in kwargs else kwargs
+        work.tiles[self.fn.__name__] = constants.get("BLOCK_M"), constants.get("BLOCK_N")
         try:
             return run(self, *args, **kwargs)
         finally:

@@ -101,7 +101,7 @@ def test_lengths_that_change_are_compiled_once_more_at_most(check, by_backend, m
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)
 def test_operators_and_their_fakes(backend, make, aligner_cases, layout):
     """Compiled code trusts the fake operators' shapes, dtypes and strides."""
-    operators = importlib.import_module("layalign.kernels.layerwise_aligner.triton_backend")
+    operators = importlib.import_module("layalign.kernels.layerwise_aligner.gpu.operator")
     tests = ("test_schema", "test_faketensor")
 
     def laid_out(operator):
@@ -124,7 +124,7 @@ def test_operators_and_their_fakes(backend, make, aligner_cases, layout):
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
 @pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
 def test_keys_and_values_and_their_fakes(backend, make, aligner_cases, layout, folded):
-    module = importlib.import_module("layalign.kernels.layerwise_aligner.key_values_function")
+    module = importlib.import_module("layalign.kernels.layerwise_aligner.key_values")
     tests = ("test_schema", "test_faketensor")
     arguments = aligner_cases.wanting(aligner_cases.laid_out(make("cross_key_values"), layout), ())
     counts = [len(x) if isinstance(x, list) else -1 for x in arguments]

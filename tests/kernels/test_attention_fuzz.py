@@ -38,22 +38,22 @@ def test_random_call(fuzz_seed, backend, draw, check_attention):
     check_attention(case.inputs(), **case.keywords())
 
 
-def test_unseen_slots_never_leak(rare_fuzz_seed, backend, cases, draw, attend):
+def test_unseen_keys_never_leak(rare_fuzz_seed, backend, cases, draw, attend):
     def has_unseen(case):
-        return any(slots.any() for slots in case.unseen())
+        return any(places.any() for places in case.unseen())
 
     case = draw(rare_fuzz_seed, has_unseen, wanted=cases.NAMES, layout="contiguous")
     inputs, options, grad_out = case.inputs(), case.keywords(), random_gradient(case)
     expected = outputs_and_gradients(attend, inputs, options, grad_out)
-    keys, cross_keys = (slots[:, None, :, None] for slots in case.unseen())
+    keys, cross_keys = (places[:, None, :, None] for places in case.unseen())
     unseen = (keys, keys, cross_keys, cross_keys)
     junk = (torch.nan, torch.inf)[case.seed % 2]
-    planted = [x.detach().masked_fill(slots, junk) for x, slots in zip(inputs[1:5], unseen, strict=True)]
+    planted = [x.detach().masked_fill(places, junk) for x, places in zip(inputs[1:5], unseen, strict=True)]
     planted = [x.requires_grad_() for x in planted]
     results = outputs_and_gradients(attend, [inputs[0], *planted, inputs[5]], options, grad_out)
     assert all(torch.equal(got, want) for got, want in zip(results, expected, strict=True))
-    for gradient, slots in zip(results[-5:-1], unseen, strict=True):
-        assert not gradient.masked_select(slots).any()
+    for gradient, places in zip(results[-5:-1], unseen, strict=True):
+        assert not gradient.masked_select(places).any()
 
 
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)

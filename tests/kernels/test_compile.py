@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch._dynamo.testing
 
+from layalign.kernels.adaptive_fusion_attention.call import Call, flatten
+
 
 def leaf(*shape, number=0, device="cpu"):
     return torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(device).requires_grad_()
@@ -79,17 +81,17 @@ def test_one_gradient(attend, device, wanted):
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)
 def test_operators_and_their_fakes(backend, cases, device, layout):
     """Compiled code trusts the fake operators' shapes, dtypes and strides."""
-    operators = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.triton_backend")
+    operators = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gpu.operator")
     shapes = [(2, 2, 9, 16), *[(2, 1, 9, 16)] * 2, *[(2, 1, 5, 16)] * 2, (2, 1, 9)]
     inputs = [leaf(*shape, number=index).detach() for index, shape in enumerate(shapes)]
     inputs = [x.to(device) for x in cases.laid_out(inputs, layout)]
-    options = (None, None, None, None, None, None, True, 0.25, 4, None)
+    flat = flatten(Call(*inputs, scale=0.25, window=4))
     tests = ("test_schema", "test_faketensor")
     for save_self in (False, True):
-        torch.library.opcheck(operators._forward_operator, (*inputs, *options, save_self), test_utils=tests)
-    outputs = operators._forward_operator(*inputs, *options, True)
+        torch.library.opcheck(operators._forward_operator, (*flat, save_self), test_utils=tests)
+    outputs = operators._forward_operator(*flat, True)
     for wanted in ([True] * 6, [False, True, False, False, True, False]):
-        arguments = (*outputs, *inputs, *options, wanted)
+        arguments = (*outputs, *flat, wanted)
         torch.library.opcheck(operators._backward_operator, arguments, test_utils=tests)
 
 

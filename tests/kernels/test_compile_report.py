@@ -11,8 +11,11 @@ import triton
 from typer.testing import CliRunner
 
 from layalign.cli import app, main
-from layalign.kernels import compile_calls, compile_report, compile_worker
-from layalign.kernels.compile_calls import SHIPPED_CALLS, ShippedCalls, described_calls
+from layalign.kernels.adaptive_fusion_attention import shipped_calls
+from layalign.kernels.ahead_of_time import calls as compile_calls
+from layalign.kernels.ahead_of_time import report as compile_report
+from layalign.kernels.ahead_of_time import worker as compile_worker
+from layalign.kernels.ahead_of_time.calls import SHIPPED_CALLS, ShippedCalls, described_calls
 
 TOYS = """
 import os
@@ -80,7 +83,7 @@ def toys(monkeypatch, tmp_path):
     monkeypatch.setenv("LAYALIGN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    shipped = {"toy": ShippedCalls("toys:run", ("sound", "broken"), lambda variant, **of_launch_table: (1000,))}
+    shipped = {"toy": ShippedCalls("toys", ("sound", "broken"), True, lambda variant, **of_launch_table: (1000,))}
     monkeypatch.setattr(compile_calls, "SHIPPED_CALLS", shipped)
     monkeypatch.setattr(compile_report, "SHIPPED_CALLS", shipped)
     return tmp_path
@@ -163,7 +166,7 @@ def test_meta_tensors_are_specialised_as_real_ones(toys):
     """Triton's cache has one entry for both, so what the report compiled serves a launch; other alignment is another."""
     code = """
 import torch, triton, toys
-from layalign.kernels.compile_worker import AbsentGPU
+from layalign.kernels.ahead_of_time.worker import AbsentGPU
 triton.runtime.driver.set_active(AbsentGPU("sm_80"))
 def compiled(device, offset, rows):
     a = torch.empty(1032 * 64, dtype=torch.float16, device=device)[offset:][:1024 * 64].view(1024, 64)
@@ -262,7 +265,7 @@ def test_each_launch_configuration_is_compiled_once(monkeypatch):
         assert (architecture, head_dim, dtype) == ("sm_90", 64, torch.bfloat16)
         return kernel == "forward" and length > 512, plain and length <= 2048
 
-    monkeypatch.setattr(compile_calls, "launch_config", launch_config)
+    monkeypatch.setattr(shipped_calls, "launch_config", launch_config)
     monkeypatch.setattr(compile_calls, "SHIPPED_CALLS", SHIPPED_CALLS)
     calls = described_calls(["sm_90", "sm_90"], head_dims=[64])
     lengths = {}

@@ -15,9 +15,9 @@ from layalign.kernels.layerwise_aligner import (
     layer_mix_reference,
     stream_linear,
     stream_linear_reference,
-    triton_matmul,
 )
-from layalign.kernels.layerwise_aligner.launch_table import matmul_config
+from layalign.kernels.layerwise_aligner.gpu import matmul
+from layalign.kernels.layerwise_aligner.gpu.launch_table import matmul_config
 
 pytestmark = pytest.mark.parametrize("backend", ["triton"], indirect=True)
 SIZES = [1, 15, 16, 17, 31, 32, 33, 47]  # around the interpreter's tiles of 16 and 32, and primes
@@ -38,8 +38,8 @@ def check(check_against_oracle, by_backend, aligner_cases):
 def launches(monkeypatch):
     """A Counter of launches by kernel."""
     counted = Counter()
-    for name in ("triton_mix", "triton_matmul"):
-        module = importlib.import_module(f"layalign.kernels.layerwise_aligner.{name}")
+    for name in ("mix", "matmul"):
+        module = importlib.import_module(f"layalign.kernels.layerwise_aligner.gpu.{name}")
 
         def count(kernel, *arguments, launch=module.launch, **constants):
             counted[kernel.fn.__name__] += 1
@@ -73,7 +73,7 @@ def test_tensor_descriptors(check, monkeypatch, folded):
         described.append(aligned)
         return replace(matmul_config(aligned=aligned, **call), descriptors=aligned)
 
-    monkeypatch.setattr(triton_matmul, "matmul_config", with_descriptors)
+    monkeypatch.setattr(matmul, "matmul_config", with_descriptors)
     sizes = dict(batch=1, length=21, encoder_layers=2, encoder_width=20, llm_layers=2, llm_width=36, kv=24)
     check(cross_key_values, cross_key_values_reference, {"folded": folded}, **sizes)
     for shared in (True, False):

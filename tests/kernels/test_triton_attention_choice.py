@@ -9,16 +9,17 @@ import torch
 
 from layalign.kernels import launch
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
+from layalign.kernels.adaptive_fusion_attention.call import Call
 
 pytestmark = pytest.mark.parametrize("backend", ["triton"], indirect=True)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
-def test_neighbours_choose_no_tiles(backend, architecture, packed):
+def test_neighbours_choose_no_tiles(backend, compiled_for, architecture, packed):
     """Other tiles add in another order: the launches for one row or sequence are those for it among many."""
     forward, backward = (
-        getattr(pytest.importorskip(f"layalign.kernels.adaptive_fusion_attention.triton_{name}"), name)
+        getattr(pytest.importorskip(f"layalign.kernels.adaptive_fusion_attention.gpu.{name}"), name)
         for name in ("forward", "backward")
     )
 
@@ -26,7 +27,7 @@ def test_neighbours_choose_no_tiles(backend, architecture, packed):
         found = []
 
         def record(kernel, grid, args, constants, options):
-            tiles = {name: value for name, value in constants.items() if name.startswith("BLOCK")}
+            tiles = {name: value for name, value in compiled_for(constants).items() if name.startswith("BLOCK")}
             found.append((kernel.__name__, tiles, options))
 
         q, k, cross = (torch.empty(batch, heads, length, 64, device="meta") for heads in (8, 2, 2))
@@ -34,10 +35,9 @@ def test_neighbours_choose_no_tiles(backend, architecture, packed):
             torch.empty(1, device="meta"),
             torch.empty(2, dtype=torch.int32, device="meta") if packed else None,
         )
-        inputs, options = (q, k, k, cross, cross, gate), (None, None, None, bounds, bounds, True, 0.1, None, None)
+        call = Call(q, k, k, cross, cross, gate, cu_seqlens=bounds, cross_cu_seqlens=bounds, scale=0.1)
         with launch.recording(architecture, record):
-            outputs = forward(*inputs, *options)
-            backward(q, *outputs[1:], *inputs, *options, [True] * 6)
+            backward(q, forward(call), call, [True] * 6)
         assert len(found) >= 3
         return found
 

@@ -105,13 +105,13 @@ def test_packed_sequences(make, check, window):
 
 
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf], ids=str)
-def test_masked_slots_never_leak(make, cases, junk):
+def test_masked_keys_never_leak(make, cases, junk):
     inputs, options = make("small", torch.bfloat16), masks(cases, "small", "holes")
     grad_out = torch.randn_like(inputs[0])
     expected = gradients(inputs, options, grad_out)
     hidden = [~options[name][:, None, :, None] for name in ("key_mask", "key_mask", "cross_mask", "cross_mask")]
     planted = [
-        x.detach().masked_fill(slots, junk).requires_grad_() for x, slots in zip(inputs[1:5], hidden, strict=True)
+        x.detach().masked_fill(places, junk).requires_grad_() for x, places in zip(inputs[1:5], hidden, strict=True)
     ]
     results = gradients([inputs[0], *planted, inputs[5]], options, grad_out)
     assert all(torch.equal(got, want) for got, want in zip(results, expected, strict=True))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention_reference
+from layalign.kernels.adaptive_fusion_attention.call import Call, flatten
 
 pytestmark = pytest.mark.parametrize("backend", ["triton"], indirect=True)
 FP32 = {"dtype": torch.float32, "gate_dtype": torch.float32}
@@ -22,7 +23,7 @@ def detached(inputs):
 
 @pytest.fixture
 def decode(backend):
-    return pytest.importorskip("layalign.kernels.adaptive_fusion_attention.triton_decode")
+    return pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gpu.decode")
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_masks(check, cases, pattern, queries):
 
 
 def test_long_masks_and_masks_of_any_strides(check, cases):
-    """A mask is looked through 1,024 slots at a time."""
+    """A mask is looked through 1,024 keys at a time."""
     key_mask = ((torch.arange(2500) > 1100) & (torch.arange(2500) < 2100))[:, None].expand(-1, 2).clone().T
     cross_mask = torch.ones(1, 80, dtype=torch.bool)[:, ::2].expand(2, -1)
     check(cases.random_inputs(2, 2, 1, 1, 2500, 40, 8, (1,), **FP32), key_mask=key_mask, cross_mask=cross_mask)
@@ -156,8 +157,8 @@ def test_the_same_bits_in_any_splits(in_splits, cases, dtype, masked):
     assert all(equal(in_splits(count, inputs, options), whole) for count in (2, 3, 12, None))
 
 
-def test_hidden_slots_change_no_bit(in_splits, random_inputs):
-    """Keys at the same indices: a longer cache around them, and masked or unfilled slots of NaN after and between them."""
+def test_hidden_keys_change_no_bit(in_splits, random_inputs):
+    """Keys at the same indices: a longer cache around them, and masked or unfilled places of NaN after and between them."""
     inputs = detached(random_inputs(2, 4, 2, 2, 40, 20, 16, (1,), **FP32))
     plain = in_splits(1, inputs, {})
     q, k, v, cross_k, cross_v, gate = inputs
@@ -290,19 +291,20 @@ def test_compiled_without_a_break(attend, cases, device, cross_keys, return_lse)
         options = {"query_start": start, "return_lse": return_lse, "window": 3}
         got, want = (function(*inputs, **options) for function in (compiled, attend))
         assert equal(got, want) if return_lse else torch.equal(got, want)
-    operators = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.triton_backend")
-    arguments = (*inputs, None, None, None, 4, True, 0.25, 3, None, return_lse)
+    operators = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gpu.operator")
+    arguments = (*flatten(Call(*inputs, query_start=4, scale=0.25, window=3)), return_lse)
     torch.library.opcheck(operators._decode_operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 STEPS = """
 import torch, triton
 from layalign.kernels import launch
-from layalign.kernels.adaptive_fusion_attention import triton_decode
-from layalign.kernels.compile_worker import AbsentGPU
+from layalign.kernels.adaptive_fusion_attention.call import Call
+from layalign.kernels.adaptive_fusion_attention.gpu import decode
+from layalign.kernels.ahead_of_time.worker import AbsentGPU
 
 keys = []
-triton_decode.multiprocessors = lambda device: 132
+decode.multiprocessors = lambda device: 132
 triton.runtime.driver.set_active(AbsentGPU("sm_90"))
 triton.knobs.runtime.jit_cache_hook = lambda key, **rest: keys.append((rest["fn"].name, str(key))) or True  # compiles nothing
 
@@ -319,8 +321,8 @@ with launch.recording("sm_90", record):
             cross, cross_mask, gate = meta(1, 8, 77, 128), meta(1, 77, dtype=torch.bool), meta(1, dtype=torch.float32)
             for length, start in ((step, None), (1024, step - 1)):  # a dynamic and a static cache
                 cache, mask = meta(1, 8, length, 128), meta(1, length, dtype=torch.bool)
-                call = (cross, cross, gate, mask, cross_mask, start, True, 0.1, window, None, False)
-                triton_decode.decode(q, cache, cache, *call)
+                options = dict(key_mask=mask, cross_mask=cross_mask, query_start=start, scale=0.1, window=window)
+                decode.decode(Call(q, cache, cache, cross, cross, gate, **options), False)
 print(sorted(name.split(".")[-1] for name, _ in set(keys)))
 """
 
@@ -333,7 +335,7 @@ def test_consecutive_steps_are_one_compiled_kernel(backend):
     assert result.stdout.strip() == str(["combine_kernel"] * 2 + ["decode_kernel"] * 2)
 
 
-def test_neighbours_choose_no_tiles(decode):
+def test_neighbours_choose_no_tiles(decode, compiled_for):
     """Other tiles add in another order: a row's launch is the same in any batch and cache, but for its splits."""
     from layalign.kernels import launch
 
@@ -342,11 +344,12 @@ def test_neighbours_choose_no_tiles(decode):
         launches = []
 
         def record(kernel, grid, args, constants, options):
-            launches.append((kernel.__name__, {n: v for n, v in constants.items() if n.startswith("BLOCK")}, options))
+            tiles = {n: v for n, v in compiled_for(constants).items() if n.startswith("BLOCK")}
+            launches.append((kernel.__name__, tiles, options))
 
         with launch.recording("sm_90", record):
             gate = torch.empty(1, device="meta")
-            decode.decode(q, k, k, k, k, gate, None, None, None, True, 0.1, None, None, False)
+            decode.decode(Call(q, k, k, k, k, gate, scale=0.1), False)
         return launches[0]
 
     assert found(1, 5000) == found(64, 5000) == found(2, 20)

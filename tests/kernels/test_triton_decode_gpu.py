@@ -53,7 +53,7 @@ def test_real_sizes(make, check_against_oracle, shape, dtype, options):
 
 @pytest.mark.parametrize("shape", ["split", "speculative", "wide"])
 def test_the_same_bits_in_any_splits(make, monkeypatch, shape):
-    decode = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.triton_decode")
+    decode = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gpu.decode")
     inputs, masks = make(shape)
     results = []
     for count in (1, 2, 3, 7, 40):

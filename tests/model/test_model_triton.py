@@ -18,17 +18,17 @@ def loss_and_gradients(model, batch):
 @pytest.fixture
 def launches(monkeypatch):
     """Launches so far by kernel, "attention" for forward and decoding: equal results alone could come from the torch backend twice."""
-    from layalign.kernels.adaptive_fusion_attention import triton_backend
+    from layalign.kernels.adaptive_fusion_attention.gpu import operator
     from layalign.kernels.layerwise_aligner import triton_matmul, triton_mix
 
     counts = Counter()
-    for run in (triton_backend.forward, triton_backend.decode):
+    for run in (operator.forward, operator.decode):
 
         def counted(*arguments, run=run):
             counts["attention"] += 1
             return run(*arguments)
 
-        monkeypatch.setattr(triton_backend, run.__name__, counted)
+        monkeypatch.setattr(operator, run.__name__, counted)
     for module in (triton_matmul, triton_mix):
 
         def counting(kernel, *arguments, launch=module.launch, **constants):

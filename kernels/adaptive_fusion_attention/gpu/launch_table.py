@@ -7,7 +7,7 @@ and may use tensor descriptors; masks, packing, windows and soft caps need 10 to
 
 import torch
 
-from ..launch import LaunchConfig, family
+from ...launch import LaunchConfig, family
 
 
 def _line(block_m, block_n, warps, stages, descriptors=False):
@@ -139,7 +139,7 @@ def launch_config(kernel, *, architecture, dtype, head_dim, length, plain):
     """The line for one launch.
 
     kernel: "forward", "key_value_gradients" or "query_gradients"; architecture: as `launch.architecture` names it;
-    length: of the queries, None where it must not decide; plain: see `triton_call.is_plain`.
+    length: of the queries, None where it must not decide; plain: see `Prepared.is_plain`.
     """
     if architecture == "interpreter":
         return _INTERPRETER[kernel]

@@ -5,14 +5,18 @@ products of all groups to one another, the longest chain of additions a gradient
 order in a few parts, and those in a fixed order, so that the bits are the same every run.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..launch import architecture, dot_precision, launch, multiprocessors
+from ...launch import architecture, dot_precision, launch, multiprocessors
 from .launch_table import matmul_config
 
 _PARTS = 264  # of a summed product at least, two for each multiprocessor of a large GPU, where there is length enough
@@ -22,9 +26,28 @@ _SHORTEST_PART = 4  # tiles of the inner dimension
 class Matrices(NamedTuple):
     """One operand of all groups: rows x columns as they lie in memory, columns side by side."""
 
-    pointers: tuple  # one tensor for each group, or one for all
+    pointers: tuple[Tensor, ...]  # one tensor for each group, or one for all
     group: int  # elements from group to group of one tensor
     row: int  # elements from row to row
+
+
+class Constants(NamedTuple):
+    """What a kernel is compiled for. LISTED: an operand has a pointer for each group; TRANSPOSED: its rows and columns are exchanged;
+    EVEN: sizes are whole tiles, or descriptors look after that; ALIGNED: matrices and rows start at multiples of 16 bytes."""
+
+    A_LISTED: bool
+    B_LISTED: bool
+    A_TRANSPOSED: bool
+    B_TRANSPOSED: bool
+    EVEN_M: bool
+    EVEN_N: bool
+    EVEN_K: bool
+    ALIGNED: bool
+    DESCRIPTORS: bool
+    PRECISION: str
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
 
 
 @triton.jit
@@ -34,30 +57,52 @@ def group_pointer(matrices, group, LISTED: tl.constexpr, ALIGNED: tl.constexpr):
         address = matrices.pointers[0].to(tl.int64)
         for index in tl.static_range(1, len(matrices.pointers)):
             address = tl.where(group == index, matrices.pointers[index].to(tl.int64), address)
-        pointer = address.to(matrices.pointers[0].dtype)
+        p_matrix = address.to(matrices.pointers[0].dtype)
         if ALIGNED:
-            pointer = tl.multiple_of(pointer, 16)
+            p_matrix = tl.multiple_of(p_matrix, 16)
     else:
-        pointer = matrices.pointers[0] + tl.cast(group, tl.int64) * matrices.group
-    return pointer
+        p_matrix = matrices.pointers[0] + tl.cast(group, tl.int64) * matrices.group
+    return p_matrix
 
 
 @triton.jit
 def tile_source(
-    pointer, row_stride, rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, DESCRIPTORS: tl.constexpr
+    p_matrix, s_row, rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, DESCRIPTORS: tl.constexpr
 ):
     """What `load_tile` reads from: the pointer, or a tensor descriptor that gives zeros outside."""
     if DESCRIPTORS:
-        source = tl.make_tensor_descriptor(pointer, [rows, columns], [row_stride, 1], [BLOCK_R, BLOCK_C])
+        source = tl.make_tensor_descriptor(p_matrix, [rows, columns], [s_row, 1], [BLOCK_R, BLOCK_C])
     else:
-        source = pointer
+        source = p_matrix
+    return source
+
+
+@triton.jit
+def a_source(a, group, M, K, C: tl.constexpr):
+    """Where tiles of one group's left operand are read from."""
+    p_a = group_pointer(a, group, C.A_LISTED, C.ALIGNED)
+    if C.A_TRANSPOSED:
+        source = tile_source(p_a, a.row, K, M, C.BLOCK_K, C.BLOCK_M, C.DESCRIPTORS)
+    else:
+        source = tile_source(p_a, a.row, M, K, C.BLOCK_M, C.BLOCK_K, C.DESCRIPTORS)
+    return source
+
+
+@triton.jit
+def b_source(b, group, N, K, C: tl.constexpr):
+    """Where tiles of one group's right operand are read from."""
+    p_b = group_pointer(b, group, C.B_LISTED, C.ALIGNED)
+    if C.B_TRANSPOSED:
+        source = tile_source(p_b, b.row, N, K, C.BLOCK_N, C.BLOCK_K, C.DESCRIPTORS)
+    else:
+        source = tile_source(p_b, b.row, K, N, C.BLOCK_K, C.BLOCK_N, C.DESCRIPTORS)
     return source
 
 
 @triton.jit
 def load_tile(
     source,
-    row_stride,
+    s_row,
     row,
     column,
     rows,
@@ -71,222 +116,116 @@ def load_tile(
 ):
     """The tile at (row, column), zeros outside: [BLOCK_R, BLOCK_C], or as many columns by rows."""
     if DESCRIPTORS:
-        tile = source.load([row, column])
+        b_tile = source.load([row, column])
         if TRANSPOSED:
-            tile = tl.trans(tile)
+            b_tile = tl.trans(b_tile)
     else:
         # Transposed in the addresses: on sm_80 a tile turned afterwards is not loaded ahead.
-        r = row + tl.arange(0, BLOCK_R)
-        c = column + tl.arange(0, BLOCK_C)
-        starts = source + tl.cast(r, tl.int64) * row_stride
+        o_row = row + tl.arange(0, BLOCK_R)
+        o_column = column + tl.arange(0, BLOCK_C)
+        p_rows = source + tl.cast(o_row, tl.int64) * s_row
         if TRANSPOSED:
-            pointers = starts[None, :] + c[:, None]
-            r_used = (r < rows)[None, :]
-            c_used = (c < columns)[:, None]
+            p_tile = p_rows[None, :] + o_column[:, None]
+            m_rows = (o_row < rows)[None, :]
+            m_columns = (o_column < columns)[:, None]
         else:
-            pointers = starts[:, None] + c[None, :]
-            r_used = (r < rows)[:, None]
-            c_used = (c < columns)[None, :]
+            p_tile = p_rows[:, None] + o_column[None, :]
+            m_rows = (o_row < rows)[:, None]
+            m_columns = (o_column < columns)[None, :]
         if EVEN_R and EVEN_C:
-            tile = tl.load(pointers)
+            b_tile = tl.load(p_tile)
         elif EVEN_R:
-            tile = tl.load(pointers, mask=c_used, other=0.0)
+            b_tile = tl.load(p_tile, mask=m_columns, other=0.0)
         elif EVEN_C:
-            tile = tl.load(pointers, mask=r_used, other=0.0)
+            b_tile = tl.load(p_tile, mask=m_rows, other=0.0)
         else:
-            tile = tl.load(pointers, mask=r_used & c_used, other=0.0)
-    return tile
+            b_tile = tl.load(p_tile, mask=m_rows & m_columns, other=0.0)
+    return b_tile
 
 
 @triton.jit
-def multiply(
-    accumulator,
-    a,
-    a_stride,
-    b,
-    b_stride,
-    row,
-    column,
-    begin,
-    end,
-    M,
-    N,
-    K,
-    A_TRANSPOSED: tl.constexpr,
-    B_TRANSPOSED: tl.constexpr,
-    EVEN_M: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def multiply(b_sum, a, s_a, b, s_b, row, column, begin, end, M, N, K, C: tl.constexpr):
     """Add a @ b to the tile [BLOCK_M, BLOCK_N] at (row, column), over tiles begin .. end of the inner dimension."""
     for tile in range(begin, end):
-        k = tile * BLOCK_K
-        if A_TRANSPOSED:
-            b_a = load_tile(a, a_stride, k, row, K, M, BLOCK_K, BLOCK_M, EVEN_K, EVEN_M, True, DESCRIPTORS)
+        k = tile * C.BLOCK_K
+        # [BM, BLOCK_K]
+        if C.A_TRANSPOSED:
+            b_a = load_tile(a, s_a, k, row, K, M, C.BLOCK_K, C.BLOCK_M, C.EVEN_K, C.EVEN_M, True, C.DESCRIPTORS)
         else:
-            b_a = load_tile(a, a_stride, row, k, M, K, BLOCK_M, BLOCK_K, EVEN_M, EVEN_K, False, DESCRIPTORS)
-        if B_TRANSPOSED:
-            b_b = load_tile(b, b_stride, column, k, N, K, BLOCK_N, BLOCK_K, EVEN_N, EVEN_K, True, DESCRIPTORS)
+            b_a = load_tile(a, s_a, row, k, M, K, C.BLOCK_M, C.BLOCK_K, C.EVEN_M, C.EVEN_K, False, C.DESCRIPTORS)
+        # [BLOCK_K, BN]
+        if C.B_TRANSPOSED:
+            b_b = load_tile(b, s_b, column, k, N, K, C.BLOCK_N, C.BLOCK_K, C.EVEN_N, C.EVEN_K, True, C.DESCRIPTORS)
         else:
-            b_b = load_tile(b, b_stride, k, column, K, N, BLOCK_K, BLOCK_N, EVEN_K, EVEN_N, False, DESCRIPTORS)
-        accumulator = tl.dot(b_a, b_b, accumulator, input_precision=PRECISION)
-    return accumulator
+            b_b = load_tile(b, s_b, k, column, K, N, C.BLOCK_K, C.BLOCK_N, C.EVEN_K, C.EVEN_N, False, C.DESCRIPTORS)
+        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=C.PRECISION)
+    return b_sum
 
 
 @triton.jit(do_not_specialize=["groups"])
-def matmul_kernel(
-    a,
-    b,
-    bias,
-    bias_group,
-    out,
-    out_group,
-    out_row,
-    groups,
-    M,
-    N,
-    K,
-    A_LISTED: tl.constexpr,
-    B_LISTED: tl.constexpr,
-    A_TRANSPOSED: tl.constexpr,
-    B_TRANSPOSED: tl.constexpr,
-    EVEN_M: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def matmul_kernel(a, b, bias, s_bias, out, s_out, s_out_row, groups, M, N, K, C: tl.constexpr):
     """out[g] = a[g] @ b[g] + bias[g]: (M, K) by (K, N)."""
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    columns = tl.cdiv(N, BLOCK_N)
-    tiles = tl.cdiv(M, BLOCK_M) * columns
+    columns = tl.cdiv(N, C.BLOCK_N)
+    tiles = tl.cdiv(M, C.BLOCK_M) * columns
     for group in range(groups):
         # Tile t of all groups is program t % programs's: no program has two tiles more than another.
         first = (program + programs - (group * tiles) % programs) % programs
         if first < tiles:
-            a_group = group_pointer(a, group, A_LISTED, ALIGNED)
-            b_group = group_pointer(b, group, B_LISTED, ALIGNED)
-            if A_TRANSPOSED:
-                a_source = tile_source(a_group, a.row, K, M, BLOCK_K, BLOCK_M, DESCRIPTORS)
-            else:
-                a_source = tile_source(a_group, a.row, M, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
-            if B_TRANSPOSED:
-                b_source = tile_source(b_group, b.row, N, K, BLOCK_N, BLOCK_K, DESCRIPTORS)
-            else:
-                b_source = tile_source(b_group, b.row, K, N, BLOCK_K, BLOCK_N, DESCRIPTORS)
-            out_start = out + tl.cast(group, tl.int64) * out_group
+            a_tiles = a_source(a, group, M, K, C)
+            b_tiles = b_source(b, group, N, K, C)
+            p_out = out + tl.cast(group, tl.int64) * s_out
             for tile in range(first, tiles, programs):
                 # Along a row of tiles: programs side by side share rows of a, and the weights b stay in the L2 cache.
-                row = (tile // columns) * BLOCK_M
-                column = (tile % columns) * BLOCK_N
-                accumulator = multiply(
-                    tl.zeros([BLOCK_M, BLOCK_N], tl.float32),
-                    a_source,
-                    a.row,
-                    b_source,
-                    b.row,
-                    row,
-                    column,
-                    0,
-                    tl.cdiv(K, BLOCK_K),
-                    M,
-                    N,
-                    K,
-                    A_TRANSPOSED,
-                    B_TRANSPOSED,
-                    EVEN_M,
-                    EVEN_N,
-                    EVEN_K,
-                    DESCRIPTORS,
-                    PRECISION,
-                    BLOCK_M,
-                    BLOCK_N,
-                    BLOCK_K,
-                )
-                m = row + tl.arange(0, BLOCK_M)
-                n = column + tl.arange(0, BLOCK_N)
+                row = (tile // columns) * C.BLOCK_M
+                column = (tile % columns) * C.BLOCK_N
+                # [BM, BN]
+                b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_N], tl.float32)
+                inner = tl.cdiv(K, C.BLOCK_K)
+                b_sum = multiply(b_sum, a_tiles, a.row, b_tiles, b.row, row, column, 0, inner, M, N, K, C)
+                o_m = row + tl.arange(0, C.BLOCK_M)
+                o_n = column + tl.arange(0, C.BLOCK_N)
                 if bias is not None:
-                    b_bias = tl.load(bias + group * bias_group + n, mask=n < N, other=0.0)
-                    accumulator += b_bias.to(tl.float32)[None, :]
-                places = out_start + tl.cast(m, tl.int64)[:, None] * out_row + n[None, :]
-                tl.store(places, accumulator.to(out.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+                    b_bias = tl.load(bias + group * s_bias + o_n, mask=o_n < N, other=0.0)
+                    b_sum += b_bias.to(tl.float32)[None, :]
+                p_tile = p_out + tl.cast(o_m, tl.int64)[:, None] * s_out_row + o_n[None, :]
+                tl.store(p_tile, b_sum.to(out.dtype.element_ty), mask=(o_m < M)[:, None] & (o_n < N)[None, :])
 
 
 @triton.jit(do_not_specialize=["groups", "group_parts"])
-def summed_matmul_kernel(
-    a,
-    b,
-    partials,
-    groups,
-    group_parts,
-    inner_parts,
-    M,
-    N,
-    K,
-    A_LISTED: tl.constexpr,
-    EVEN_M: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def summed_matmul_kernel(a, b, partials, groups, group_parts, inner_parts, M, N, K, C: tl.constexpr):
     """partials[part] = the sum of a[g]^T @ b[g] over some groups and tiles of K: (K, M) and (K, N). Grid: (tiles, parts)."""
-    columns = tl.cdiv(N, BLOCK_N)
-    row = (tl.program_id(0) // columns) * BLOCK_M
-    column = (tl.program_id(0) % columns) * BLOCK_N
+    columns = tl.cdiv(N, C.BLOCK_N)
+    row = (tl.program_id(0) // columns) * C.BLOCK_M
+    column = (tl.program_id(0) % columns) * C.BLOCK_N
     part = tl.program_id(1)
     group_part = part // inner_parts
     inner_part = part % inner_parts
-    inner = tl.cdiv(K, BLOCK_K)
+    inner = tl.cdiv(K, C.BLOCK_K)
     begin = inner * inner_part // inner_parts
     end = inner * (inner_part + 1) // inner_parts
-    accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    # [BM, BN]
+    b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_N], tl.float32)
     for group in range(groups * group_part // group_parts, groups * (group_part + 1) // group_parts):
-        accumulator = multiply(
-            accumulator,
-            tile_source(group_pointer(a, group, A_LISTED, ALIGNED), a.row, K, M, BLOCK_K, BLOCK_M, DESCRIPTORS),
-            a.row,
-            tile_source(group_pointer(b, group, False, ALIGNED), b.row, K, N, BLOCK_K, BLOCK_N, DESCRIPTORS),
-            b.row,
-            row,
-            column,
-            begin,
-            end,
-            M,
-            N,
-            K,
-            True,
-            False,
-            EVEN_M,
-            EVEN_N,
-            EVEN_K,
-            DESCRIPTORS,
-            PRECISION,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-        )
-    m = row + tl.arange(0, BLOCK_M)
-    n = column + tl.arange(0, BLOCK_N)
-    places = partials + (tl.cast(part, tl.int64) * M + m)[:, None] * N + n[None, :]
-    tl.store(places, accumulator, mask=(m < M)[:, None] & (n < N)[None, :])
+        a_tiles = a_source(a, group, M, K, C)
+        b_tiles = b_source(b, group, N, K, C)
+        b_sum = multiply(b_sum, a_tiles, a.row, b_tiles, b.row, row, column, begin, end, M, N, K, C)
+    o_m = row + tl.arange(0, C.BLOCK_M)
+    o_n = column + tl.arange(0, C.BLOCK_N)
+    p_tile = partials + (tl.cast(part, tl.int64) * M + o_m)[:, None] * N + o_n[None, :]
+    tl.store(p_tile, b_sum, mask=(o_m < M)[:, None] & (o_n < N)[None, :])
 
 
-def matmul(a, b, bias=None, *, transpose_a=False, transpose_b=False, out=None):
+def matmul(
+    a: Tensor | Sequence[Tensor],
+    b: Tensor | Sequence[Tensor],
+    bias: Tensor | None = None,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
     """a[g] @ b[g] + bias[g] for all groups g -> (G, M, N), in `out` where given. As `torch_backend.matmul`."""
     shared = isinstance(b, torch.Tensor) and b.dim() == 2
     rows, inner = a[0].shape[::-1] if transpose_a else a[0].shape
@@ -321,16 +260,12 @@ def matmul(a, b, bias=None, *, transpose_a=False, transpose_b=False, out=None):
         rows,
         columns,
         inner,
-        A_LISTED=len(operands[0].pointers) > 1,
-        B_LISTED=len(operands[1].pointers) > 1,
-        A_TRANSPOSED=transpose_a,
-        B_TRANSPOSED=transpose_b,
-        **constants,
+        C=constants,
     )
     return result
 
 
-def summed_matmul(a, b, out):
+def summed_matmul(a: Tensor | Sequence[Tensor], b: Tensor, out: Tensor) -> None:
     """Add a[g]^T @ b[g] of all groups g to `out` (M, N) fp32. As `torch_backend.summed_matmul`."""
     groups, (inner, rows), columns = len(a), a[0].shape, b.shape[2]
     if inner == 0 or out.numel() == 0:
@@ -358,13 +293,12 @@ def summed_matmul(a, b, out):
         rows,
         columns,
         inner,
-        A_LISTED=len(operands[0].pointers) > 1,
-        **constants,
+        C=constants,
     )
     out += partials.sum(0)
 
 
-def matrices(operand, groups):
+def matrices(operand: Tensor | Sequence[Tensor], groups: int) -> Matrices:
     """The Matrices of a tensor (G, rows, columns), of one (rows, columns) for all groups, or of a list of those."""
     if isinstance(operand, torch.Tensor):
         operand = operand if operand.stride(-1) == 1 else operand.contiguous()
@@ -380,7 +314,7 @@ def matrices(operand, groups):
 
 
 def _configure(operands, out, inner, transpose_a, transpose_b):
-    """-> LaunchConfig and the constants that both kernels share."""
+    """-> LaunchConfig, Constants."""
     dtype, name = operands[0].pointers[0].dtype, architecture(out.device)
     aligned = all(
         stride * pointer.element_size() % 16 == 0
@@ -392,8 +326,14 @@ def _configure(operands, out, inner, transpose_a, transpose_b):
     config = matmul_config(architecture=name, dtype=dtype, rows=rows, aligned=aligned)
     sizes = ((rows, config.block_m), (columns, config.block_n), (inner, config.block_k))
     even = [config.descriptors or size % block == 0 for size, block in sizes]
-    constants = dict(
-        **dict(zip(("EVEN_M", "EVEN_N", "EVEN_K"), even, strict=True)),
+    constants = Constants(
+        A_LISTED=len(operands[0].pointers) > 1,
+        B_LISTED=len(operands[1].pointers) > 1,
+        A_TRANSPOSED=transpose_a,
+        B_TRANSPOSED=transpose_b,
+        EVEN_M=even[0],
+        EVEN_N=even[1],
+        EVEN_K=even[2],
         ALIGNED=aligned,
         DESCRIPTORS=config.descriptors,
         PRECISION=dot_precision(dtype, name),

@@ -1,6 +1,6 @@
 """Compiles the kernels of one call for a GPU that need not be there; a program, since Triton can abort its process.
 
-python -m layalign.kernels.compile_worker CALL, a JSON object with the fields of `compile_report.described_calls` and `skip`,
+python -m layalign.kernels.ahead_of_time.worker CALL, a JSON object with the fields of `calls.described_calls` and `skip`,
 the launches to leave out. Standard output: two JSON lines a launch, when its compilation starts and what came of it.
 The compiled kernels are in Triton's own cache afterwards, where a launch on such a GPU finds them.
 """
@@ -21,9 +21,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from .launch import recording
+from ..launch import recording
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+_SHOWN = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "DESCRIPTORS")  # of what a kernel is compiled for
 _ACCESS_BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
@@ -88,8 +89,8 @@ def inspect(compiled):
     }
 
 
-def compile_call(entry, arch, variant, head_dim, dtype, length, skip, emit):
-    """Run `entry` on meta tensors and compile each kernel with just the arguments that it would be launched with."""
+def compile_call(module, arch, variant, head_dim, dtype, length, skip, emit):
+    """Run the shipped calls of `module` on meta tensors and compile each kernel with just the arguments that it would be launched with."""
     triton.runtime.driver.set_active(AbsentGPU(arch))
     launches, seen = 0, set()
 
@@ -98,11 +99,9 @@ def compile_call(entry, arch, variant, head_dim, dtype, length, skip, emit):
         launch, launches = launches, launches + 1
         if launch in skip:
             return
-        config = {
-            name.lower(): constants[name]
-            for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "DESCRIPTORS")
-            if name in constants
-        }
+        compiled_for = constants["C"]._asdict() if "C" in constants else constants
+        config = {name.lower(): compiled_for[name] for name in _SHOWN if name in compiled_for}
+        config = {name: value for name, value in config.items() if value != 0 or name == "descriptors"}
         config |= {"warps": options["num_warps"], "stages": options["num_stages"]}
         emit({"launch": launch, "kernel": kernel.__name__, "config": config})
         start = time.perf_counter()
@@ -115,9 +114,8 @@ def compile_call(entry, arch, variant, head_dim, dtype, length, skip, emit):
         figures = None if repeated else {**inspect(compiled), "seconds": round(seconds, 2), "cubin": files[0]}
         emit({"launch": launch, "figures": figures})
 
-    module, function = entry.split(":")
     with recording(arch, record):
-        getattr(import_module(module), function)(variant, head_dim, getattr(torch, dtype), length)
+        import_module(module).run(variant, head_dim, getattr(torch, dtype), length)
 
 
 def main():

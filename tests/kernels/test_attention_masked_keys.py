@@ -1,4 +1,4 @@
-"""Rows with nothing to attend to, and masked slots that hold NaN or Inf."""
+"""Rows with nothing to attend to, and masked keys that hold NaN or Inf."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ OPTIONS = {
     [*((name, torch.nan) for name in OPTIONS), *(("softcap_window", junk) for junk in JUNK[1:])],
     ids=str,
 )
-def test_masked_slots_never_leak(attend, options, junk):
+def test_masked_keys_never_leak(attend, options, junk):
     inputs = random_inputs()
     key_mask = torch.tensor([[True, False, True, True, False, True, True, True, False], [False] * 3 + [True] * 6])
     cross_mask = torch.tensor([[True, True, False, False, False], [False, True, False, True, True]])
@@ -75,8 +75,8 @@ def test_masked_slots_never_leak(attend, options, junk):
 
 
 @pytest.mark.parametrize("start", [2, torch.tensor(2), torch.tensor([2, 1])], ids=["int", "tensor", "per_row"])
-def test_cache_slots_that_no_query_reaches_never_leak(attend, start):
-    """A static cache is longer than what it holds: slots past the last query, and behind the window, hold anything."""
+def test_cache_places_that_no_query_reaches_never_leak(attend, start):
+    """A static cache is longer than what it holds: places past the last query, and behind the window, hold anything."""
     inputs = random_inputs(queries=3, keys=12)
     options = {"query_start": start, "window": 2}
     expected = outputs_and_gradients(attend, inputs, options)

@@ -1,5 +1,7 @@
 """Ahead-of-time compilation of every shipped kernel: registers, spills, shared memory and tensor cores, without a GPU."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -7,15 +9,17 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 
-from .files import cache_folder, write_json
-from .compile_calls import SHARED_LIMITS, SHIPPED_CALLS
-from .launch import architecture
+from ..files import cache_folder, write_json
+from ..launch import architecture
+from .calls import SHARED_LIMITS, SHIPPED_CALLS
 
 TENSOR_MEMORY_COLUMNS = 512
 FIGURES = (
@@ -31,26 +35,26 @@ FIGURES = (
 )
 
 
-def default_architectures():
+def default_architectures() -> list[str]:
     """The present GPU's; those of the shipped launch tables where there is none."""
     if torch.cuda.is_available():
         return [architecture(torch.device("cuda"))]
     return ["sm_80", "sm_89", "sm_90", "sm_100"]
 
 
-def compile_report(calls, jobs, refresh=False):
+def compile_report(calls: Sequence[dict[str, Any]], jobs: int, refresh: bool = False) -> Iterator[list[dict[str, Any]]]:
     """Compile the calls, `jobs` at a time -> for each call, in order and as they finish, its list of lines.
 
     A line is a kernel: the fields of its call, kernel, config, FIGURES, triton, error (None, or why it did not compile)
     and failures, the gates it does not pass. What is on disk from before is used unless `refresh`: kept by a hash of
-    the call, of all sources beside this file and of Triton's version, while Triton's cache still holds the kernels.
+    the call, of all sources of the kernels and of Triton's version, while Triton's cache still holds the kernels.
     """
     sources = _hash_of_sources()
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(lambda call: _report_call(call, sources, refresh), calls)
 
 
-def failures(line):
+def failures(line: dict[str, Any]) -> list[str]:
     """What keeps this kernel from shipping, in words; empty where nothing does."""
     if line["error"] is not None:
         return [line["error"]]
@@ -67,13 +71,13 @@ def failures(line):
     return found
 
 
-def describe(line):
+def describe(line: dict[str, Any]) -> str:
     """A line's kernel in a few words."""
     call = f"{line['arch']} {line['variant']} head_dim {line['head_dim']} {line['dtype']} length {line['length']}"
     return f"{line['kernel']} ({call}, {_config(line)})"
 
 
-def table(lines):
+def table(lines: Sequence[dict[str, Any]]) -> str:
     """The report as aligned text."""
     titles = ["kernel", "arch", "variant", "D", "dtype", "length", "config"]
     titles += ["regs", "spill", "stack", "shared", "tensor cores", "s", ""]
@@ -124,7 +128,7 @@ def _kept(path):
 
 def _hash_of_sources():
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     for path in sorted(folder.rglob("*.py")):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
@@ -135,7 +139,7 @@ def _compile(call):
     """Lines of one call, from processes without Triton's interpreter; the next goes on where one broke off."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     description = {name: value for name, value in call.items() if name != "operator"}
-    description |= {"entry": SHIPPED_CALLS[call["operator"]].entry, "skip": []}
+    description |= {"module": SHIPPED_CALLS[call["operator"]].module, "skip": []}
     empty = {
         **call,
         "kernel": None,
@@ -146,7 +150,7 @@ def _compile(call):
     }
     lines = {}
     while True:
-        command = [sys.executable, "-m", "layalign.kernels.compile_worker", json.dumps(description)]
+        command = [sys.executable, "-m", "layalign.kernels.ahead_of_time.worker", json.dumps(description)]
         process = subprocess.run(
             command, env=environment, capture_output=True, text=True, errors="replace", check=False
         )
@@ -172,7 +176,7 @@ def _compile(call):
         lines[unfinished]["error"] = error
 
 
-def last_error(stderr, returncode):
+def last_error(stderr: str, returncode: int) -> str:
     """The line of a failed process's output that says most: the last that speaks of an error, else the last."""
     written = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no message"]
     said = next(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ..launch import LaunchConfig, family
+from ...launch import LaunchConfig, family
 
 
 def _line(block_m, block_n, warps, stages):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from . import triton_matmul, triton_mix
-from .key_values import Products
+from ..projections import Products
+from . import matmul, mix
 
 
 def layer_mix(hidden_states, weight, bias=None):
@@ -24,9 +24,7 @@ def prepare(hidden_states):
     return [state.contiguous().flatten(0, 1) for state in hidden_states]
 
 
-PRODUCTS = Products(
-    prepare, triton_mix.mix, triton_mix.mix_gradients, triton_matmul.matmul, triton_matmul.summed_matmul
-)
+PRODUCTS = Products(prepare, mix.mix, mix.mix_gradients, matmul.matmul, matmul.summed_matmul)
 
 
 class _LayerMix(torch.autograd.Function):
@@ -68,13 +66,13 @@ class _StreamLinear(torch.autograd.Function):
 
 def _mix(weight, bias, states):
     with torch.cuda.device_of(weight):  # kernels start on the current device
-        return triton_mix.mix(prepare(states), weight, bias).unflatten(1, states[0].shape[:2])
+        return mix.mix(prepare(states), weight, bias).unflatten(1, states[0].shape[:2])
 
 
 def _mix_backward(grad, weight, bias, states, wanted):
     with torch.cuda.device_of(weight):
         grad = grad.contiguous().flatten(1, 2)
-        grads = triton_mix.mix_gradients(grad, prepare(states), weight, bias, *wanted)
+        grads = mix.mix_gradients(grad, prepare(states), weight, bias, *wanted)
     # Copies: those of weight and bias are parts of one tensor, which results of an operator may not be.
     grad_states, grad_weight, grad_bias = (x if x is None else x.to(weight.dtype, copy=True) for x in grads)
     return (
@@ -87,7 +85,7 @@ def _mix_backward(grad, weight, bias, states, wanted):
 def _linear(streams, weight, bias):
     with torch.cuda.device_of(streams):
         flat = streams.contiguous().flatten(1, 2)
-        return triton_matmul.matmul(flat, weight, bias, transpose_b=True).unflatten(1, streams.shape[1:3])
+        return matmul.matmul(flat, weight, bias, transpose_b=True).unflatten(1, streams.shape[1:3])
 
 
 def _linear_backward(grad, streams, weight, wanted):
@@ -97,13 +95,13 @@ def _linear_backward(grad, streams, weight, wanted):
     grad_streams = grad_weight = grad_bias = None
     with torch.cuda.device_of(streams):
         if wants_streams:
-            grad_streams = triton_matmul.matmul(grad, weight).view(streams.shape)
+            grad_streams = matmul.matmul(grad, weight).view(streams.shape)
         if wants_weight and weight.dim() == 2:
             total = torch.zeros_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
-            triton_matmul.summed_matmul(grad, flat, total)
+            matmul.summed_matmul(grad, flat, total)
             grad_weight = total.to(weight.dtype)
         elif wants_weight:
-            grad_weight = triton_matmul.matmul(grad, flat, transpose_a=True)
+            grad_weight = matmul.matmul(grad, flat, transpose_a=True)
     if wants_bias:
         grad_bias = grad.sum((0, 1)) if weight.dim() == 2 else grad.sum(1)
     return grad_streams, grad_weight, grad_bias

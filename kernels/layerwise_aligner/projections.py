@@ -5,9 +5,24 @@ and the shared projection or None for weights that hold it. `forward` and `backw
 add up the gradients of the projection over those in fp32, whatever the dtype of the weights.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 
 from .folding import augment, fold
+
+
+class Products(NamedTuple):
+    """What a backend brings; torch_backend.py says what they take and give."""
+
+    prepare: Callable[..., Any]
+    mix: Callable[..., Any]
+    mix_gradients: Callable[..., Any]
+    matmul: Callable[..., Any]
+    summed_matmul: Callable[..., Any]
 
 
 class OneStep:

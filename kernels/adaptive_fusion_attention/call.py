@@ -1,0 +1,180 @@
+"""A call of `adaptive_fusion_attention` as one object: its fields, its checks, and its flat form for torch.library."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..dispatch import check_tensors, malformed
+from .gates import check_gate
+
+
+class Call(NamedTuple):
+    """The arguments that all backends take, as the public function documents them; a scale of None is D ** -0.5."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cross_k: Tensor
+    cross_v: Tensor
+    gate: Tensor
+    key_mask: Tensor | None = None
+    cross_mask: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    cross_cu_seqlens: Tensor | None = None
+    query_start: Tensor | int | None = None
+    causal: bool = True
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+
+
+# The flat form: the fields in their order, but for query_start, which is a tensor and an int, one of them None.
+SCHEMA = (
+    "Tensor q, Tensor k, Tensor v, Tensor cross_k, Tensor cross_v, Tensor gate, Tensor? key_mask, Tensor? cross_mask, "
+    "Tensor? cu_seqlens, Tensor? cross_cu_seqlens, Tensor? query_start, SymInt? first_query, bool causal, float scale, "
+    "SymInt? window, float? softcap"
+)
+FLAT_TENSORS = 11  # of the flat form, first; the others are numbers
+FLAT_NUMBERS = 5
+
+
+def flatten(call: Call) -> tuple[Any, ...]:
+    """The flat form of a call, with a scale."""
+    given = isinstance(call.query_start, Tensor)
+    query_start, first_query = (call.query_start, None) if given else (None, call.query_start)
+    scale = call.q.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
+    softcap = None if call.softcap is None else float(call.softcap)
+    return *call[:10], query_start, first_query, call.causal, scale, call.window, softcap
+
+
+def unflatten(flat: tuple[Any, ...]) -> Call:
+    """The Call that `flatten` took apart."""
+    query_start, first_query = flat[10:12]
+    return Call(*flat[:10], first_query if query_start is None else query_start, *flat[12:])
+
+
+def with_rows_repeated(call: Call) -> Call:
+    """A call in which every row of q has cross keys of its own."""
+    if call.cross_k.shape[0] == call.q.shape[0]:
+        return call
+    sharing = call.q.shape[0] // call.cross_k.shape[0]
+    cross_k, cross_v = (x.repeat_interleave(sharing, dim=0) for x in call[3:5])
+    cross_mask = None if call.cross_mask is None else call.cross_mask.repeat_interleave(sharing, dim=0)
+    return Call(*call[:3], cross_k, cross_v, call.gate, call.key_mask, cross_mask, *call[8:])
+
+
+def check(call: Call, return_lse: object, backend: str) -> None:
+    """Raises ValueError for what is wrong with a call, in the order of the public function's arguments."""
+    check_tensors(backend, dict(zip(Call._fields[:5], call[:5], strict=True)))
+    q = call.q
+    _check_keys(call)
+    check_gate(call.gate, q)
+    for name, flag in (("causal", call.causal), ("return_lse", return_lse)):
+        if not isinstance(flag, bool):
+            raise malformed(name, repr(flag), "True or False")
+    if call.scale is not None and not _is_number(call.scale):
+        raise malformed("scale", repr(call.scale), "a finite number or None")
+    if call.window is not None:
+        if not _is_integer(call.window) or call.window < 1:
+            raise malformed("window", repr(call.window), "a positive int or None")
+        if not call.causal:
+            raise malformed("window", f"{call.window} with causal=False", "None without causal")
+    if call.softcap is not None and not (_is_number(call.softcap) and call.softcap > 0):
+        raise malformed("softcap", repr(call.softcap), "a positive finite number or None")
+    _check_mask("key_mask", call.key_mask, (q.shape[0], call.k.shape[2]), q)
+    _check_mask("cross_mask", call.cross_mask, (call.cross_k.shape[0], call.cross_k.shape[2]), q)
+    _check_query_start(call.query_start, q)
+    _check_packing(call)
+
+
+def _check_keys(call):
+    q, k, cross_k = call.q, call.k, call.cross_k
+    if q.dim() != 4 or not 0 < q.shape[3] <= 256:
+        raise malformed("q", f"shape {tuple(q.shape)}", "(B, Hq, S, D) with D from 1 to 256")
+    batch, heads, queries, width = q.shape
+    if k.dim() != 4 or k.shape[0] != batch or k.shape[3] != width:
+        raise malformed("k", f"shape {tuple(k.shape)}", f"({batch}, Hkv, N, {width})")
+    kv_heads, keys = k.shape[1:3]
+    if kv_heads == 0 or heads % kv_heads:
+        raise malformed("k", f"{kv_heads} heads", f"a number that divides the {heads} heads of q")
+    if keys < queries:
+        raise malformed("k", f"{keys} keys", f"at least as many as queries, {queries}")
+    _check_shape("v", call.v, (batch, kv_heads, keys, width))
+    if cross_k.dim() != 4 or (cross_k.shape[1], cross_k.shape[3]) != (kv_heads, width):
+        raise malformed("cross_k", f"shape {tuple(cross_k.shape)}", f"({batch}, {kv_heads}, T, {width})")
+    cross_rows, cross_keys = cross_k.shape[0], cross_k.shape[2]
+    if cross_rows != batch and (cross_rows == 0 or batch % cross_rows):
+        takes = f"{batch}, the batch of q, or a number that divides it"
+        raise malformed("cross_k", f"{cross_rows} batch rows", takes)
+    _check_shape("cross_v", call.cross_v, (cross_rows, kv_heads, cross_keys, width))
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value):
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _check_shape(name, tensor, shape):
+    if tuple(tensor.shape) != shape:
+        raise malformed(name, f"shape {tuple(tensor.shape)}", shape)
+
+
+def _check_device(name, tensor, q):
+    if tensor.device != q.device:
+        raise malformed(name, f"a tensor on {tensor.device}", f"one on the device of q, {q.device}")
+
+
+def _check_mask(name, mask, shape, q):
+    if mask is None:
+        return
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        raise malformed(name, getattr(mask, "dtype", type(mask).__name__), "a bool tensor, True = attend, or None")
+    _check_shape(name, mask, shape)
+    _check_device(name, mask, q)
+
+
+def _check_query_start(query_start, q):
+    if query_start is None:
+        return
+    if isinstance(query_start, torch.Tensor):
+        if query_start.dtype not in (torch.int32, torch.int64):
+            raise malformed("query_start", query_start.dtype, "an int, or an int32 or int64 tensor")
+        if tuple(query_start.shape) not in ((), (q.shape[0],)):
+            raise malformed("query_start", f"shape {tuple(query_start.shape)}", f"an int, () or ({q.shape[0]},)")
+        _check_device("query_start", query_start, q)
+    elif not _is_integer(query_start) or query_start < 0:
+        raise malformed("query_start", repr(query_start), "an int from 0 up, an integer tensor or None")
+
+
+def _check_packing(call):
+    cu_seqlens, cross_cu_seqlens = call.cu_seqlens, call.cross_cu_seqlens
+    if cu_seqlens is None and cross_cu_seqlens is None:
+        return
+    if cu_seqlens is None or cross_cu_seqlens is None:
+        missing = "cu_seqlens" if cu_seqlens is None else "cross_cu_seqlens"
+        raise malformed(missing, "None", "(n + 1,) int32: cu_seqlens and cross_cu_seqlens are given together")
+    if call.query_start is not None:
+        raise malformed("query_start", "a value with cu_seqlens", "None: each packed sequence starts at its first key")
+    (batch, _, queries, _), keys, cross_keys = call.q.shape, call.k.shape[2], call.cross_k.shape[2]
+    if batch != 1 or keys != queries:
+        raise malformed("cu_seqlens", f"q of batch {batch} with {queries} queries, {keys} keys", "B = 1 and N = S")
+    packings = (("cu_seqlens", cu_seqlens, queries), ("cross_cu_seqlens", cross_cu_seqlens, cross_keys))
+    for name, bounds, total in packings:
+        if not isinstance(bounds, torch.Tensor) or bounds.dtype != torch.int32:
+            raise malformed(name, getattr(bounds, "dtype", type(bounds).__name__), "an int32 tensor (n + 1,)")
+        if bounds.dim() != 1 or bounds.shape[0] < 1 or bounds.shape != cu_seqlens.shape:
+            raise malformed(name, f"shape {tuple(bounds.shape)}", "(n + 1,), the same n for both")
+        _check_device(name, bounds, call.q)
+        # The values are looked at only where that costs no wait for a device and no graph break.
+        if bounds.device.type == "cpu" and not torch.compiler.is_compiling():
+            values = bounds.tolist()
+            if values[0] != 0 or values[-1] != total or any(a > b for a, b in pairwise(values)):
+                raise malformed(name, values, f"bounds that start at 0, never fall and end at {total}")

@@ -1,0 +1,62 @@
+"""The shapes that a gate may have, and all that depends on them.
+
+A new shape is a line of `shapes`, where it is not one of these with other sizes; the kernels read any gate by strides.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..dispatch import malformed
+
+
+def shapes(batch: int, heads: int, queries: int) -> tuple[tuple[int, ...], ...]:
+    """What a gate's shape may be: one for all, one a head, one a query, one a head and query."""
+    return (1,), (heads,), (batch, 1, queries), (batch, heads, queries)
+
+
+def check_gate(gate: object, q: Tensor) -> None:
+    """Raises ValueError for a gate that does not fit q, (B, Hq, S, D)."""
+    if not isinstance(gate, torch.Tensor):
+        raise malformed("gate", type(gate).__name__, "a tensor")
+    if tuple(gate.shape) not in (takes := shapes(*q.shape[:3])):
+        *first, last = (f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})" for shape in takes)
+        raise malformed("gate", f"shape {tuple(gate.shape)}", f"{', '.join(first)} or {last}")
+    if gate.dtype not in (q.dtype, torch.float32):
+        raise malformed("gate", gate.dtype, f"float32 or the dtype of q, {q.dtype}")
+    if gate.device != q.device:
+        raise malformed("gate", f"a tensor on {gate.device}", f"one on the device of q, {q.device}")
+
+
+def as_rows(gate: Tensor) -> Tensor:
+    """The gate as it broadcasts against (B, Hq, S)."""
+    return gate.view(1, -1, 1) if gate.dim() == 1 else gate
+
+
+def spread(gate: Tensor, q: Tensor) -> Tensor:
+    """The gate as (B, Hq, S) by strides alone."""
+    if gate.dim() == 1:  # whatever the batch, the same strides: kernels are compiled for them
+        return gate.as_strided(q.shape[:3], (0, gate.stride(0) if gate.shape[0] > 1 else 0, 0))
+    return gate.expand(q.shape[:3])
+
+
+def per_query(gate: Tensor) -> bool:
+    """Whether queries of one head have gates of their own."""
+    return gate.dim() == 3
+
+
+def of_sequence(gate: Tensor, begin: int, end: int) -> Tensor:
+    """The gate of queries begin .. end."""
+    return gate[:, :, begin:end] if per_query(gate) else gate
+
+
+def write_gradient(sums: Tensor, grad: Tensor, sum_heads: Callable[[Tensor], Tensor]) -> None:
+    """Write the gate's gradient from that of each query and head, (B, Hq, S) fp32, by what the gate was spread over.
+
+    sum_heads: (B, Hq, S) to (B, 1, S), in the order of the heads whatever the batch, so that a row's bits do not depend on others.
+    """
+    if grad.dim() == 1:
+        grad.copy_(sums.sum((0, 2)) if grad.shape[0] > 1 else sums.sum())
+    else:
+        grad.copy_(sums if grad.shape == sums.shape else sum_heads(sums))

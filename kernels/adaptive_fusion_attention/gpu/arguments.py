@@ -1,0 +1,221 @@
+"""From a Call to the arguments of its kernels."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ... import autotuning
+from ...launch import LaunchConfig, architecture, dot_precision, launch
+from .. import gates
+from ..call import Call
+from .launch_table import launch_candidates, launch_config
+from .rows import Rows
+from .terms import Inputs, Masks, UsedTiles, list_used_tiles_kernel
+
+LONGEST_WINDOW = 2**30  # the kernels add it to lengths in 32 bits
+
+
+class Numbers(NamedTuple):
+    """What changes from call to call: no kernel is compiled for a value of these.
+
+    sequences: packed ones, 0 without packing; start: key index of the first query, or a tensor of one for each batch row.
+    """
+
+    sequences: int
+    queries: int
+    keys: int
+    cross_keys: int
+    start: int | Tensor
+    window: int
+    scale: float
+    softcap: float
+
+
+NUMBERS = list(Numbers._fields)
+
+
+class Constants(NamedTuple):
+    """What a kernel is compiled for; what a kernel does not look at keeps its default, so that it compiles once."""
+
+    HEADS: int
+    HEAD_DIM: int
+    BLOCK_D: int  # a power of two from 16 on
+    GROUP: int = 1  # query heads that share a key head
+    CAUSAL: bool = False
+    WINDOWED: bool = False
+    CAPPED: bool = False
+    CROSS: bool = False  # there are cross keys
+    EVEN_CROSS: bool = False  # and they are whole tiles
+    GATE_PER_QUERY: bool = False
+    START_PER_ROW: bool = False
+    DESCRIPTORS: bool = False
+    PRECISION: str = "ieee"
+    EXACT: bool = False  # fp32 tensors, where the kernel reads none
+    BLOCK_M: int = 0
+    BLOCK_N: int = 0
+    CHUNKS: int = 0  # partial results of decoding read at a time
+
+
+# What a tuned configuration depends on besides sizes.
+_TUNED_BY = ("GROUP", "CAUSAL", "WINDOWED", "CAPPED")
+
+
+def rows(x: Tensor) -> Rows:
+    return Rows(x, *x.stride()[:3])
+
+
+def rows_or_none(x: Tensor | None) -> Rows | None:
+    return None if x is None else rows(x)
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """x itself, or a copy whose last dimension is contiguous."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def mask_and_stride(mask: Tensor | None) -> tuple[Tensor | None, int]:
+    """A mask with unit last stride, and its other stride."""
+    if mask is None:
+        return None, 0
+    mask = unit_stride(mask)
+    return mask, mask.stride(0)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """As x, with a contiguous last dimension: the kernels write in the order of memory."""
+    return torch.empty_like(unit_stride(x))
+
+
+def block_of_width(width: int) -> int:
+    """BLOCK_D of a head dim."""
+    return max(16, triton.next_power_of_2(width))
+
+
+class Prepared:
+    """A call as the forward and the gradient kernels take it: tensors (q, k, v, cross_k, cross_v) with unit strides, numbers,
+    bounds of packed sequences, and whether there are cross keys."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.tensors = [unit_stride(x) for x in call[:5]]
+        self.q = self.tensors[0]
+        self.crossing = call.cross_k.shape[2] > 0
+        # (q's bounds, cross keys' bounds)
+        self.bounds = tuple(x if x is None else x.contiguous() for x in (call.cu_seqlens, call.cross_cu_seqlens))
+        self.numbers, self.windowed = _numbers(call)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return Inputs(*map(rows, self.tensors), rows(gates.spread(self.call.gate, self.q)))
+
+    def query_tiles(self, block: int) -> int:
+        """Programs per head that work on `block` queries each: whole tiles of every sequence."""
+        return tile_count(self.numbers.queries, self.bounds[0], block)
+
+    def masks(self, block: int) -> Masks:
+        """The Masks of kernels that walk over tiles of `block` keys."""
+        bounds, cross_bounds = self.bounds
+        cross_mask = self.call.cross_mask if self.crossing else None
+        tiles = used_tiles(self.call.key_mask, bounds, self.numbers.sequences, block)
+        return Masks(tiles, used_tiles(cross_mask, cross_bounds, self.numbers.sequences, block), bounds, cross_bounds)
+
+    def constants(self, config: LaunchConfig, cross_tiles: bool) -> Constants:
+        """The Constants of a launch. cross_tiles: its programs walk over tiles of cross keys."""
+        _, heads, _, width = self.q.shape
+        return Constants(
+            HEADS=heads,
+            HEAD_DIM=width,
+            BLOCK_D=block_of_width(width),
+            GROUP=heads // self.call.k.shape[1],
+            CAUSAL=self.call.causal,
+            WINDOWED=self.windowed,
+            CAPPED=self.call.softcap is not None,
+            CROSS=cross_tiles and self.crossing,
+            EVEN_CROSS=cross_tiles and self.bounds[0] is None and self.numbers.cross_keys % config.block_n == 0,
+            GATE_PER_QUERY=gates.per_query(self.call.gate),
+            START_PER_ROW=isinstance(self.numbers.start, Tensor),
+            DESCRIPTORS=config.descriptors,
+            PRECISION=dot_precision(self.q.dtype, architecture(self.q.device)),
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+        )
+
+    def is_plain(self, tensors: list[Tensor]) -> bool:
+        """Whether a call reads whole tiles of these tensors only, by strides that tensor descriptors take."""
+        call = self.call
+        partial = (call.key_mask, call.cross_mask, call.cu_seqlens, call.softcap)
+        if any(x is not None for x in partial) or self.windowed:
+            return False
+        # Descriptors address multiples of 16 bytes.
+        return all(
+            x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+            for x in tensors
+        )
+
+
+def _numbers(call: Call) -> tuple[Numbers, bool]:
+    """The Numbers of a call, and whether its window hides anything."""
+    batch, _, queries, _ = call.q.shape
+    keys = call.k.shape[2]
+    start, window, windowed = call.query_start, call.window, call.window is not None
+    if call.cu_seqlens is not None:
+        start = 0
+    elif start is None:
+        start = keys - queries
+    if isinstance(start, Tensor):
+        start = start.expand(batch).contiguous()
+        window = min(window, LONGEST_WINDOW) if windowed else 0
+    else:
+        # Past the last key only the distance to the window counts: both stay within the kernels' 32 bits.
+        windowed = windowed and window < start + queries
+        window = max(window - max(start - keys, 0), -LONGEST_WINDOW) if windowed else 0
+        start = min(start, keys)
+    sequences = 0 if call.cu_seqlens is None else call.cu_seqlens.shape[0] - 1
+    lengths = sequences, queries, keys, call.cross_k.shape[2]
+    return Numbers(*lengths, start, window, call.scale, call.softcap or 0.0), windowed
+
+
+def tile_count(length: int, bounds: Tensor | None, block: int) -> int:
+    """Programs per head: whole tiles of every sequence."""
+    return triton.cdiv(length, block) if bounds is None else length // block + bounds.shape[0] - 1
+
+
+def used_tiles(mask: Tensor | None, bounds: Tensor | None, sequences: int, block: int) -> UsedTiles | None:
+    """The tiles of `block` keys that a mask leaves to visit; None for no mask."""
+    if mask is None:
+        return None
+    mask, stride = mask_and_stride(mask)
+    count, length = mask.shape
+    if bounds is None:
+        sequences = count
+        places = count * triton.cdiv(length, block)
+    else:
+        places = length // block + sequences
+    tiles = torch.empty(places, dtype=torch.int32, device=mask.device)
+    ranks = torch.empty(places + sequences, dtype=torch.int32, device=mask.device)
+    config = LaunchConfig(block_m=1, block_n=block, warps=4, stages=1)
+    launch(list_used_tiles_kernel, (sequences,), config, mask, stride, bounds, length, tiles, ranks, BLOCK_N=block)
+    return UsedTiles(mask, stride, tiles, ranks)
+
+
+def run_tuned(kernel: str, run: Callable[[LaunchConfig], None], prepared: Prepared, plain: bool) -> None:
+    """run(config) with the launch table's configuration, or the fastest of its lines where LAYALIGN_AUTOTUNE=1.
+
+    Lengths of packed sequences are unknown and must not decide: the bits of one do not depend on what it is packed with.
+    """
+    q, packed = prepared.q, prepared.bounds[0] is not None
+    length = None if packed else q.shape[2]
+    call = dict(architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], length=length, plain=plain)
+    config = launch_config(kernel, **call)
+    if autotuning.enabled() and q.device.type == "cuda":
+        numbers = prepared.numbers
+        lengths = (numbers.queries, numbers.keys, numbers.cross_keys)
+        constants = prepared.constants(config, cross_tiles=True)
+        key = call | {"length": [] if packed else [triton.next_power_of_2(x) for x in lengths]}
+        key |= {name: str(getattr(constants, name)) for name in _TUNED_BY} | {"dtype": str(q.dtype)}
+        config = autotuning.tuned(kernel, key, launch_candidates(kernel, **call), run)
+    run(config)

@@ -1,0 +1,185 @@
+"""Backward in three launches without atomics: row sums, gradients of keys and values, gradients of queries.
+
+Every element of a gradient is written once, by one program that adds in a fixed order: the same bits every run. Scores are
+computed twice (7 products per pair of tiles, not 5), which is what that costs.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...launch import LaunchConfig, launch
+from .. import gates
+from ..call import Call
+from .arguments import (
+    Constants,
+    Prepared,
+    block_of_width,
+    empty_like,
+    mask_and_stride,
+    rows,
+    rows_or_none,
+    run_tuned,
+    tile_count,
+    unit_stride,
+)
+from .forward import ForwardResults
+from .key_value_gradients import KeyTerm, key_value_gradients_kernel
+from .query_gradients import Saved, query_gradients_kernel, row_sums_kernel
+
+_SUMS = LaunchConfig(block_m=32, block_n=1, warps=4, stages=1)  # bound by memory: tiles of a few kilobytes
+
+
+class Gradients(NamedTuple):
+    """Of the first six fields of a Call; None where not wanted."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    cross_k: Tensor | None
+    cross_v: Tensor | None
+    gate: Tensor | None
+
+
+def backward(grad_out: Tensor, results: ForwardResults, call: Call, wanted: list[bool]) -> Gradients:
+    """The Gradients of a call from that of its output and what `forward` returned; wanted: six bools.
+
+    self_out is un-gated like cross_out, needed for q and k; what the rounded out keeps of it is too little under a large gate
+    (13 times the error of eager fp16 in grad_k at a gate of 100).
+    """
+    prepared = Prepared(call)
+    q, grad_out = prepared.q, unit_stride(grad_out)
+    inputs = (*prepared.tensors, call.gate)
+    if q.numel() == 0:
+        return Gradients(*(torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)))
+    grads = Gradients(*(empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)))
+    saved = _row_sums(rows(grad_out), results, grads, prepared)
+    if grads.gate is not None:
+        if prepared.crossing:
+            gates.write_gradient(saved.cross_sums, grads.gate, _sum_heads)
+        else:
+            grads.gate.zero_()
+    plain = prepared.is_plain([*prepared.tensors, grad_out])
+    _key_value_gradients(saved, grads, prepared, plain)
+    if grads.q is not None:
+        _query_gradients(saved, grads.q, prepared, plain)
+    return grads
+
+
+def _key_value_gradients(saved, grads, prepared, plain):
+    call, (bounds, cross_bounds) = prepared.call, prepared.bounds
+    _, k, v, cross_k, cross_v = prepared.tensors
+    want_self = grads.k is not None or grads.v is not None
+    want_cross = prepared.crossing and (grads.cross_k is not None or grads.cross_v is not None)
+    if not (want_self or want_cross):
+        return
+
+    own = KeyTerm(
+        rows(k),
+        rows(v),
+        saved.self_lse,
+        saved.self_sums,
+        rows_or_none(grads.k),
+        rows_or_none(grads.v),
+        *mask_and_stride(call.key_mask),
+        bounds,
+    )
+    cross = KeyTerm(
+        rows(cross_k),
+        rows(cross_v),
+        saved.cross_lse,
+        saved.cross_sums,
+        rows_or_none(grads.cross_k),
+        rows_or_none(grads.cross_v),
+        *mask_and_stride(call.cross_mask),
+        cross_bounds,
+    )
+
+    def run(config):
+        self_tiles = want_self * tile_count(k.shape[2], bounds, config.block_n)
+        cross_tiles = want_cross * tile_count(cross_k.shape[2], cross_bounds, config.block_n)
+        launch(
+            key_value_gradients_kernel,
+            ((self_tiles + cross_tiles) * k.shape[1] * k.shape[0],),
+            config,
+            prepared.inputs.q,
+            prepared.inputs.gate,
+            saved.grad_out,
+            own if want_self else None,
+            cross if want_cross else None,
+            bounds,
+            self_tiles,
+            cross_tiles,
+            *prepared.numbers,
+            C=prepared.constants(config, cross_tiles=False),
+        )
+
+    run_tuned("key_value_gradients", run, prepared, plain)
+
+
+def _query_gradients(saved, grad_q, prepared, plain):
+    def run(config):
+        launch(
+            query_gradients_kernel,
+            (prepared.query_tiles(config.block_m) * grad_q.shape[1] * grad_q.shape[0],),
+            config,
+            prepared.inputs,
+            saved,
+            rows(grad_q),
+            prepared.masks(config.block_n),
+            *prepared.numbers,
+            C=prepared.constants(config, cross_tiles=True),
+        )
+
+    run_tuned("query_gradients", run, prepared, plain)
+
+
+def _row_sums(grad_out, results, grads, prepared):
+    """The Saved of the gradient kernels; sums that no wanted gradient needs are None."""
+    batch, heads, queries, width = prepared.q.shape
+    want_self = grads.q is not None or grads.k is not None
+    want_cross = prepared.crossing and any(x is not None for x in (grads.q, grads.cross_k, grads.gate))
+    self_sums, cross_sums = (
+        results.self_lse.new_empty(batch, heads, queries) if want else None for want in (want_self, want_cross)
+    )
+    if want_self or want_cross:
+        launch(
+            row_sums_kernel,
+            (triton.cdiv(queries, _SUMS.block_m) * heads * batch,),
+            _SUMS,
+            grad_out,
+            rows(results.self_out) if want_self else None,
+            rows(results.cross_out) if want_cross else None,
+            self_sums,
+            cross_sums,
+            queries,
+            C=Constants(HEADS=heads, HEAD_DIM=width, BLOCK_D=block_of_width(width), BLOCK_M=_SUMS.block_m),
+        )
+    return Saved(grad_out, results.self_lse, results.cross_lse, self_sums, cross_sums)
+
+
+def _sum_heads(sums):
+    """(B, Hq, S) -> (B, 1, S), in the order of heads whatever the batch."""
+    batch, heads, queries = sums.shape
+    total = sums.new_empty(batch, 1, queries)
+    programs = (triton.cdiv(queries, _SUMS.block_m) * batch,)
+    launch(sum_heads_kernel, programs, _SUMS, sums, total, queries, HEADS=heads, BLOCK_M=_SUMS.block_m)
+    return total
+
+
+@triton.jit(do_not_specialize=["queries"])
+def sum_heads_kernel(sums, total, queries, HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """total (B, S) = sums (B, HEADS, S) over the heads, in their order whatever the batch."""
+    tiles = tl.cdiv(queries, BLOCK_M)
+    batch = tl.program_id(0) // tiles
+    # [BM]
+    o_query = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_query = o_query < queries
+    b_total = tl.zeros([BLOCK_M], tl.float32)
+    for head in range(HEADS):
+        row = (tl.cast(batch, tl.int64) * HEADS + head) * queries
+        b_total += tl.load(sums + row + o_query, mask=m_query, other=0.0)
+    tl.store(total + tl.cast(batch, tl.int64) * queries + o_query, b_total, mask=m_query)

@@ -1,0 +1,264 @@
+"""Attention of a few queries without gradients: one program for each batch row and key head reads its keys once.
+
+Every chunk of keys, counted from key 0, has a softmax of its own, and chunks merge in their order. A program does both; where
+programs are too few for the GPU, several share the chunks of a key head and a second launch merges: the same numbers in the
+same order, so that neither the batch nor the number of splits changes a bit.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...launch import architecture, dot_precision, launch, multiprocessors
+from .. import gates
+from ..call import Call
+from .arguments import LONGEST_WINDOW, Constants, block_of_width, empty_like, mask_and_stride, rows, unit_stride
+from .chunks import BESIDE_VALUES, ChunkTerm, attend_chunk, merge, nothing_attended, unit_after
+from .decode_rows import (
+    DecodeMasks,
+    DecodeOutputs,
+    cross_span,
+    load_partial,
+    partial_rows,
+    row_pointers,
+    self_span,
+    store_partial,
+    tile_of_rows,
+    write_rows,
+)
+from .launch_table import combine_config, decode_config
+from .rows import head_pointer
+from .scores import LOG2_E
+from .terms import Inputs
+
+MOST_QUERIES = 16
+_UNSPLIT_CHUNKS = 4  # a program reads so many in about the time that a second launch takes
+
+# What changes from one step to the next, strides of masks among it: nothing here may compile another kernel.
+_CHANGING = ["s_mask", "s_cross_mask", "queries", "keys", "cross_keys", "start", "s_start", "window", "scale"]
+_CHANGING += ["softcap", "sharing", "chunks", "splits"]
+
+
+@triton.jit
+def attend_chunks(
+    b_q, k, v, span, batch, tile, window, partials, first, last, place, scale, softcap, chunks, splits,
+    C: tl.constexpr, CROSS: tl.constexpr
+):  # fmt: skip
+    """The Attended of chunks first .. last of a KeySpan, merged in order; where there are splits, stores each chunk's instead.
+
+    batch: row of k and v; place: where the partial result of chunk 0 of the span belongs.
+    """
+    rest = unit_after(scale, C.CAPPED and not CROSS, EXACT=b_q.dtype == tl.float32)
+    term = ChunkTerm(
+        head_pointer(k, batch, tile.kv_head, 0),
+        head_pointer(v, batch, tile.kv_head, 0),
+        k.row,
+        v.row,
+        span.p_mask,
+        span.begin,
+        span.end,
+        span.start + tile.o_query,
+        window,
+    )
+    attended = nothing_attended(C)
+    for index in range(first, last):
+        chunk = attend_chunk(b_q, term, span.begin // C.BLOCK_N + index, scale, softcap, C, CROSS)
+        # Not a compile-time choice: a growing cache must not compile a second kernel, nor split chunks round otherwise.
+        if splits == 1:
+            attended = merge(attended, chunk, rest)
+        else:
+            store_partial(partial_rows(partials, tile, place + index, chunks, C), tile, chunk, C)
+    return attended
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def decode_kernel(
+    inputs, outputs, masks, s_mask, s_cross_mask, queries, keys, cross_keys, start, s_start, window, scale, softcap,
+    sharing, chunks, splits, C: tl.constexpr
+):  # fmt: skip
+    """Rows of one key head over all its chunks, or over the share of one split: shapes as in `adaptive_fusion_attention`.
+
+    sharing: batch rows that read one row of cross keys; chunks: that there is room for in `partials`, a head.
+    """
+    tile = tile_of_rows(queries, C)
+    cross_batch = tile.batch // sharing
+    own = self_span(masks.self_mask, s_mask, tile.batch, queries, keys, start, s_start, window, C)
+    cross = cross_span(masks.cross_mask, s_cross_mask, cross_batch, cross_keys, C)
+    share = tl.cdiv(cross.chunks + own.chunks, splits)
+    first = tl.program_id(1) * share
+    last = tl.minimum(first + share, cross.chunks + own.chunks)
+
+    m_inside = tile.m_row[None, :] & (tl.arange(0, C.BLOCK_D)[:, None] < C.HEAD_DIM)
+    # [BLOCK_D, BM]
+    b_q = tl.load(row_pointers(inputs.q, tile, C), mask=m_inside, other=0.0)
+    scale = scale * LOG2_E
+    cross_attended = None
+    if C.CROSS:
+        cross_attended = attend_chunks(
+            b_q, inputs.cross_k, inputs.cross_v, cross, cross_batch, tile, window, outputs.partials,
+            first, tl.minimum(last, cross.chunks), 0, scale, softcap, chunks, splits, C, CROSS=True,
+        )  # fmt: skip
+    attended = attend_chunks(
+        b_q, inputs.k, inputs.v, own, tile.batch, tile, window, outputs.partials,
+        tl.maximum(first - cross.chunks, 0), last - cross.chunks, cross.chunks, scale, softcap, chunks, splits, C, CROSS=False,
+    )  # fmt: skip
+    if splits == 1:
+        write_rows(
+            outputs, inputs.gate, tile, queries, attended, cross_attended, scale, C, EXACT=b_q.dtype == tl.float32
+        )
+
+
+@triton.jit
+def merge_partials(partials, tile, first, last, chunks, rest, C: tl.constexpr):
+    """The Attended of the stored chunks first .. last."""
+    attended = nothing_attended(C)
+    for begin in range(first, last, C.CHUNKS):
+        for step in tl.static_range(C.CHUNKS):  # loads that do not wait for each other
+            place = begin + step
+            # Past the last chunk one that holds nothing.
+            m_there = tile.m_row & (tl.zeros_like(tile.o_row) + place < last)
+            p_partial = partial_rows(partials, tile, place, chunks, C)
+            attended = merge(attended, load_partial(p_partial, tile, m_there, C), rest)
+    return attended
+
+
+@triton.jit(do_not_specialize=_CHANGING[:-1])
+def combine_kernel(
+    gate, outputs, masks, s_mask, s_cross_mask, queries, keys, cross_keys, start, s_start, window, scale, softcap,
+    sharing, chunks, C: tl.constexpr
+):  # fmt: skip
+    """A few rows of one key head: what their chunks left, merged in the order of chunks."""
+    tile = tile_of_rows(queries, C)
+    own = self_span(masks.self_mask, s_mask, tile.batch, queries, keys, start, s_start, window, C)
+    cross = cross_span(masks.cross_mask, s_cross_mask, tile.batch // sharing, cross_keys, C)
+    scale = scale * LOG2_E
+    cross_attended = None
+    if C.CROSS:
+        rest = unit_after(scale, False, C.EXACT)
+        cross_attended = merge_partials(outputs.partials, tile, 0, cross.chunks, chunks, rest, C)
+    last = cross.chunks + own.chunks
+    rest = unit_after(scale, C.CAPPED, C.EXACT)
+    attended = merge_partials(outputs.partials, tile, cross.chunks, last, chunks, rest, C)
+    write_rows(outputs, gate, tile, queries, attended, cross_attended, scale, C, C.EXACT)
+
+
+class Decoded(NamedTuple):
+    """out (B, Hq, S, D) and, where wanted, both log-sum-exps (B, Hq, S) fp32."""
+
+    out: Tensor
+    self_lse: Tensor | None
+    cross_lse: Tensor | None
+
+
+def decodes(q: Tensor) -> bool:
+    """Whether `decode` takes these queries: there are few, and the launch table has a line for them."""
+    call = dict(architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], rows=1)
+    return 1 <= q.shape[2] <= MOST_QUERIES and q.shape[0] > 0 and decode_config(**call) is not None
+
+
+def decode(call: Call, return_lse: bool) -> Decoded:
+    """The results of a call of at least one query and one batch row, whose scale is given."""
+    q, k, v, cross_k, cross_v = (unit_stride(x) for x in call[:5])
+    (batch, heads, queries, width), kv_heads, keys, cross_keys = q.shape, k.shape[1], k.shape[2], cross_k.shape[2]
+    group, crossing = heads // kv_heads, cross_keys > 0
+    self_lse = cross_lse = None
+    if return_lse:
+        self_lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+        cross_lse = self_lse.new_empty(self_lse.shape) if crossing else torch.full_like(self_lse, -torch.inf)
+    results = Decoded(empty_like(q), self_lse, cross_lse)
+
+    arch = architecture(q.device)
+    config = decode_config(architecture=arch, dtype=q.dtype, head_dim=width, rows=group * queries)
+    place = _place(call, config.block_n)
+    chunks = place.chunks + triton.cdiv(cross_keys, config.block_n)
+    programs = batch * kv_heads * triton.cdiv(group * queries, config.block_m)
+    splits = split_count(programs, chunks, q.device)
+    partials = _nothing(q.device)
+    if splits > 1:
+        size = batch * heads * queries * chunks * (width + BESIDE_VALUES.value)
+        partials = q.new_empty(size, dtype=torch.float32)
+    gate = rows(gates.spread(call.gate, q))
+    mask, s_mask = mask_and_stride(call.key_mask)
+    cross_mask, s_cross_mask = mask_and_stride(call.cross_mask if crossing else None)
+    shared = (
+        DecodeOutputs(rows(results.out), self_lse, cross_lse, partials),
+        DecodeMasks(mask, cross_mask),
+        s_mask,
+        s_cross_mask,
+        *(queries, keys, cross_keys, place.start, place.stride, place.window or 0),
+        *(call.scale, call.softcap or 0.0, batch // cross_k.shape[0], chunks),
+    )
+    constants = Constants(
+        HEADS=heads,
+        HEAD_DIM=width,
+        BLOCK_D=block_of_width(width),
+        GROUP=group,
+        CAUSAL=call.causal,
+        WINDOWED=place.window is not None,
+        CAPPED=call.softcap is not None,
+        CROSS=crossing,
+        START_PER_ROW=isinstance(place.start, Tensor),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+    )
+    inputs = Inputs(*map(rows, (q, k, v, cross_k, cross_v)), gate)
+    precision = dot_precision(q.dtype, arch)
+    launch(
+        decode_kernel, (programs, splits), config, inputs, *shared, splits, C=constants._replace(PRECISION=precision)
+    )
+    if splits > 1:
+        config = combine_config(arch)
+        programs = batch * kv_heads * triton.cdiv(group * queries, config.block_m)
+        exact = q.dtype == torch.float32
+        constants = constants._replace(EXACT=exact, BLOCK_M=config.block_m, CHUNKS=config.block_k)
+        launch(combine_kernel, (programs,), config, gate, *shared, C=constants)
+    return results
+
+
+def split_count(programs: int, chunks: int, device: torch.device) -> int:
+    """How many programs share a key head's chunks: 1 unless most of the GPU would be idle."""
+    side_by_side = multiprocessors(device)
+    if chunks <= _UNSPLIT_CHUNKS or programs >= 0.8 * side_by_side:
+        return 1
+    return max(1, min(side_by_side // programs, chunks))
+
+
+class _Place(NamedTuple):
+    """Where queries stand: the first one's key index, an int or a tensor with its stride, the window or None, and the most
+    chunks of their own keys that they see. Nothing here decides what is compiled: the index changes with every token."""
+
+    start: int | Tensor
+    stride: int
+    window: int | None
+    chunks: int
+
+
+def _place(call, block):
+    queries, keys, start, window = call.q.shape[2], call.k.shape[2], call.query_start, call.window
+    if not call.causal:
+        return _Place(0, 0, None, triton.cdiv(keys, block))
+    if isinstance(start, Tensor):
+        stride = start.stride(0) if start.dim() else 0
+        window = None if window is None else min(window, LONGEST_WINDOW)
+        return _Place(start, stride, window, triton.cdiv(keys, block))
+    start = keys - queries if start is None else start
+    end, begin = min(start + queries, keys), 0
+    if window is not None:
+        # Past the last key only the distance to the window counts: both stay within the kernels' 32 bits.
+        window = min(max(window - max(start - keys, 0), -LONGEST_WINDOW), LONGEST_WINDOW)
+    start = min(start, keys)
+    if window is not None:
+        begin = min(max(start - window + 1, 0), end)
+    return _Place(start, 0, window, triton.cdiv(end, block) - begin // block)
+
+
+@cache
+def _nothing(device):
+    """What stands for the partial results of a call without splits: its kernel is the same."""
+    return torch.empty(1, dtype=torch.float32, device=device)

@@ -1,0 +1,162 @@
+"""Forward in one launch: the cross softmax, then the self softmax, over one query tile that stays on chip.
+
+Only one accumulator is alive at a time: the un-gated cross result is stored (the backward needs it anyway) and read back for
+the sum. Kept in registers it takes 210 to 255 of them at D = 128 and spills; stored, 171.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...launch import launch
+from ..call import Call
+from .arguments import NUMBERS, Prepared, rows_or_none, run_tuned
+from .rows import Rows, load_gate, load_query_rows, read_rows, store_query_rows
+from .scores import LOG2_E, capped_scores
+from .spans import first_query_index, query_place, query_tile
+from .terms import cross_term, hide_unseen, key_tile, listed_span, self_term
+
+
+class ForwardResults(NamedTuple):
+    """self_out, cross_out: the un-gated terms for the backward, in the shape of out; empty where T = 0, where out is the
+    self term, and self_out also where it is not kept. Log-sum-exps: (B, Hq, S) fp32 in base 2."""
+
+    out: Tensor
+    self_out: Tensor
+    cross_out: Tensor
+    self_lse: Tensor
+    cross_lse: Tensor
+
+
+class Outputs(NamedTuple):
+    """Where the kernel writes its ForwardResults; a term that is not kept is None."""
+
+    out: Rows
+    self_out: Rows | None
+    cross_out: Rows | None
+    self_lse: Tensor
+    cross_lse: Tensor
+
+
+@triton.jit
+def attend(b_q, term, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
+    """Online softmax of a tile of queries [BM, BLOCK_D] over a Term -> weighted values [BM, BLOCK_D] and log-sum-exps [BM]
+    in base 2: 0 and -inf for a row that saw nothing. scale: of the scores, in base 2."""
+    b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_D], tl.float32)
+    b_top = tl.full([C.BLOCK_M], -float("inf"), tl.float32)  # largest score so far
+    b_total = tl.zeros([C.BLOCK_M], tl.float32)  # of exp2(score - top)
+    begin, end = listed_span(term)
+    factor = scale
+    if C.CAPPED and not CROSS:
+        factor = LOG2_E
+    unit = factor  # of `b_top`, and what then is left to multiply with: see `softmax_weights`
+    rest = 1.0
+    if b_q.dtype == tl.float32:
+        unit = 1.0
+        rest = factor
+    for place in range(begin, end):
+        seen = key_tile(term, place, C, CROSS)
+        # [BN, BLOCK_D]
+        b_k = read_rows(term.k, term.s_k, seen.number * C.BLOCK_N, seen.m_used, C.BLOCK_N, C)
+        # [BM, BN]
+        b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
+        if C.CAPPED and not CROSS:
+            b_scores = softcap * capped_scores(b_scores, scale, softcap, EXACT=b_q.dtype == tl.float32)
+        b_scores = hide_unseen(b_scores, -float("inf"), term, seen, C, CROSS)
+
+        # [BM]
+        b_new_top = tl.maximum(b_top, tl.max(b_scores, 1) * unit)
+        b_base = tl.where(b_new_top == -float("inf"), 0.0, b_new_top)  # a row that has seen no key yet
+        # [BM, BN]
+        b_weights = tl.exp2((b_scores * unit - b_base[:, None]) * rest)
+        b_decay = tl.exp2((b_top - b_base) * rest)
+        b_total = b_total * b_decay + tl.sum(b_weights, 1)
+        b_sum = b_sum * b_decay[:, None]
+        # [BN, BLOCK_D]
+        b_v = read_rows(term.v, term.s_v, seen.number * C.BLOCK_N, seen.m_used, C.BLOCK_N, C)
+        b_sum = tl.dot(b_weights.to(b_v.dtype), b_v, b_sum, input_precision=C.PRECISION)
+        b_top = b_new_top
+    b_total = tl.where(b_total == 0, 1.0, b_total)
+    return b_sum / b_total[:, None], b_top * rest + tl.log2(b_total)
+
+
+@triton.jit(do_not_specialize=[*NUMBERS, "sharing"])
+def forward_kernel(
+    inputs,
+    outputs,
+    masks,
+    sequences,
+    queries,
+    keys,
+    cross_keys,
+    start,
+    window,
+    scale,
+    softcap,
+    sharing,
+    C: tl.constexpr,
+):
+    """One tile of queries of one head: shapes as in `adaptive_fusion_attention`, the log-sum-exps in base 2.
+
+    sharing: batch rows that read one row of cross keys.
+    """
+    place = query_place(masks.bounds, sequences, queries, C)
+    if place.first >= place.count:
+        return
+    start = first_query_index(start, place.batch, queries, keys, window, C.START_PER_ROW)
+    tile = query_tile(place, queries, C)
+    # [BM, BLOCK_D]
+    b_q = load_query_rows(inputs.q, tile, C)
+    scale = scale * LOG2_E
+
+    if C.CROSS:
+        term = cross_term(inputs, masks, cross_keys, tile, sharing, C)
+        b_cross, b_lse = attend(b_q, term, scale, softcap, C, CROSS=True)
+        store_query_rows(outputs.cross_out, tile, b_cross, C)
+        tl.store(outputs.cross_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
+
+    term = self_term(inputs, masks, keys, tile, start, window, C)
+    b_out, b_lse = attend(b_q, term, scale, softcap, C, CROSS=False)
+    tl.store(outputs.self_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
+    if outputs.self_out is not None:
+        store_query_rows(outputs.self_out, tile, b_out, C)
+    if C.CROSS:
+        tl.debug_barrier()  # the threads that read a cross result need not be those that stored it
+        b_cross = load_query_rows(outputs.cross_out, tile, C)
+        b_out += load_gate(inputs.gate, tile, C) * b_cross.to(tl.float32)
+    store_query_rows(outputs.out, tile, b_out, C)
+
+
+def forward(call: Call, save_self: bool = True) -> ForwardResults:
+    """The ForwardResults of a call whose scale is given. save_self: keep the un-gated self term."""
+    prepared = Prepared(call)
+    q, crossing = prepared.q, prepared.crossing
+    out = torch.empty_like(q)
+    cross_out = torch.empty_like(q) if crossing else q.new_empty(0)
+    self_out = torch.empty_like(q) if crossing and save_self else q.new_empty(0)
+    self_lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    cross_lse = q.new_empty(q.shape[:3], dtype=torch.float32) if crossing else torch.full_like(self_lse, -torch.inf)
+    results = ForwardResults(out, self_out, cross_out, self_lse, cross_lse)
+    if q.numel() == 0:
+        return results
+    kept = (rows_or_none(x if x.numel() else None) for x in results[:3])
+    outputs = Outputs(*kept, self_lse, cross_lse)
+
+    def run(config):
+        launch(
+            forward_kernel,
+            (prepared.query_tiles(config.block_m) * q.shape[1] * q.shape[0],),
+            config,
+            prepared.inputs,
+            outputs,
+            prepared.masks(config.block_n),
+            *prepared.numbers,
+            q.shape[0] // call.cross_k.shape[0],
+            C=prepared.constants(config, cross_tiles=True),
+        )
+
+    run_tuned("forward", run, prepared, plain=prepared.is_plain(prepared.tensors[1:5]))
+    return results

@@ -1,0 +1,190 @@
+"""Gradients of keys and values, self and cross in one launch: one program per tile of keys, which adds over queries and heads.
+
+Each program loops over the heads that share its key head, so nothing of the size of all query heads is ever written.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import NUMBERS, Numbers
+from .rows import Rows, head_pointer, load_rows, read_rows, row_source, store_rows
+from .scores import LOG2_E, load_lse, weights_again
+from .spans import TileSpan, band_visible, first_query_index, packed_tile, queries_of_keys, sequence_span
+
+
+class KeyTerm(NamedTuple):
+    """Keys and values of one term and what belongs to them: log-sum-exps and row sums of the queries, where gradients go (None:
+    not wanted), the mask (None: none) with its stride, and the bounds of packed keys."""
+
+    k: Rows
+    v: Rows
+    lse: Tensor
+    sums: Tensor | None
+    grad_k: Rows | None
+    grad_v: Rows | None
+    mask: Tensor | None
+    s_mask: int
+    bounds: Tensor | None
+
+
+class KeyTile(NamedTuple):
+    """A tile of keys of one batch row: keys and values [BN, BLOCK_D], zero where not used, the keys' indices [BN], and `first`, the key
+    index of the first of the sequence's `queries` queries, which begin at `begin`."""
+
+    batch: object
+    b_k: object
+    b_v: object
+    o_key: object
+    first: object
+    begin: object
+    queries: object
+
+
+@triton.jit
+def add_query_tiles(
+    b_grad_k, b_grad_v, tile, term, q, grad_out, gate, head, span, numbers, C: tl.constexpr, CROSS: tl.constexpr
+):
+    """Add what one head's tiles of queries, a TileSpan, contribute to the gradients [BN, BLOCK_D] of a KeyTile."""
+    row = (tl.cast(tile.batch, tl.int64) * C.HEADS + head) * numbers.queries + tile.begin
+    q_rows = row_source(q, tile.batch, head, tile.begin, tile.queries, C.BLOCK_M, C)
+    grad_rows = row_source(grad_out, tile.batch, head, tile.begin, tile.queries, C.BLOCK_M, C)
+    p_gate = head_pointer(gate, tile.batch, head, tile.begin)
+    if CROSS and not C.GATE_PER_QUERY:
+        b_gate = tl.load(p_gate).to(tl.float32)
+    for number in range(span.begin, span.end):
+        # [BM]
+        o_query = number * C.BLOCK_M + tl.arange(0, C.BLOCK_M)
+        m_query = o_query < tile.queries
+        # [BM, BLOCK_D]
+        b_q = read_rows(q_rows, q.row, number * C.BLOCK_M, m_query, C.BLOCK_M, C)
+        b_lse = load_lse(term.lse + row, o_query, m_query)
+        # [BN, BM]: keys in rows, so that the weights feed the next product as they are
+        b_scores = tl.dot(tile.b_k, tl.trans(b_q), input_precision=C.PRECISION)
+        b_weights, b_capped = weights_again(
+            b_scores,
+            numbers.scale * LOG2_E,
+            numbers.softcap,
+            b_lse[None, :],
+            C.CAPPED and not CROSS,
+            EXACT=b_q.dtype == tl.float32,
+        )
+        if C.CAUSAL and not CROSS:
+            if (number < span.full_begin) | (number >= span.full_end):
+                o_index = tile.first + o_query[None, :]
+                m_visible = band_visible(o_index, tile.o_key[:, None], numbers.window, C.WINDOWED)
+                b_weights = tl.where(m_visible, b_weights, 0.0)
+        if CROSS and C.GATE_PER_QUERY:
+            b_gates = tl.load(p_gate + o_query * gate.row, mask=m_query, other=0.0).to(tl.float32)
+            b_weights = b_weights * b_gates[None, :]
+        elif CROSS:
+            b_weights = b_weights * b_gate
+        # [BM, BLOCK_D]
+        b_grad = read_rows(grad_rows, grad_out.row, number * C.BLOCK_M, m_query, C.BLOCK_M, C)
+        if term.grad_v is not None:
+            b_grad_v = tl.dot(b_weights.to(b_grad.dtype), b_grad, b_grad_v, input_precision=C.PRECISION)
+        if term.grad_k is not None:
+            # [BN, BM]
+            b_products = tl.dot(tile.b_v, tl.trans(b_grad), input_precision=C.PRECISION)
+            b_sums = tl.load(term.sums + row + o_query, mask=m_query, other=0.0)
+            b_grad_scores = b_weights * (b_products - b_sums[None, :])
+            if C.CAPPED and not CROSS:
+                b_grad_scores = b_grad_scores * (1 - b_capped * b_capped)
+            b_grad_k = tl.dot(b_grad_scores.to(b_q.dtype), b_q, b_grad_k, input_precision=C.PRECISION)
+    return b_grad_k, b_grad_v
+
+
+@triton.jit
+def gradients_of_key_tile(
+    q, gate, grad_out, term, bounds, number, head, batch, numbers, C: tl.constexpr, CROSS: tl.constexpr
+):
+    """Compute and store the gradients of tile `number` of one key head of a KeyTerm. bounds: of packed queries."""
+    CAUSAL: tl.constexpr = C.CAUSAL and not CROSS
+    WINDOWED: tl.constexpr = C.WINDOWED and not CROSS
+    sequence = batch
+    if bounds is not None:
+        sequence, number = packed_tile(term.bounds, numbers.sequences, number, C.BLOCK_N)
+    q_begin, q_count = sequence_span(bounds, sequence, numbers.queries)
+    k_begin, k_count = sequence_span(term.bounds, sequence, numbers.keys)
+    first_key = number * C.BLOCK_N
+    if first_key < k_count:
+        # [BN]
+        o_key = first_key + tl.arange(0, C.BLOCK_N)
+        first = 0
+        m_used = o_key < k_count
+        if CAUSAL:  # what no query sees must not reach the gradients, whatever it holds
+            first = first_query_index(
+                numbers.start, batch, numbers.queries, numbers.keys, numbers.window, C.START_PER_ROW
+            )
+            m_used = m_used & (o_key < first + q_count)
+        if WINDOWED:
+            m_used = m_used & (o_key > first - numbers.window)
+        if term.mask is not None:
+            p_mask = term.mask + tl.cast(batch, tl.int64) * term.s_mask + k_begin
+            m_used = tl.load(p_mask + o_key, mask=m_used, other=0) != 0
+        # [BN, BLOCK_D]
+        b_k = load_rows(head_pointer(term.k, batch, head, k_begin), term.k.row, first_key, m_used, C.BLOCK_N, C)
+        b_v = load_rows(head_pointer(term.v, batch, head, k_begin), term.v.row, first_key, m_used, C.BLOCK_N, C)
+        b_grad_k = tl.zeros([C.BLOCK_N, C.BLOCK_D], tl.float32)
+        b_grad_v = tl.zeros([C.BLOCK_N, C.BLOCK_D], tl.float32)
+        last_key = tl.minimum(first_key + C.BLOCK_N, k_count)
+        span = queries_of_keys(first_key, last_key, first, q_count, numbers.window, C.BLOCK_M, CAUSAL, WINDOWED)
+        if term.mask is not None:
+            some = tl.max(m_used.to(tl.int32), 0)  # 0: a tile of masked keys only, whose gradients are 0
+            span = TileSpan(span.begin * some, span.full_begin * some, span.full_end * some, span.end * some)
+        tile = KeyTile(batch, b_k, b_v, o_key, first, q_begin, q_count)
+        for member in range(C.GROUP):
+            b_grad_k, b_grad_v = add_query_tiles(
+                b_grad_k, b_grad_v, tile, term, q, grad_out, gate, head * C.GROUP + member, span, numbers, C, CROSS
+            )
+        if term.mask is not None:  # keys that no query sees have weights of 0 already
+            b_grad_k = tl.where(m_used[:, None], b_grad_k, 0.0)
+            b_grad_v = tl.where(m_used[:, None], b_grad_v, 0.0)
+        m_key = o_key < k_count
+        if term.grad_k is not None:
+            b_grad_k = b_grad_k * numbers.scale
+            store_rows(term.grad_k, batch, head, k_begin, first_key, m_key, b_grad_k, C.BLOCK_N, C)
+        if term.grad_v is not None:
+            store_rows(term.grad_v, batch, head, k_begin, first_key, m_key, b_grad_v, C.BLOCK_N, C)
+
+
+@triton.jit(do_not_specialize=[*NUMBERS, "self_tiles", "cross_tiles"])
+def key_value_gradients_kernel(
+    q,
+    gate,
+    grad_out,
+    self_term,
+    cross_term,
+    bounds,
+    self_tiles,
+    cross_tiles,
+    sequences,
+    queries,
+    keys,
+    cross_keys,
+    start,
+    window,
+    scale,
+    softcap,
+    C: tl.constexpr,
+):
+    """One tile of keys of one key head: cross tiles first, since all queries see them; then self tiles, longest first.
+
+    A KeyTerm whose gradients nobody asked for is None and costs nothing.
+    """
+    tiles = self_tiles + cross_tiles
+    program = tl.program_id(0)
+    number = program % tiles
+    head = program // tiles % (C.HEADS // C.GROUP)
+    batch = program // (tiles * (C.HEADS // C.GROUP))
+    if cross_term is not None:
+        if number < cross_tiles:
+            numbers = Numbers(sequences, queries, cross_keys, 0, start, window, scale, softcap)
+            gradients_of_key_tile(q, gate, grad_out, cross_term, bounds, number, head, batch, numbers, C, CROSS=True)
+    if self_term is not None:
+        number -= cross_tiles
+        if number >= 0:
+            numbers = Numbers(sequences, queries, keys, 0, start, window, scale, softcap)
+            gradients_of_key_tile(q, gate, grad_out, self_term, bounds, number, head, batch, numbers, C, CROSS=False)
