@@ -19,8 +19,6 @@ from .launch import LaunchConfig
 
 # (path, entry) -> what this process has looked up: a launch cannot wait for a file.
 _known: dict[tuple[Path, str], LaunchConfig] = {}
-    tuple[Path, str], LaunchConfig
-] = {}  # (path, entry) -> LaunchConfig: what this process has looked up, because a launch cannot wait for a file
 
 
 def enabled() -> bool:

@@ -78,24 +78,22 @@ def tile_source(
 
 
 @triton.jit
-def a_source(a, group, M, K, C: tl.constexpr):
+def a_source(p_a, s_row, M, K, C: tl.constexpr):
     """Where tiles of one group's left operand are read from."""
-    p_a = group_pointer(a, group, C.A_LISTED, C.ALIGNED)
     if C.A_TRANSPOSED:
-        source = tile_source(p_a, a.row, K, M, C.BLOCK_K, C.BLOCK_M, C.DESCRIPTORS)
+        source = tile_source(p_a, s_row, K, M, C.BLOCK_K, C.BLOCK_M, C.DESCRIPTORS)
     else:
-        source = tile_source(p_a, a.row, M, K, C.BLOCK_M, C.BLOCK_K, C.DESCRIPTORS)
+        source = tile_source(p_a, s_row, M, K, C.BLOCK_M, C.BLOCK_K, C.DESCRIPTORS)
     return source
 
 
 @triton.jit
-def b_source(b, group, N, K, C: tl.constexpr):
+def b_source(p_b, s_row, N, K, C: tl.constexpr):
     """Where tiles of one group's right operand are read from."""
-    p_b = group_pointer(b, group, C.B_LISTED, C.ALIGNED)
     if C.B_TRANSPOSED:
-        source = tile_source(p_b, b.row, N, K, C.BLOCK_N, C.BLOCK_K, C.DESCRIPTORS)
+        source = tile_source(p_b, s_row, N, K, C.BLOCK_N, C.BLOCK_K, C.DESCRIPTORS)
     else:
-        source = tile_source(p_b, b.row, K, N, C.BLOCK_K, C.BLOCK_N, C.DESCRIPTORS)
+        source = tile_source(p_b, s_row, K, N, C.BLOCK_K, C.BLOCK_N, C.DESCRIPTORS)
     return source
 
 
@@ -173,8 +171,10 @@ def matmul_kernel(a, b, bias, s_bias, out, s_out, s_out_row, groups, M, N, K, C:
         # Tile t of all groups is program t % programs's: no program has two tiles more than another.
         first = (program + programs - (group * tiles) % programs) % programs
         if first < tiles:
-            a_tiles = a_source(a, group, M, K, C)
-            b_tiles = b_source(b, group, N, K, C)
+            p_a = group_pointer(a, group, C.A_LISTED, C.ALIGNED)
+            p_b = group_pointer(b, group, C.B_LISTED, C.ALIGNED)
+            a_tiles = a_source(p_a, a.row, M, K, C)
+            b_tiles = b_source(p_b, b.row, N, K, C)
             p_out = out + tl.cast(group, tl.int64) * s_out
             for tile in range(first, tiles, programs):
                 # Along a row of tiles: programs side by side share rows of a, and the weights b stay in the L2 cache.
@@ -208,8 +208,8 @@ def summed_matmul_kernel(a, b, partials, groups, group_parts, inner_parts, M, N,
     # [BM, BN]
     b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_N], tl.float32)
     for group in range(groups * group_part // group_parts, groups * (group_part + 1) // group_parts):
-        a_tiles = a_source(a, group, M, K, C)
-        b_tiles = b_source(b, group, N, K, C)
+        a_tiles = a_source(group_pointer(a, group, C.A_LISTED, C.ALIGNED), a.row, M, K, C)
+        b_tiles = b_source(group_pointer(b, group, C.B_LISTED, C.ALIGNED), b.row, N, K, C)
         b_sum = multiply(b_sum, a_tiles, a.row, b_tiles, b.row, row, column, begin, end, M, N, K, C)
     o_m = row + tl.arange(0, C.BLOCK_M)
     o_n = column + tl.arange(0, C.BLOCK_N)
