@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import ceil
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def new_figure(
     return figure, axes[:count] if panels else axes[0]
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+def save_figure(figure: Figure, path: str | PathLike, dpi: int = 150) -> None:
     """Write the figure as an image; folders that are missing are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)

@@ -1,11 +1,13 @@
 """The evaluation loop and the evaluation of a saved model: scores, files, resuming, refusals."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from layalign.answering import Answerer
 from layalign.evaluation.run import evaluate, evaluate_problems
+from layalign.evaluation.settings import GenerationSettings
 
 PROBLEMS = [
     {"lang": "sw", "question": "what is 3 plus 4", "answer": 7, "note": "kept"},
@@ -77,12 +79,16 @@ def call(model_folder, tmp_path):
         model_path=model_folder,
         tasks=["mgsm", str(tmp_path / "own.jsonl")],
         data={"mgsm": tmp_path},
-        batch_size=3,
-        max_new_tokens=6,
+        settings=GenerationSettings(batch_size=3, max_new_tokens=6, device="cpu"),
         output=tmp_path / "results",
-        device="cpu",
         progress=False,
     )
+
+
+def changed(call, **changes):
+    """The call with other arguments, or other fields of its settings."""
+    settings = {name: changes.pop(name) for name in list(changes) if hasattr(call["settings"], name)}
+    return call | {"settings": replace(call["settings"], **settings)} | changes
 
 
 def lines_of(path):
@@ -126,7 +132,7 @@ def test_an_evaluation_writes_its_folder(call, loaded, capsys):
 def test_the_batch_size_changes_no_answer(call):
     def answers(batch_size):
         output = call["output"].with_name(f"batch{batch_size}")
-        evaluate(**call | {"batch_size": batch_size, "output": output})
+        evaluate(**changed(call, batch_size=batch_size, output=output))
         return {record["question"]: record["prediction"] for record in lines_of(output / "records.jsonl")}
 
     alone = answers(1)
@@ -149,7 +155,7 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
     for length in (0, 5, ends[0], ends[0] + 1, ends[9] + 4, len(content) - 1):
         path.write_bytes(content[:length])
         asked.clear()
-        results = evaluate(**call | {"batch_size": 4})
+        results = evaluate(**changed(call, batch_size=4))
         assert results["tasks"] == whole["tasks"]
         kept = content[:length].count(b"\n")
         assert len(asked) == len(set(asked)) == 20 - kept
@@ -181,7 +187,7 @@ def test_another_evaluations_folder_is_refused_and_kept(call, case):
     evaluate(**call)
     before = {path.name: path.read_bytes() for path in call["output"].iterdir()}
     with pytest.raises(ValueError, match=rf"belongs to another job \(different {named}\)"):
-        evaluate(**call | change)
+        evaluate(**changed(call, **change))
     assert {path.name: path.read_bytes() for path in call["output"].iterdir()} == before
 
 
@@ -212,11 +218,11 @@ BAD_EVALUATIONS = {
 def test_bad_evaluations(call, case):
     change, message = BAD_EVALUATIONS[case]
     with pytest.raises(ValueError, match=message):
-        evaluate(**call | change)
+        evaluate(**changed(call, **change))
 
 
 def test_after_a_bad_setting_the_right_call_works(call):
     with pytest.raises(ValueError, match="dtype"):
-        evaluate(**call | {"dtype": "int8"})
+        evaluate(**changed(call, dtype="int8"))
     assert (call["output"] / "records.jsonl").read_bytes() == b""
     assert evaluate(**call)["tasks"]["own"]["counts"] == {"en": 4}
