@@ -130,7 +130,7 @@ class LanguageFiles:
         return (self.problem(place, row) for place, row in islice(rows, limit))
 
     def _named(self, pattern: str, code: str) -> str:
-        return pattern.format(code=code, name=NAMES[code])
+        return pattern.format(code=code, name=NAMES.get(code, code))
 
     def _files(self, folder: Path) -> dict[str, Path]:
         if not folder.is_dir():
@@ -176,7 +176,7 @@ class LanguageFiles:
         found = {
             code: {**place, "name": label}
             for code in self.languages
-            for label in (code, NAMES[code])
+            for label in (code, NAMES.get(code, code))
             if label in configurations
         }
         if found:

@@ -1,13 +1,16 @@
 """The evaluation loop and the evaluation of a saved model: scores, files, resuming, refusals."""
 
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from layalign.answering import Answerer
 from layalign.evaluation.run import evaluate, evaluate_problems
 from layalign.evaluation.settings import GenerationSettings
+from layalign.tasks import Task, registry
 
 PROBLEMS = [
     {"lang": "sw", "question": "what is 3 plus 4", "answer": 7, "note": "kept"},
@@ -127,6 +130,29 @@ def test_an_evaluation_writes_its_folder(call, loaded, capsys):
     assert "## mgsm" in table
     assert "tiny (strict scorer)" in table
     assert "te: in no average" in table
+
+
+def test_a_task_brings_its_own_loader_and_scoring(call, monkeypatch):
+    class Lengths:
+        """Of all answers in a language together, as a translation's score is."""
+
+        def fields(self, prediction, answer):
+            return {"length": len(prediction)}
+
+        def scores(self, records):
+            lengths = [record["length"] for record in records]
+            return {"length": {"sw": sum(lengths) / len(lengths)}}
+
+    problem = {"task": "echo", "lang": "sw", "index": 0, "question": "ni ngapi", "answer": "how many"}
+    task = Task(name="echo", load=lambda data, languages, limit: [problem], scoring=Lengths())
+    monkeypatch.setitem(sys.modules, "layalign.tasks.echo", SimpleNamespace(TASK=task))
+    monkeypatch.setattr(registry, "NAMES", (*registry.NAMES, "echo"))
+    results = evaluate(**call | {"tasks": ["mgsm", "echo"]})
+    records = {record["task"]: record for record in lines_of(call["output"] / "records.jsonl")}
+    assert list(records["echo"]) == [*problem, "prediction", "length"]
+    assert list(records["mgsm"])[-4:] == ["official", "strict", "official_number", "strict_number"]
+    assert results["tasks"]["echo"]["accuracy"] == {"length": {"sw": records["echo"]["length"]}}
+    assert results["tasks"]["mgsm"]["counts"] == {"sw": 8, "te": 8}
 
 
 def test_the_batch_size_changes_no_answer(call):
