@@ -141,20 +141,17 @@ def evaluate(
 ):
     """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
     from layalign.evaluation.run import evaluate
+    from layalign.evaluation.settings import GenerationSettings
 
-    evaluate(
-        model,
-        tasks=task,
-        data=data,
-        languages=languages.split(",") if languages else None,
-        limit=limit,
+    settings = GenerationSettings(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
-        output=output,
+        encoder_max_length=encoder_max_length,
         dtype=dtype,
         device=device,
-        **_given(encoder_max_length=encoder_max_length),
     )
+    codes = languages.split(",") if languages else None
+    evaluate(model, task, data=data, languages=codes, limit=limit, output=output, settings=settings)
 
 
 @app.command()
@@ -178,20 +175,13 @@ def analyze(
 ):
     """The paper's figures: languages side by side in the states, the weight of the cross-attention, the aligner's weights."""
     from layalign.analysis.run import analyze
+    from layalign.evaluation.settings import GenerationSettings
 
-    analyze(
-        model,
-        task,
-        data=data,
-        texts=texts,
-        languages=languages.split(",") if languages else None,
-        limit=limit,
-        batch_size=batch_size,
-        encoder_max_length=encoder_max_length,
-        output=output,
-        dtype=dtype,
-        device=device,
+    settings = GenerationSettings(
+        batch_size=batch_size, encoder_max_length=encoder_max_length, dtype=dtype, device=device
     )
+    codes = languages.split(",") if languages else None
+    analyze(model, task, data=data, texts=texts, languages=codes, limit=limit, output=output, settings=settings)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from layalign.train.languages import language_name
+from layalign.languages import language_name
 from layalign.train.templates import check_template
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from layalign.configuration import STAGES, LayAlignConfig
-from layalign.train.languages import language_code, language_name
+from layalign.languages import language_code, language_name
 from layalign.train.settings import build, check_key, check_range, convert_fields, override
 from layalign.train.templates import check_template
 

@@ -6,7 +6,7 @@ import string
 from collections import Counter
 from pathlib import Path
 
-from layalign.train.languages import language_code
+from layalign.languages import language_code
 from layalign.train.templates import check_template
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,27 @@
 """How alike languages and layers are, from mean-pooled states."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch.nn.functional import normalize
 
+# {"same", "other", "found"} of a language, see `against_english`.
+Nearness = dict[str, float]
 
-def against_english(states):
-    """{lang: {"same", "other", "found"}} of {lang: (N, D)} whose row i has one meaning, English among them and left out.
 
-    same: mean cosine with English of the same meaning; other: with English of every other meaning, what a high cosine is
-    worth being compared with; found: per cent of texts to which English of the same meaning is the nearest.
+def against_english(states: Mapping[str, torch.Tensor]) -> dict[str, Nearness]:
+    """How near each language is to English.
+
+    Args:
+        states: {lang: (N, D)}, whose row i has one meaning in all; English must be among them.
+
+    Returns:
+        {lang: {"same", "other", "found"}} without English. same: mean cosine with English of the same meaning; other:
+        with English of every other meaning, what a high cosine is worth being compared with; found: per cent of texts
+        to which English of the same meaning is the nearest.
     """
     english = normalize(states["en"], dim=-1)
     found = {}
@@ -25,7 +38,7 @@ def against_english(states):
     return found
 
 
-def by_layer(states):
+def by_layer(states: Mapping[str, torch.Tensor]) -> dict[str, dict[str, list[float]]]:
     """{lang: {"same", "other", "found": [a number a state]}} of {lang: (E, N, D)}."""
     layers = [against_english(dict(zip(states, layer, strict=True))) for layer in zip(*states.values(), strict=True)]
     return {
@@ -33,15 +46,19 @@ def by_layer(states):
     }
 
 
-def layer_similarity(states):
+def layer_similarity(states: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """(E, E): mean cosine between the states of two layers for the same text; states {lang: (E, N, D)}."""
     rows = normalize(torch.cat(list(states.values()), 1), dim=-1)
     return torch.einsum("ind,jnd->ij", rows, rows) / rows.shape[1]
 
 
-def components(states):
-    """{"share": [2 shares of the variance], "points": {lang: [[x, y] a text]}}: the first two principal components of
-    {lang: (N, D)}, the languages together. An axis' sign is the one that makes its largest weight positive."""
+def components(states: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The first two principal components of {lang: (N, D)}, the languages together.
+
+    Returns:
+        {"share": [2 shares of the variance], "points": {lang: [[x, y] a text]}}. An axis' sign is the one that makes
+        its largest weight positive.
+    """
     rows = torch.cat(list(states.values())).double()
     rows = rows - rows.mean(0)
     left, sizes, right = torch.linalg.svd(rows, full_matrices=False)

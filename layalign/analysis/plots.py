@@ -1,9 +1,20 @@
 """The figures of an analysis; their data is described in `run.analyze`."""
 
-from layalign.evaluation.report import COLOURS, MARKERS, draw_bars, new_figure, save_figure
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from layalign.analysis.measures import Nearness
+from layalign.figures import COLOURS, GRID, MARKERS, draw_bar_grid, draw_bars, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def plot_english(readers, path):
+def plot_english(readers: Mapping[str, Mapping[str, Nearness]], path: str | PathLike) -> None:
     """Bars by language: cosine with English of the same meaning, a line across each at that of other meanings."""
     languages = list(next(iter(readers.values())))
     figure, axes = new_figure(max(6.0, 2 + 0.3 * len(languages) * len(readers)), 4.2)
@@ -20,13 +31,12 @@ def plot_english(readers, path):
     axes.set_xticks(range(len(languages)), languages)
     axes.set_ylabel("cosine with English")
     axes.set_title("Mean-pooled states: the same meaning in English")
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
+    draw_bar_grid(axes)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     save_figure(figure, path)
 
 
-def plot_components(readers, path):
+def plot_components(readers: Mapping[str, Mapping[str, Any]], path: str | PathLike) -> None:
     """A panel a reader: the texts of every language along the first two principal components."""
     figure, panels = new_figure(5.4 * len(readers), 4.6, len(readers))
     for axes, (reader, found) in zip(panels, readers.items(), strict=True):
@@ -49,7 +59,7 @@ def plot_components(readers, path):
     save_figure(figure, path)
 
 
-def plot_encoder_layers(found, path):
+def plot_encoder_layers(found: Mapping[str, Any], path: str | PathLike) -> None:
     """How alike the encoder's layers are, and how near a translation is to its English in each."""
     figure, (left, middle, right) = new_figure(14.0, 4.2, 3)
     _heatmap(figure, left, found["similarity"], "viridis", None, "cosine")
@@ -65,12 +75,12 @@ def plot_encoder_layers(found, path):
             axes.plot(values[kind], style, color=COLOURS[place % len(COLOURS)], label=lang, linewidth=1.2)
         axes.set_xlabel("encoder state (0: embeddings)")
         axes.set_title(title)
-        axes.grid(color="0.9")
+        axes.grid(color=GRID)
     figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False)
     save_figure(figure, path)
 
 
-def plot_ratio(ratio, layers, path):
+def plot_ratio(ratio: Mapping[str, Sequence[float]], layers: Sequence[int], path: str | PathLike) -> None:
     """By LLM layer, the mean over languages and their range."""
     rows = list(ratio.values())
     columns = list(zip(*rows, strict=True))
@@ -81,11 +91,13 @@ def plot_ratio(ratio, layers, path):
     axes.set_xlabel("LLM layer")
     axes.set_ylabel("|gate x cross-attention| / |self-attention|")
     axes.set_title(f"Weight of the cross-attention, mean and range of {len(rows)} languages")
-    axes.grid(color="0.9")
+    axes.grid(color=GRID)
     save_figure(figure, path)
 
 
-def plot_mix(mix, states, layers, path):
+def plot_mix(
+    mix: Mapping[str, Sequence[Sequence[float]]], states: Sequence[Any], layers: Sequence[int], path: str | PathLike
+) -> None:
     """The aligner's weights of every encoder state in the keys and values of every fused layer."""
     figure, panels = new_figure(11.0, 4.6, 2)
     most = max(abs(weight) for rows in mix.values() for row in rows for weight in row) or 1.0
@@ -99,7 +111,9 @@ def plot_mix(mix, states, layers, path):
     save_figure(figure, path)
 
 
-def _heatmap(figure, axes, rows, colours, most, label):
-    limits = {} if most is None else {"vmin": -most, "vmax": most}
-    image = axes.imshow(rows, cmap=colours, aspect="auto", interpolation="nearest", **limits)
+def _heatmap(
+    figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], colours: str, most: float | None, label: str
+) -> None:
+    least = None if most is None else -most
+    image = axes.imshow(rows, cmap=colours, aspect="auto", interpolation="nearest", vmin=least, vmax=most)
     figure.colorbar(image, ax=axes, label=label)

@@ -1,70 +1,97 @@
 """`layalign analyze`: measure a saved model on parallel texts and write figures."""
 
-import json
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from layalign.analysis import measures, plots
 from layalign.analysis.states import joined_states, llm_states
 from layalign.analysis.texts import parallel_texts
 from layalign.answering import Answerer
 from layalign.evaluation import report
-from layalign.evaluation.journal import write_text
+from layalign.evaluation.output import check_output
+from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
+from layalign.kernels.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from layalign.model import LayAlignForConditionalGeneration
+    from layalign.processor import LayAlignProcessor
 
 RESULTS = "analysis.json"
 
+# {lang: N texts}, row i of one meaning in all of them, English among them.
+Parallel = Mapping[str, Sequence[str]]
+
 
 def analyze(
-    model_path,
-    task="mgsm",
+    model_path: str | PathLike,
+    task: str = "mgsm",
     *,
-    data=None,
-    texts=None,
-    languages=None,
-    limit=100,
-    batch_size=16,
-    encoder_max_length=None,
-    output=None,
-    dtype=None,
-    device=None,
-    progress=True,
-):
-    """Measure how alike the model sees the same text in different languages, and write `output` (default:
-    runs/analyze/<model's name>): analysis.json and a figure for each of the paper's analyses (section 5.4, appendix A).
+    data: str | PathLike | None = None,
+    texts: str | PathLike | None = None,
+    languages: Sequence[str] | None = None,
+    limit: int | None = 100,
+    output: str | PathLike | None = None,
+    settings: GenerationSettings = DEFAULT_SETTINGS,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure how alike the model sees the same text in different languages, and write a folder: analysis.json and a
+    figure for each of the paper's analyses (section 5.4, appendix A).
 
-    model_path: folder or hub name. task, data, languages: parallel questions, as in `evaluation.tasks.load_task`; texts: a
-        folder with one UTF-8 file a language instead, such as sw.txt, whose lines are translations of each other (FLORES).
-        English must be among them.
-    limit: texts a language, from the start; None for all. batch_size: changes the speed alone.
-    encoder_max_length, dtype, device: as in `Answerer` and `generating.load_model`.
+    Args:
+        model_path: folder or hub name.
+        task, data: parallel questions, as in `tasks.load_task`.
+        texts: a folder with one UTF-8 file a language instead, such as sw.txt, whose lines are translations of each
+            other (FLORES).
+        languages: codes, English among them; None for all.
+        limit: texts a language, from the start; None for all.
+        output: the folder; runs/analyze/<model's name> by default.
+        settings: how the model is run; all but `max_new_tokens`.
+        progress: show bars, then the tables.
 
-    Returns what analysis.json holds: texts (N), languages, english {"encoder", "llm", "llm_alone": {lang: {"same", "other",
-    "found"}}} (see `measures.against_english`; the encoder's last state), encoder_layers {"english": {lang: {...: [a number a
-    state]}}, "similarity": (E, E)}, components {"llm", "llm_alone": {"share": (2,), "points": {lang: (N, 2)}}}, and where there
-    is an aligner ratio {lang: [a number a fused layer]}, fused_layers, mix {"keys", "values": (L, E)}, mixed_states and gates
-    (None if dynamic).
+    Returns:
+        What analysis.json holds: texts (N), languages, english {"encoder", "llm", "llm_alone": {lang: {"same", "other",
+        "found"}}} (see `measures.against_english`; the encoder's last state), encoder_layers {"english": {lang: {...: [a
+        number a state]}}, "similarity": (E, E)}, components {"llm", "llm_alone": {"share": (2,), "points": {lang: (N, 2)}}},
+        and where there is an aligner ratio {lang: [a number a fused layer]}, fused_layers, mix {"keys", "values": (L, E)},
+        mixed_states and gates (None if dynamic).
 
-    Raises ValueError for anything missing or malformed.
+    Raises:
+        ValueError: anything missing or malformed.
     """
     from layalign.generating import check_model_path, load_model
 
     check_model_path(model_path)
-    output = Path(output) if output else Path("runs") / "analyze" / Path(model_path).name
-    _check_output(output)
+    folder = Path(output) if output else Path("runs") / "analyze" / Path(model_path).name
+    check_output(folder, "analysis", RESULTS)
     parallel = parallel_texts(task, data, texts, languages, limit)
-    model, processor = load_model(model_path, dtype, device)
-    answerer = Answerer(model, processor, batch_size=batch_size, encoder_max_length=encoder_max_length)
+    model, processor = load_model(model_path, settings.dtype, settings.device)
+    reading = {"batch_size": settings.batch_size, "encoder_max_length": settings.encoder_max_length}
+    answerer = Answerer(model, processor, **reading)
     for lang, rows in parallel.items():
         answerer.check(rows, lambda place, lang=lang: f"{lang}, text {place + 1}")
-    settings = {"batch_size": batch_size, "progress": progress}
-    results = measured(model, processor, parallel, encoder_max_length=encoder_max_length, **settings)
-    for name, found in measured_alone(model.llm, processor.tokenizer, parallel, **settings).items():
+    results = measured(model, processor, parallel, progress=progress, **reading)
+    alone = measured_alone(model.llm, processor.tokenizer, parallel, progress=progress, batch_size=settings.batch_size)
+    for name, found in alone.items():
         results[name]["llm_alone"] = found["llm"]
-    _write(results, output, Path(model_path).name, progress)
+    _write(results, folder, Path(model_path).name, progress)
     return results
 
 
-def measured(model, processor, parallel, *, progress=False, **settings):
-    """The measures of `analyze` of a model on {lang: parallel texts}, those of the LLM alone apart; settings: of `joined_states`."""
+def measured(
+    model: LayAlignForConditionalGeneration,
+    processor: LayAlignProcessor,
+    parallel: Parallel,
+    *,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The measures of `analyze` of a model, without those of the LLM alone; settings: of `joined_states`."""
     states = {
         lang: joined_states(model, processor, rows, progress=lang if progress else None, **settings)
         for lang, rows in parallel.items()
@@ -86,7 +113,7 @@ def measured(model, processor, parallel, *, progress=False, **settings):
         return results
     mix = model.aligner.mix.weight.detach().float().cpu()
     return results | {
-        "ratio": {lang: found.ratio.mean(1).tolist() for lang, found in states.items()},
+        "ratio": {lang: found.ratio.mean(1).tolist() for lang, found in states.items() if found.ratio is not None},
         "fused_layers": list(model.config.fused_layers),
         "mix": {"keys": mix[0::2].tolist(), "values": mix[1::2].tolist()},
         "mixed_states": ["mean"] if model.aligner.average else list(model.config.mixed_states),
@@ -94,7 +121,14 @@ def measured(model, processor, parallel, *, progress=False, **settings):
     }
 
 
-def measured_alone(llm, tokenizer, parallel, *, progress=False, **settings):
+def measured_alone(
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    parallel: Parallel,
+    *,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, dict[str, Any]]:
     """{"english", "components"} of a causal LLM that reads the texts itself, under the name "llm"; settings: of `llm_states`."""
     states = {
         lang: llm_states(llm, tokenizer, rows, progress=f"{lang}, LLM alone" if progress else None, **settings)
@@ -103,14 +137,7 @@ def measured_alone(llm, tokenizer, parallel, *, progress=False, **settings):
     return {"english": {"llm": measures.against_english(states)}, "components": {"llm": measures.components(states)}}
 
 
-def _check_output(output):
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: {output} is a file, takes a folder")
-    if output.exists() and any(output.iterdir()) and not (output / RESULTS).exists():
-        raise ValueError(f"output: {output} is not empty and holds no analysis; choose another folder")
-
-
-def english_tables(readers):
+def english_tables(readers: Mapping[str, Mapping[str, measures.Nearness]]) -> dict[str, report.Table]:
     """{title: table} for `evaluation.report` from {reader: what `measures.against_english` gives}."""
     kinds = {
         "Cosine with English of the same meaning (x 100)": ("same", 100),
@@ -125,7 +152,7 @@ def english_tables(readers):
     }
 
 
-def _write(results, output, name, show):
+def _write(results: dict[str, Any], output: Path, name: str, show: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
     titles = {"llm": f"{name}, LLM's last layer", "llm_alone": "LLM alone, last layer"}
     english = {title: results["english"][key] for key, title in titles.items()}
@@ -141,7 +168,7 @@ def _write(results, output, name, show):
             report.plot_gates({name: results["gates"]}, output / "gates.png")
     tables = english_tables({"encoder, last state": results["english"]["encoder"]} | english)
     write_text(output / "table.md", "\n".join(report.markdown_table(table, title) for title, table in tables.items()))
-    write_text(output / RESULTS, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+    write_json(output / RESULTS, results)
     if show:
         for title, table in tables.items():
             report.print_table(table, title)

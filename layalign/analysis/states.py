@@ -1,7 +1,10 @@
 """Mean-pooled states of a model's encoder and LLM, and how much the cross-attention adds in each layer."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -9,6 +12,12 @@ from tqdm import tqdm
 from transformers import AttentionInterface
 
 from layalign.fusion import NAME, fused_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from layalign.model import LayAlignForConditionalGeneration
+    from layalign.processor import LayAlignProcessor
 
 
 class States(NamedTuple):
@@ -19,11 +28,25 @@ class States(NamedTuple):
     ratio: torch.Tensor | None  # (L, N): |gate x cross-attention| / |self-attention|; None without an aligner
 
 
-def joined_states(model, processor, texts, *, batch_size=16, encoder_max_length=None, progress=None, **prompt):
-    """States of texts (list of str), in their order, where the model has read them and not answered yet:
-    [bos][soft prompts][boundary][prompt].
+def joined_states(
+    model: LayAlignForConditionalGeneration,
+    processor: LayAlignProcessor,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 16,
+    encoder_max_length: int | None = None,
+    progress: str | None = None,
+    **prompt: Any,
+) -> States:
+    """States where the model has read each text and not answered yet: [bos][soft prompts][boundary][prompt].
 
-    progress: title of a bar, None for none. prompt: the processor's, `prompt=None` for no LLM text.
+    Args:
+        model, processor: LayAlign's.
+        texts: N texts; their states come in this order.
+        batch_size: texts at a time, longest first.
+        encoder_max_length: texts are cut to so many of the encoder's tokens; None for all.
+        progress: title of a bar, None for none.
+        prompt: as the processor takes it, `prompt=None` for no LLM text.
     """
 
     def read(chosen):
@@ -39,7 +62,14 @@ def joined_states(model, processor, texts, *, batch_size=16, encoder_max_length=
     return States(encoder, llm, None if ratio is None else ratio.squeeze(-1))
 
 
-def llm_states(llm, tokenizer, texts, *, batch_size=16, progress=None):
+def llm_states(
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 16,
+    progress: str | None = None,
+) -> torch.Tensor:
     """The states (N, Dl) of a causal LLM that reads the texts itself, behind its beginning-of-sequence token if it has one."""
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
@@ -53,7 +83,12 @@ def llm_states(llm, tokenizer, texts, *, batch_size=16, progress=None):
     return _in_batches(read, texts, batch_size, progress)[0]
 
 
-def _in_batches(read, texts, batch_size, progress):
+def _in_batches(
+    read: Callable[[list[str]], Sequence[torch.Tensor | None]],
+    texts: Sequence[str],
+    batch_size: int,
+    progress: str | None,
+) -> list[Any]:
     """The tensors (..., B, D) that `read` gives of a list of texts, put together in the texts' order, longest read first."""
     longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
     batches = []
@@ -68,12 +103,12 @@ def _in_batches(read, texts, batch_size, progress):
 
 
 @contextmanager
-def branch_ratios():
+def branch_ratios() -> Iterator[dict[int, torch.Tensor]]:
     """{layer index: (B, 1)}: |gate x cross-attention| / |self-attention| before the output projection, the mean over real tokens,
     of the forward call made meanwhile, which computes self-attention twice. For one model at a time: the attention function that
     all models share is another one meanwhile.
     """
-    ratios = {}
+    ratios: dict[int, torch.Tensor] = {}
 
     def attention(module, query, key, value, attention_mask, fusion=None, **kwargs):
         out, weights = fused_attention(module, query, key, value, attention_mask, fusion=fusion, **kwargs)
@@ -92,9 +127,9 @@ def branch_ratios():
 
 
 @contextmanager
-def _calls(module):
+def _calls(module: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor, Any]]]:
     """[(attention mask, hidden states)] of the module's calls meanwhile."""
-    calls = []
+    calls: list[tuple[torch.Tensor, Any]] = []
     hook = module.register_forward_hook(
         lambda module, args, kwargs, out: calls.append((kwargs["attention_mask"], out.hidden_states)), with_kwargs=True
     )
@@ -104,7 +139,7 @@ def _calls(module):
         hook.remove()
 
 
-def _mean(state, mask):
+def _mean(state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(B, N, D) and a mask (B, N) -> (B, D), over real tokens."""
     real = mask.bool()[..., None]
     return state.float().masked_fill(~real, 0).sum(1) / real.sum(1)

@@ -1,29 +1,41 @@
 """Parallel texts: the same meanings in several languages."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 
-from layalign.evaluation.tasks import load_task
+from layalign.tasks import load_task
+from layalign.tasks.task import Problem
 
 
-def parallel_texts(task=None, data=None, texts=None, languages=None, limit=None):
+def parallel_texts(
+    task: str = "mgsm",
+    data: str | PathLike | None = None,
+    texts: str | PathLike | None = None,
+    languages: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> dict[str, list[str]]:
     """{lang: list of N texts}, row i of one meaning in all of them, English first. Arguments as in `run.analyze`.
 
-    Raises ValueError for anything missing or malformed, for no English, one language and fewer than two texts.
+    Raises:
+        ValueError: anything missing or malformed, no English, one language or fewer than two texts.
     """
     if texts is None:
         return parallel_questions(load_task(task, data, languages, limit))
     return _parallel(_from_files(texts, languages), limit)
 
 
-def parallel_questions(problems):
-    """The same of the questions of problems, as `evaluation.tasks.load_task` gives them: those of one index have one meaning."""
-    found = {}
+def parallel_questions(problems: Iterable[Problem]) -> dict[str, list[str]]:
+    """The same of the questions of problems, as `tasks.load_task` gives them: those of one index have one meaning."""
+    found: dict[str, dict[int, str]] = {}
     for problem in problems:
         found.setdefault(problem["lang"], {})[problem["index"]] = problem["question"]
     return _parallel(found)
 
 
-def _parallel(found, limit=None):
+def _parallel(found: dict[str, dict[int, str]], limit: int | None = None) -> dict[str, list[str]]:
     """found: {lang: {index: text}}."""
     if "en" not in found or len(found) < 2:
         raise ValueError(f"languages: got {', '.join(found)}; takes English (en) and at least one other")
@@ -34,7 +46,7 @@ def _parallel(found, limit=None):
     return {lang: [found[lang][place] for place in shared] for lang in ("en", *others)}
 
 
-def _from_files(folder, languages):
+def _from_files(folder: str | PathLike, languages: Sequence[str] | None) -> dict[str, dict[int, str]]:
     files = {path.stem: path for path in sorted(Path(folder).glob("*.txt"))}
     if missing := [lang for lang in languages or ["en"] if lang not in files]:
         raise ValueError(f"texts: {folder} has no {', '.join(f'{lang}.txt' for lang in missing)}")

@@ -1,70 +1,73 @@
 """Tables and plots. A table is {system: {lang: per cent}}; matplotlib and rich are loaded only when used."""
 
-import textwrap
-from pathlib import Path
+from __future__ import annotations
 
-LOW_RESOURCE = ("bn", "th", "sw")
-HIGH_RESOURCE = ("ja", "zh", "de", "fr", "ru", "es", "en")
-PAPER_LANGUAGES = LOW_RESOURCE + HIGH_RESOURCE
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from layalign import figures
+from layalign.figures import COLOURS, GRID, MARKERS, draw_bar_grid, draw_bars, new_figure, save_figure
+from layalign.languages import HIGH_RESOURCE, LOW_RESOURCE, PAPER_LANGUAGES, in_order
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 AVERAGES = {"avg": "Avg.", "lrl": "Lrl.", "hrl": "Hrl."}
 
-# Okabe and Ito's palette, told apart by readers with any common colour vision; hatches serve print in grey.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
-HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+Table = Mapping[str, Mapping[str, float]]
 
 
-def summarize(accuracy):
+def summarize(accuracy: Mapping[str, float]) -> dict[str, float | None]:
     """The paper's averages of {lang: per cent}: {"avg", "lrl", "hrl"}, None where none of a group's languages is there.
 
     lrl: bn, th, sw; hrl: ja, zh, de, fr, ru, es, en; avg: those ten, or those of them that are there. Other languages
     (Telugu, MGSM's eleventh, which the paper leaves out) enter no average.
     """
     groups = {"avg": PAPER_LANGUAGES, "lrl": LOW_RESOURCE, "hrl": HIGH_RESOURCE}
-    result = {}
+    result: dict[str, float | None] = {}
     for name, languages in groups.items():
         found = [accuracy[lang] for lang in languages if lang in accuracy]
         result[name] = sum(found) / len(found) if found else None
     return result
 
 
-def ordered_languages(table):
+def ordered_languages(table: Table) -> list[str]:
     """The languages of a table: the paper's in its order, then the others by code."""
-    present = {lang for scores in table.values() for lang in scores}
-    return [lang for lang in PAPER_LANGUAGES if lang in present] + sorted(present - set(PAPER_LANGUAGES))
+    return in_order(lang for scores in table.values() for lang in scores)
 
 
-def markdown_table(table, title=None):
+def markdown_table(table: Table, title: str | None = None) -> str:
     """A Markdown table with one row per system: averages, then languages; "-" where a figure is missing."""
     header, rows = _cells(table)
     lines = [f"## {title}", ""] if title else []
-    lines += [_row(header), _row(["---", *["---:"] * (len(header) - 1)]), *map(_row, rows)]
-    return "\n".join([*lines, *_footnote(table)]) + "\n"
+    return "\n".join([*lines, *figures.markdown_table(header, rows), *_footnote(table)]) + "\n"
 
 
-def print_table(table, title=None, console=None):
-    """Print the table in the terminal, languages below each other; console: a rich Console."""
-    from rich.console import Console
-    from rich.table import Table
+def print_table(table: Table, title: str | None = None, console: Console | None = None) -> None:
+    """Print the table in the terminal, languages below each other."""
+    from rich import console as terminal
+    from rich.table import Table as TerminalTable
 
     header, rows = _cells(table)
-    output = Table(title=title, caption=" ".join(_footnote(table)).strip() or None)
+    output = TerminalTable(title=title, caption=" ".join(_footnote(table)).strip() or None)
     output.add_column()
     for row in rows:
         output.add_column(row[0], justify="right")
     for place, name in enumerate(header[1:], 1):
         output.add_row(name, *[row[place] for row in rows], end_section=place == len(AVERAGES))
-    (console or Console()).print(output)
+    (console or terminal.Console()).print(output)
 
 
-def plot_accuracy(table, path, title=None):
+def plot_accuracy(table: Table, path: str | PathLike, title: str | None = None) -> None:
     """Grouped bars by language, with the averages to the left, as an image at `path`."""
     header, _ = _cells(table)
     languages = ordered_languages(table)
     spots = [spot + (0.5 if spot >= len(AVERAGES) else 0) for spot in range(len(AVERAGES) + len(languages))]
     figure, axes = new_figure(min(14.0, max(6.0, 2 + 0.16 * len(spots) * (len(table) + 1))), 4.4)
     for place, (system, scores) in enumerate(table.items()):
-        values = [*summarize(scores).values(), *[scores.get(lang) for lang in languages]]
+        values = _values(scores, languages)
         bars = [(spot, value) for spot, value in zip(spots, values, strict=True) if value is not None]
         draw_bars(axes, [spot for spot, _ in bars], [value for _, value in bars], place, len(table), system)
     axes.set_xticks(spots, header[1:])
@@ -74,17 +77,24 @@ def plot_accuracy(table, path, title=None):
     axes.set_ylabel("accuracy (%)")
     axes.set_xlabel(" ".join(_footnote(table)).strip(), fontsize="small")
     axes.set_title(textwrap.fill(title or "Accuracy by language", int(9 * figure.get_figwidth())))
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
+    draw_bar_grid(axes)
     figure.legend(loc="outside lower center", ncols=min(len(table), 4), frameon=False)
     save_figure(figure, path)
 
 
-def plot_losses(histories, path, title=None):
+def plot_losses(
+    histories: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: str | PathLike, title: str | None = None
+) -> None:
     """Training loss by step, one panel per stage, one line per system.
 
-    histories: {system: {stage: [{"step": int, "loss": float, ...}, ...]}}; entries without a loss are passed over, an
-    "eval_loss" is drawn dashed.
+    Args:
+        histories: {system: {stage: [{"step": int, "loss": float, ...}, ...]}}; entries without a loss are passed over,
+            an "eval_loss" is drawn dashed.
+        path: of the image.
+        title: above the panels.
+
+    Raises:
+        ValueError: no stage has an entry.
     """
     stages = list(dict.fromkeys(stage for history in histories.values() for stage in history if history[stage]))
     if not stages:
@@ -102,7 +112,7 @@ def plot_losses(histories, path, title=None):
         axes.set_title(f"{stage} stage")
         axes.set_xlabel("optimizer step")
         axes.set_ylim(bottom=0)
-        axes.grid(color="0.9")
+        axes.grid(color=GRID)
         axes.legend(frameon=False)
     panels[0].set_ylabel("loss (nats per target token)")
     if title:
@@ -110,7 +120,7 @@ def plot_losses(histories, path, title=None):
     save_figure(figure, path)
 
 
-def plot_gates(gates, path, title=None):
+def plot_gates(gates: Mapping[str, Any], path: str | PathLike, title: str | None = None) -> None:
     """Gate values by LLM layer; gates: {system: (L,) or (L, H) numbers}, of H per layer the mean and the range."""
     figure, axes = new_figure(7.0, 4.0)
     longest = 0
@@ -128,26 +138,30 @@ def plot_gates(gates, path, title=None):
     axes.set_xlabel("LLM layer")
     axes.set_ylabel("gate")
     axes.set_title(title or "Gates by layer")
-    axes.grid(color="0.9")
+    axes.grid(color=GRID)
     if len(gates) > 1:
         axes.legend(frameon=False)
     save_figure(figure, path)
 
 
-def _cells(table):
+def _cells(table: Table) -> tuple[list[str], list[list[str]]]:
     """Header and rows of text; a star marks an average that lacks some of its languages."""
     if not table:
         raise ValueError("table: got no system")
     languages = ordered_languages(table)
     rows = []
     for system, scores in table.items():
-        values = [*summarize(scores).values(), *[scores.get(lang) for lang in languages]]
-        rows.append([system, *["-" if value is None else f"{value:.1f}" for value in values]])
+        rows.append([system, *["-" if value is None else f"{value:.1f}" for value in _values(scores, languages)]])
     star = "" if set(PAPER_LANGUAGES) <= set(languages) else "*"
     return ["system", *[name + star for name in AVERAGES.values()], *languages], rows
 
 
-def _footnote(table):
+def _values(scores: Mapping[str, float], languages: Iterable[str]) -> list[float | None]:
+    """Averages, then languages; None where there is none."""
+    return [*summarize(scores).values(), *map(scores.get, languages)]
+
+
+def _footnote(table: Table) -> list[str]:
     languages = ordered_languages(table)
     notes = []
     if not set(PAPER_LANGUAGES) <= set(languages):
@@ -157,35 +171,5 @@ def _footnote(table):
     return ["", *notes] if notes else []
 
 
-def _row(cells):
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _as_list(values):
+def _as_list(values: Any) -> list:
     return values.tolist() if hasattr(values, "tolist") else list(values)
-
-
-def draw_bars(axes, spots, values, place, count, label):
-    """The bars of the `place`-th of `count` series side by side at each spot; returns their middles and width."""
-    width = 0.84 / count
-    middles = [spot + (place - (count - 1) / 2) * width for spot in spots]
-    colour, hatch = COLOURS[place % len(COLOURS)], HATCHES[place % len(HATCHES)]
-    axes.bar(middles, values, width, label=label, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5)
-    return middles, width
-
-
-def new_figure(width, height, panels=None):
-    """A matplotlib figure of so many inches and its axes: one, or a list of `panels` beside each other."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels or 1, squeeze=False)[0]
-    return figure, list(axes) if panels else axes[0]
-
-
-def save_figure(figure, path):
-    """Write the figure as an image; folders that are missing are made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)

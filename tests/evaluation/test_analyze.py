@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from layalign import LayAlignForConditionalGeneration, LayAlignProcessor, fusion
 from layalign.analysis import measures
 from layalign.analysis.run import analyze
 from layalign.analysis.states import branch_ratios, joined_states, llm_states
+from layalign.evaluation.settings import GenerationSettings
 from layalign.generating import load_model
 
 FIGURES = {"english.png", "components.png", "encoder_layers.png"}
+CPU = GenerationSettings(device="cpu")
 FUSED = {"ratio.png", "aligner.png", "gates.png"}
 
 
@@ -126,7 +129,7 @@ def written(path, texts):
 def test_an_analysis_writes_its_folder_and_may_be_repeated(model_folder, texts, tmp_path, capsys):
     file = written(tmp_path / "questions.jsonl", texts)
     output = tmp_path / "out"
-    results = analyze(model_folder, str(file), output=output, device="cpu")
+    results = analyze(model_folder, str(file), output=output, settings=CPU)
     assert "nearest" in capsys.readouterr().out
     assert {path.name for path in output.iterdir()} == FIGURES | FUSED | {"analysis.json", "table.md"}
     assert results == json.loads((output / "analysis.json").read_text())
@@ -139,8 +142,9 @@ def test_an_analysis_writes_its_folder_and_may_be_repeated(model_folder, texts, 
     folder.mkdir()
     for lang, rows in texts.items():
         (folder / f"{lang}.txt").write_text("\n".join(rows) + "\n")
-    assert analyze(model_folder, texts=folder, output=output, device="cpu", batch_size=1, progress=False)["texts"] == 4
-    assert analyze(model_folder, texts=folder, limit=2, output=output, device="cpu", progress=False)["texts"] == 2
+    one_by_one = replace(CPU, batch_size=1)
+    assert analyze(model_folder, texts=folder, output=output, settings=one_by_one, progress=False)["texts"] == 4
+    assert analyze(model_folder, texts=folder, limit=2, output=output, settings=CPU, progress=False)["texts"] == 2
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_every_kind_of_model(settings, bases, texts, tmp_path):
     model.save_pretrained(tmp_path / "model")
     LayAlignProcessor.from_bases(str(bases / "encoder"), str(bases / "llm")).save_pretrained(tmp_path / "model")
     file = written(tmp_path / "questions.jsonl", texts)
-    results = analyze(tmp_path / "model", str(file), output=tmp_path / "out", device="cpu", progress=False)
+    results = analyze(tmp_path / "model", str(file), output=tmp_path / "out", settings=CPU, progress=False)
     figures = {path.name for path in (tmp_path / "out").glob("*.png")}
     missing = {"aligner": FUSED, "gate": {"gates.png"}}.get(next(iter(settings)), set())
     assert figures == (FIGURES | FUSED) - missing
@@ -170,7 +174,7 @@ def test_every_kind_of_model(settings, bases, texts, tmp_path):
         ({"texts": "absent"}, "absent has no en.txt"),
         ({"output": "foreign"}, "holds no analysis"),
         ({"output": "foreign/file"}, "is a file, takes a folder"),
-        ({"encoder_max_length": 0}, "encoder_max_length: got 0"),
+        ({"settings": replace(CPU, encoder_max_length=0)}, "encoder_max_length: got 0"),
     ],
 )
 def test_bad_analyses(change, message, model_folder, texts, tmp_path, monkeypatch):
@@ -178,7 +182,7 @@ def test_bad_analyses(change, message, model_folder, texts, tmp_path, monkeypatc
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "file").write_text("kept")
     file = written(tmp_path / "questions.jsonl", texts)
-    arguments = {"task": str(file), "output": "out", "device": "cpu", "progress": False} | change
+    arguments = {"task": str(file), "output": "out", "settings": CPU, "progress": False} | change
     with pytest.raises(ValueError, match=message):
         analyze(model_folder, **arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "questions.jsonl"]
@@ -188,13 +192,13 @@ def test_files_of_different_lengths_are_refused(model_folder, tmp_path):
     (tmp_path / "en.txt").write_text("what is 3\nwhat is 4\n")
     (tmp_path / "sw.txt").write_text("ni 3\n")
     with pytest.raises(ValueError, match=r"different numbers of lines: \{'en': 2, 'sw': 1\}"):
-        analyze(model_folder, texts=tmp_path, output=tmp_path / "out", device="cpu", progress=False)
+        analyze(model_folder, texts=tmp_path, output=tmp_path / "out", settings=CPU, progress=False)
     (tmp_path / "sw.txt").write_text("ni 3\n\n")
     with pytest.raises(ValueError, match="sw, text 2: got ''"):
-        analyze(model_folder, texts=tmp_path, output=tmp_path / "out", device="cpu", progress=False)
+        analyze(model_folder, texts=tmp_path, output=tmp_path / "out", settings=CPU, progress=False)
     (tmp_path / "sw.txt").write_bytes(b"ni 3\n\xff\n")
     with pytest.raises(ValueError, match=r"sw.txt is not UTF-8 \(invalid start byte at byte 5\)"):
-        analyze(model_folder, texts=tmp_path, output=tmp_path / "out", device="cpu", progress=False)
+        analyze(model_folder, texts=tmp_path, output=tmp_path / "out", settings=CPU, progress=False)
 
 
 def test_a_loaded_model_reads_its_own_template(model_folder, texts):

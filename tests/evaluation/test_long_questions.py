@@ -1,5 +1,7 @@
 """Questions longer than an encoder with learned positions can read: refused by name before any is answered, or cut when asked."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -7,6 +9,7 @@ from transformers import BertConfig, BertModel
 from layalign import LayAlignForConditionalGeneration, LayAlignPipeline, LayAlignProcessor
 from layalign.answering import Answerer
 from layalign.evaluation.run import evaluate
+from layalign.evaluation.settings import GenerationSettings
 from layalign.generating import generate_texts, load_model
 
 POSITIONS = 12
@@ -70,8 +73,9 @@ def test_an_evaluation_with_a_long_question_names_it(folder, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "mgsm_sw.tsv").write_text(f"{SHORT}\t7\n{LONG}\t7\n")
-    settings = {"data": data, "max_new_tokens": 3, "device": "cpu", "output": tmp_path / "out", "progress": False}
+    settings = GenerationSettings(max_new_tokens=3, device="cpu")
+    call = {"data": data, "output": tmp_path / "out", "progress": False}
     with pytest.raises(ValueError, match=f"mgsm, sw, question 1: {MESSAGE}"):
-        evaluate(folder, ["mgsm"], **settings)
-    results = evaluate(folder, ["mgsm"], encoder_max_length=POSITIONS, **settings)
+        evaluate(folder, ["mgsm"], settings=settings, **call)
+    results = evaluate(folder, ["mgsm"], settings=replace(settings, encoder_max_length=POSITIONS), **call)
     assert results["tasks"]["mgsm"]["counts"] == {"sw": 2}

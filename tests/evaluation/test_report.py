@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from layalign.evaluation import report
+from layalign.languages import PAPER_LANGUAGES
 
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper" / "paper.txt"
 
@@ -25,7 +26,7 @@ TABLE = {
 
 
 def assert_averages(printed):
-    averages, scores = printed[:3], dict(zip(report.PAPER_LANGUAGES, printed[3:], strict=True))
+    averages, scores = printed[:3], dict(zip(PAPER_LANGUAGES, printed[3:], strict=True))
     for computed, expected in zip(report.summarize(scores).values(), averages, strict=True):
         assert abs(computed - expected) < 0.0501
 
@@ -70,7 +71,7 @@ def test_markdown_table():
 
 
 def test_no_star_and_no_note_with_the_papers_languages():
-    table = report.markdown_table({"a|b": dict.fromkeys(report.PAPER_LANGUAGES, 50.0)})
+    table = report.markdown_table({"a|b": dict.fromkeys(PAPER_LANGUAGES, 50.0)})
     assert "*" not in table
     assert "| a\\|b | 50.0 | 50.0 | 50.0 |" in table
 

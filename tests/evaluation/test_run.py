@@ -1,11 +1,16 @@
 """The evaluation loop and the evaluation of a saved model: scores, files, resuming, refusals."""
 
 import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from layalign.answering import Answerer
 from layalign.evaluation.run import evaluate, evaluate_problems
+from layalign.evaluation.settings import GenerationSettings
+from layalign.tasks import Task, registry
 
 PROBLEMS = [
     {"lang": "sw", "question": "what is 3 plus 4", "answer": 7, "note": "kept"},
@@ -77,12 +82,16 @@ def call(model_folder, tmp_path):
         model_path=model_folder,
         tasks=["mgsm", str(tmp_path / "own.jsonl")],
         data={"mgsm": tmp_path},
-        batch_size=3,
-        max_new_tokens=6,
+        settings=GenerationSettings(batch_size=3, max_new_tokens=6, device="cpu"),
         output=tmp_path / "results",
-        device="cpu",
         progress=False,
     )
+
+
+def changed(call, **changes):
+    """The call with other arguments, or other fields of its settings."""
+    settings = {name: changes.pop(name) for name in list(changes) if hasattr(call["settings"], name)}
+    return call | {"settings": replace(call["settings"], **settings)} | changes
 
 
 def lines_of(path):
@@ -123,10 +132,33 @@ def test_an_evaluation_writes_its_folder(call, loaded, capsys):
     assert "te: in no average" in table
 
 
+def test_a_task_brings_its_own_loader_and_scoring(call, monkeypatch):
+    class Lengths:
+        """Of all answers in a language together, as a translation's score is."""
+
+        def fields(self, prediction, answer):
+            return {"length": len(prediction)}
+
+        def scores(self, records):
+            lengths = [record["length"] for record in records]
+            return {"length": {"sw": sum(lengths) / len(lengths)}}
+
+    problem = {"task": "echo", "lang": "sw", "index": 0, "question": "ni ngapi", "answer": "how many"}
+    task = Task(name="echo", load=lambda data, languages, limit: [problem], scoring=Lengths())
+    monkeypatch.setitem(sys.modules, "layalign.tasks.echo", SimpleNamespace(TASK=task))
+    monkeypatch.setattr(registry, "NAMES", (*registry.NAMES, "echo"))
+    results = evaluate(**call | {"tasks": ["mgsm", "echo"]})
+    records = {record["task"]: record for record in lines_of(call["output"] / "records.jsonl")}
+    assert list(records["echo"]) == [*problem, "prediction", "length"]
+    assert list(records["mgsm"])[-4:] == ["official", "strict", "official_number", "strict_number"]
+    assert results["tasks"]["echo"]["accuracy"] == {"length": {"sw": records["echo"]["length"]}}
+    assert results["tasks"]["mgsm"]["counts"] == {"sw": 8, "te": 8}
+
+
 def test_the_batch_size_changes_no_answer(call):
     def answers(batch_size):
         output = call["output"].with_name(f"batch{batch_size}")
-        evaluate(**call | {"batch_size": batch_size, "output": output})
+        evaluate(**changed(call, batch_size=batch_size, output=output))
         return {record["question"]: record["prediction"] for record in lines_of(output / "records.jsonl")}
 
     alone = answers(1)
@@ -149,7 +181,7 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
     for length in (0, 5, ends[0], ends[0] + 1, ends[9] + 4, len(content) - 1):
         path.write_bytes(content[:length])
         asked.clear()
-        results = evaluate(**call | {"batch_size": 4})
+        results = evaluate(**changed(call, batch_size=4))
         assert results["tasks"] == whole["tasks"]
         kept = content[:length].count(b"\n")
         assert len(asked) == len(set(asked)) == 20 - kept
@@ -181,7 +213,7 @@ def test_another_evaluations_folder_is_refused_and_kept(call, case):
     evaluate(**call)
     before = {path.name: path.read_bytes() for path in call["output"].iterdir()}
     with pytest.raises(ValueError, match=rf"belongs to another job \(different {named}\)"):
-        evaluate(**call | change)
+        evaluate(**changed(call, **change))
     assert {path.name: path.read_bytes() for path in call["output"].iterdir()} == before
 
 
@@ -212,11 +244,11 @@ BAD_EVALUATIONS = {
 def test_bad_evaluations(call, case):
     change, message = BAD_EVALUATIONS[case]
     with pytest.raises(ValueError, match=message):
-        evaluate(**call | change)
+        evaluate(**changed(call, **change))
 
 
 def test_after_a_bad_setting_the_right_call_works(call):
     with pytest.raises(ValueError, match="dtype"):
-        evaluate(**call | {"dtype": "int8"})
+        evaluate(**changed(call, dtype="int8"))
     assert (call["output"] / "records.jsonl").read_bytes() == b""
     assert evaluate(**call)["tasks"]["own"]["counts"] == {"en": 4}

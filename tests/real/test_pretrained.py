@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from layalign.evaluation.tasks import load_task
 from layalign.kernels.files import cache_folder
+from layalign.tasks import load_task
 
 CACHE = cache_folder()
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"

@@ -19,9 +19,13 @@ The strict reader follows these rules where a text is ambiguous:
 Nothing else is computed: `10^3` ends in 3.
 """
 
+from __future__ import annotations
+
 import re
 import unicodedata
+from collections.abc import Iterable
 from decimal import Context, Decimal
+from typing import Any
 
 TOLERANCE = Decimal("0.001")
 _ARITHMETIC = Context(prec=50)
@@ -54,15 +58,15 @@ _INDIAN_GROUPS = re.compile(r"[1-9]\d?(?:,\d{2})+,\d{3}")
 _UNSPACED_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
-def official_number(text):
-    """The last number of `text` (str) as a float, read as the published scorer reads it; 0.0 where there is none."""
+def official_number(text: str) -> float:
+    """The last number of `text` as a float, read as the published scorer reads it; 0.0 where there is none."""
     joined = _COMMA_BETWEEN_DIGITS.sub(lambda pair: pair[0].replace(",", ""), text)
     numbers = _OFFICIAL.findall(joined)
     return float(numbers[-1]) if numbers else 0.0
 
 
-def strict_number(text):
-    """The last number of `text` (str) as a Decimal, by the module's rules; None where there is none."""
+def strict_number(text: str) -> Decimal | None:
+    """The last number of `text` as a Decimal, by the module's rules; None where there is none."""
     text = _plain(text)
     matches = list(_NUMBER.finditer(text))
     comma_is_decimal = _comma_is_decimal(match["body"] for match in matches)
@@ -73,10 +77,11 @@ def strict_number(text):
     return None
 
 
-def exact_answer(value):
+def exact_answer(value: Any) -> Decimal:
     """A reference answer (int, float, Decimal, or a str that is one number and nothing else) as a finite Decimal.
 
-    Raises ValueError for anything else.
+    Raises:
+        ValueError: anything else.
     """
     if isinstance(value, str):
         text = _plain(value.strip())
@@ -91,26 +96,23 @@ def exact_answer(value):
     return number
 
 
-def official_correct(prediction, answer):
-    """Whether the published scorer counts `prediction` (str) as `answer` (a number or a str that is one)."""
+def official_correct(prediction: str, answer: Any) -> bool:
+    """Whether the published scorer counts `prediction` as `answer` (a number or a str that is one)."""
     reference = official_number(format(exact_answer(answer), "f"))
     return abs(official_number(prediction) - reference) < float(TOLERANCE)
 
 
-def strict_correct(prediction, answer):
-    """Whether the last number of `prediction` (str) is `answer`: exactly if that is an integer, else within 1e-3."""
-    number, answer = strict_number(prediction), exact_answer(answer)
+def strict_correct(prediction: str, answer: Any) -> bool:
+    """Whether the last number of `prediction` is `answer`: exactly if that is an integer, else within 1e-3."""
+    number, reference = strict_number(prediction), exact_answer(answer)
     if number is None:
         return False
-    if answer == answer.to_integral_value():
-        return number == answer
-    return _ARITHMETIC.subtract(number, answer).copy_abs() <= TOLERANCE
+    if reference == reference.to_integral_value():
+        return number == reference
+    return _ARITHMETIC.subtract(number, reference).copy_abs() <= TOLERANCE
 
 
-SCORERS = {"official": official_correct, "strict": strict_correct}
-
-
-def _plain(text):
+def _plain(text: str) -> str:
     """`text` with ASCII digits, one kind of minus, space and apostrophe, fractions as n/d, and no invisible marks."""
     text = text.translate(_PLAIN).replace("{,}", ",")
     text = _LATEX_FRACTION.sub(lambda found: f"{_after(found[1])}{found[2]}/{found[3]} ", text)
@@ -118,17 +120,17 @@ def _plain(text):
     return _NOT_ASCII_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
 
 
-def _after(digit):
+def _after(digit: str) -> str:
     """A whole number's last digit set apart from the fraction that follows; empty where there is none."""
     return digit and digit + " "
 
 
-def _spelled(fraction):
+def _spelled(fraction: str) -> str:
     """One character such as ½ as `1/2`."""
     return unicodedata.normalize("NFKC", fraction).replace("\u2044", "/")
 
 
-def _value(match, comma_is_decimal):
+def _value(match: re.Match[str], comma_is_decimal: bool) -> Decimal | None:
     """The unsigned Decimal of one match of _NUMBER, None for a fraction over zero."""
     if match["numerator"]:
         numerator, denominator = Decimal(match["numerator"]), Decimal(match["denominator"])
@@ -143,7 +145,7 @@ def _value(match, comma_is_decimal):
     return Decimal(f"{digits}E{match['exponent'] or 0}")
 
 
-def _digits(body, comma_is_decimal=False):
+def _digits(body: str, comma_is_decimal: bool = False) -> str | None:
     """`body` (digits with separators) in plain notation, or None where it is not one number."""
     marks = re.findall(r"[.,]", body)
     if len(marks) == 1 and not re.search(r"[' ]", body):
@@ -158,11 +160,11 @@ def _digits(body, comma_is_decimal=False):
     return re.sub(r"\D", "", whole) + (f".{decimals}" if decimals else "")
 
 
-def _comma_is_decimal(bodies):
+def _comma_is_decimal(bodies: Iterable[str | None]) -> bool:
     """Whether the unambiguous numbers among `bodies` show a decimal comma and none shows a decimal point."""
     shown = set()
-    for body in bodies:
-        marks = re.findall(r"[.,]", body or "")
+    for body in filter(None, bodies):
+        marks = re.findall(r"[.,]", body)
         if not marks or _digits(body) is None:
             continue
         if len(marks) > 1 and len(set(marks)) == 1:
@@ -172,7 +174,7 @@ def _comma_is_decimal(bodies):
     return shown == {","}
 
 
-def _is_negative(text, start):
+def _is_negative(text: str, start: int) -> bool:
     """Whether the number at `start` has a minus sign of its own; `text` is plain."""
     before = text[:start]
     while before and unicodedata.category(before[-1]) == "Sc":

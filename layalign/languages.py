@@ -1,4 +1,8 @@
-"""Codes and English names of the languages in the paper's training and evaluation data."""
+"""Languages: codes, English names, the paper's order and groups, and other spellings found in published folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 NAMES = {
     "ar": "Arabic",
@@ -27,8 +31,15 @@ NAMES = {
 # X-CSQA's files say Flemish where the code is nl.
 _CODES = {name.lower(): code for code, name in NAMES.items()} | {"flemish": "nl"}
 
+LOW_RESOURCE = ("bn", "th", "sw")
+HIGH_RESOURCE = ("ja", "zh", "de", "fr", "ru", "es", "en")
+# In the order of the paper's tables.
+PAPER_LANGUAGES = LOW_RESOURCE + HIGH_RESOURCE
+# MGSM has an eleventh, which the paper leaves out.
+MATHEMATICS = (*PAPER_LANGUAGES, "te")
 
-def language_code(language):
+
+def language_code(language: str) -> str:
     """Code of a language given by code or English name ("Swahili" -> "sw"); anything unknown comes back in lower
     case.
     """
@@ -36,7 +47,7 @@ def language_code(language):
     return _CODES.get(language, language)
 
 
-def language_name(code):
+def language_name(code: str) -> str:
     """English name of a language code, as prompts use it ("sw" -> "Swahili").
 
     Raises:
@@ -45,3 +56,9 @@ def language_name(code):
     if code not in NAMES:
         raise ValueError(f"no English name known for language {code!r}; known codes: {', '.join(NAMES)}")
     return NAMES[code]
+
+
+def in_order(codes: Iterable[str], first: Sequence[str] = PAPER_LANGUAGES) -> list[str]:
+    """`codes`, each once: those of `first` in its order, then the others sorted."""
+    present = set(codes)
+    return [code for code in first if code in present] + sorted(present.difference(first))

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from layalign.evaluation.run import load_problems
-from layalign.evaluation.scoring import official_correct, strict_correct
-from layalign.evaluation.tasks import load_task
+from layalign.tasks import load_task, load_tasks
+from layalign.tasks.numbers import official_correct, strict_correct
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -182,14 +181,15 @@ def test_bad_arguments(mgsm, case):
 
 def test_several_tasks(mgsm):
     own = write_lines(mgsm / "own.jsonl", {"question": "q", "answer": 1, "lang": "en"})
-    problems = load_problems(["mgsm", str(own)], data={"mgsm": mgsm}, languages=["en"])
-    assert [p["task"] for p in problems] == ["mgsm", "mgsm", "own"]
+    loaded = load_tasks(["mgsm", str(own)], data={"mgsm": mgsm}, languages=["en"])
+    assert list(loaded) == ["mgsm", "own"]
+    assert [p["task"] for _, problems in loaded.values() for p in problems] == ["mgsm", "mgsm", "own"]
     with pytest.raises(ValueError, match="takes at least one, none twice"):
-        load_problems(["mgsm", "mgsm"], mgsm)
+        load_tasks(["mgsm", "mgsm"], mgsm)
     with pytest.raises(ValueError, match="takes at least one"):
-        load_problems([], mgsm)
+        load_tasks([], mgsm)
     with pytest.raises(ValueError, match="data: got msvamp, not among the tasks mgsm"):
-        load_problems(["mgsm"], {"msvamp": mgsm})
+        load_tasks(["mgsm"], {"msvamp": mgsm})
 
 
 @pytest.mark.skipif(not (SHARED / "mgsm").is_dir(), reason="needs ../shared/data/mgsm")

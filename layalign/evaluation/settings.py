@@ -1,0 +1,27 @@
+"""How a saved model is loaded and run, whatever is asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """What an evaluation and an analysis of a saved model have in common.
+
+    Attributes:
+        batch_size: texts at a time, longest first; changes the speed and no answer.
+        max_new_tokens: of an answer; an analysis writes none.
+        encoder_max_length: questions are cut to so many of the encoder's tokens; None: too long a one is refused.
+        dtype: "float32", "bfloat16" or "float16"; None as stored.
+        device: cpu, cuda, cuda:1, ...; None for a GPU where there is one.
+    """
+
+    batch_size: int = 16
+    max_new_tokens: int = 512
+    encoder_max_length: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+
+DEFAULT_SETTINGS = GenerationSettings()

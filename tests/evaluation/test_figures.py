@@ -1,0 +1,37 @@
+"""What reports share: Markdown tables, and figures with their panels and bars."""
+
+import pytest
+
+from layalign import figures
+
+
+def test_markdown_columns_are_aligned_and_bars_escaped():
+    rows = [["a|b", "c", "1"]]
+    assert figures.markdown_table(["x", "y", "z"], rows) == [
+        "| x | y | z |",
+        "| --- | ---: | ---: |",
+        "| a\\|b | c | 1 |",
+    ]
+    assert figures.markdown_table(["x", "y", "z"], rows, "llr")[1] == "| --- | --- | ---: |"
+
+
+@pytest.mark.parametrize(
+    ("panels", "columns", "rows_and_columns"), [(None, None, (1, 1)), (3, None, (1, 3)), (3, 2, (2, 2)), (1, 2, (1, 1))]
+)
+def test_panels_fill_rows_and_none_is_left_empty(panels, columns, rows_and_columns):
+    figure, axes = figures.new_figure(4, 3, panels, columns)
+    first = axes if panels is None else axes[0]
+    assert first.get_subplotspec().get_geometry()[:2] == rows_and_columns
+    assert len(figure.axes) == (panels or 1)
+
+
+def test_bars_of_series_stand_side_by_side(tmp_path):
+    figure, axes = figures.new_figure(4, 3)
+    left, width = figures.draw_bars(axes, [0, 1], [3.0, 4.0], 0, 2, "ours")
+    right, _ = figures.draw_bars(axes, [0, 1], [5.0, 6.0], 1, 2, "theirs", colour="#123456")
+    assert right == pytest.approx([middle + width for middle in left])
+    assert (left[0] + right[0]) / 2 == pytest.approx(0)
+    assert [bar.get_height() for bars in axes.containers for bar in bars] == [3.0, 4.0, 5.0, 6.0]
+    assert {bar.get_hatch() for bar in axes.containers[1]} == {None}
+    figures.save_figure(figure, tmp_path / "new" / "bars.png", dpi=50)
+    assert (tmp_path / "new" / "bars.png").read_bytes().startswith(b"\x89PNG")
