@@ -1,7 +1,5 @@
-"""The shapes that a gate may have, and all that depends on them.
-
-A new shape is a line of `shapes`, where it is not one of these with other sizes; the kernels read any gate by strides.
-"""
+"""The shapes that a gate may have, and all that depends on them: a new one that broadcasts against (B, Hq, S) is one more entry of
+`shapes`. The kernels read any gate by strides."""
 
 from collections.abc import Callable
 
@@ -48,7 +46,7 @@ def per_query(gate: Tensor) -> bool:
 
 def of_sequence(gate: Tensor, begin: int, end: int) -> Tensor:
     """The gate of queries begin .. end."""
-    return gate[:, :, begin:end] if per_query(gate) else gate
+    return gate[:, :, begin:end] if per_query(gate) and gate.shape[2] > 1 else gate
 
 
 def write_gradient(sums: Tensor, grad: Tensor, sum_heads: Callable[[Tensor], Tensor]) -> None:
@@ -56,7 +54,10 @@ def write_gradient(sums: Tensor, grad: Tensor, sum_heads: Callable[[Tensor], Ten
 
     sum_heads: (B, Hq, S) to (B, 1, S), in the order of the heads whatever the batch, so that a row's bits do not depend on others.
     """
-    if grad.dim() == 1:
-        grad.copy_(sums.sum((0, 2)) if grad.shape[0] > 1 else sums.sum())
+    rows = as_rows(grad)
+    if rows.shape == sums.shape:
+        rows.copy_(sums)
+    elif rows.shape == (sums.shape[0], 1, sums.shape[2]):
+        rows.copy_(sum_heads(sums))
     else:
-        grad.copy_(sums if grad.shape == sums.shape else sum_heads(sums))
+        rows.copy_(sums.sum([dim for dim in range(3) if rows.shape[dim] < sums.shape[dim]], keepdim=True))

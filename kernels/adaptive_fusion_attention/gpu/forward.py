@@ -16,7 +16,7 @@ from ..call import Call
 from .arguments import NUMBERS, Prepared, rows_or_none, run_tuned
 from .rows import Rows, load_gate, load_query_rows, read_rows, store_query_rows
 from .scores import LOG2_E, capped_scores
-from .spans import first_query_index, query_place, query_tile
+from .spans import query_place, query_tile
 from .terms import cross_term, hide_unseen, key_tile, listed_span, self_term
 
 
@@ -83,42 +83,29 @@ def attend(b_q, term, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
     return b_sum / b_total[:, None], b_top * rest + tl.log2(b_total)
 
 
-@triton.jit(do_not_specialize=[*NUMBERS, "sharing"])
+@triton.jit(do_not_specialize=[*NUMBERS, "shares"])
 def forward_kernel(
-    inputs,
-    outputs,
-    masks,
-    sequences,
-    queries,
-    keys,
-    cross_keys,
-    start,
-    window,
-    scale,
-    softcap,
-    sharing,
-    C: tl.constexpr,
+    inputs, outputs, masks, sequences, queries, keys, cross_keys, start, window, scale, softcap, shares, C: tl.constexpr
 ):
     """One tile of queries of one head: shapes as in `adaptive_fusion_attention`, the log-sum-exps in base 2.
 
-    sharing: batch rows that read one row of cross keys.
+    shares: batch rows that read one row of cross keys.
     """
     place = query_place(masks.bounds, sequences, queries, C)
     if place.first >= place.count:
         return
-    start = first_query_index(start, place.batch, queries, keys, window, C.START_PER_ROW)
     tile = query_tile(place, queries, C)
     # [BM, BLOCK_D]
     b_q = load_query_rows(inputs.q, tile, C)
     scale = scale * LOG2_E
 
     if C.CROSS:
-        term = cross_term(inputs, masks, cross_keys, tile, sharing, C)
+        term = cross_term(inputs, masks, cross_keys, tile, shares, C)
         b_cross, b_lse = attend(b_q, term, scale, softcap, C, CROSS=True)
         store_query_rows(outputs.cross_out, tile, b_cross, C)
         tl.store(outputs.cross_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
 
-    term = self_term(inputs, masks, keys, tile, start, window, C)
+    term = self_term(inputs, masks, queries, keys, tile, start, window, C)
     b_out, b_lse = attend(b_q, term, scale, softcap, C, CROSS=False)
     tl.store(outputs.self_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
     if outputs.self_out is not None:

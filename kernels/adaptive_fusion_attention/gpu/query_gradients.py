@@ -9,7 +9,7 @@ from torch import Tensor
 from .arguments import NUMBERS
 from .rows import Rows, load_gate, load_query_rows, read_rows, store_query_rows
 from .scores import LOG2_E, load_lse, weights_again
-from .spans import QueryPlace, first_query_index, query_place, query_tile
+from .spans import QueryPlace, query_place, query_tile
 from .terms import cross_term, hide_unseen, key_tile, listed_span, self_term
 
 
@@ -84,7 +84,6 @@ def query_gradients_kernel(
     place = query_place(masks.bounds, sequences, queries, C)
     if place.first >= place.count:
         return
-    start = first_query_index(start, place.batch, queries, keys, window, C.START_PER_ROW)
     tile = query_tile(place, queries, C)
     # [BM, BLOCK_D]
     b_q = load_query_rows(inputs.q, tile, C)
@@ -96,6 +95,6 @@ def query_gradients_kernel(
         b_grad_q = add_key_tiles(b_grad_q, b_q, b_grad, b_lse, b_sums, term, scale * LOG2_E, softcap, C, CROSS=True)
         b_grad_q = b_grad_q * load_gate(inputs.gate, tile, C)  # once, before the self term joins
     b_lse, b_sums = load_lse_and_sums(saved.self_lse, saved.self_sums, tile)
-    term = self_term(inputs, masks, keys, tile, start, window, C)
+    term = self_term(inputs, masks, queries, keys, tile, start, window, C)
     b_grad_q = add_key_tiles(b_grad_q, b_q, b_grad, b_lse, b_sums, term, scale * LOG2_E, softcap, C, CROSS=False)
     store_query_rows(grad_q, tile, b_grad_q * scale, C)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .rows import Rows, row_source
-from .spans import TileSpan, band_visible, keys_of_queries, sequence_span
+from .spans import TileSpan, band_visible, first_query_index, keys_of_queries, sequence_span
 
 
 class Inputs(NamedTuple):
@@ -75,8 +75,9 @@ class SeenKeys(NamedTuple):
 
 
 @triton.jit
-def self_term(inputs, masks, keys, tile, start, window, C: tl.constexpr):
-    """The Term of a QueryTile's own sequence. start: key index of the sequence's first query."""
+def self_term(inputs, masks, queries, keys, tile, start, window, C: tl.constexpr):
+    """The Term of a QueryTile's own sequence. start: key index of the first query, or pointer to one of each batch row."""
+    start = first_query_index(start, tile.batch, queries, keys, window, C.START_PER_ROW)
     begin, count = sequence_span(masks.bounds, tile.sequence, keys)
     last = tl.minimum(tile.first + C.BLOCK_M, tile.count)
     span = keys_of_queries(tile.first, last, start, count, window, C)
@@ -107,10 +108,10 @@ def self_term(inputs, masks, keys, tile, start, window, C: tl.constexpr):
 
 
 @triton.jit
-def cross_term(inputs, masks, cross_keys, tile, sharing, C: tl.constexpr):
-    """The Term of the cross keys, which all queries see. sharing: batch rows that read one row of cross keys."""
-    batch = tile.batch // sharing
-    sequence = tile.sequence // sharing
+def cross_term(inputs, masks, cross_keys, tile, shares, C: tl.constexpr):
+    """The Term of the cross keys, which all queries see. shares: batch rows that read one row of cross keys."""
+    batch = tile.batch // shares
+    sequence = tile.sequence // shares
     begin, count = sequence_span(masks.cross_bounds, tile.sequence, cross_keys)
     head = tile.head // C.GROUP
     return Term(

@@ -67,33 +67,23 @@ def group_pointer(matrices, group, LISTED: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def tile_source(
-    p_matrix, s_row, rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, DESCRIPTORS: tl.constexpr
+    p_matrix,
+    s_row,
+    rows,
+    columns,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    C: tl.constexpr,
 ):
-    """What `load_tile` reads from: the pointer, or a tensor descriptor that gives zeros outside."""
-    if DESCRIPTORS:
-        source = tl.make_tensor_descriptor(p_matrix, [rows, columns], [s_row, 1], [BLOCK_R, BLOCK_C])
-    else:
+    """What `load_tile` reads [BLOCK_R, BLOCK_C] of a matrix from, which lies TRANSPOSED or not: the pointer, or a tensor
+    descriptor that gives zeros outside."""
+    if not C.DESCRIPTORS:
         source = p_matrix
-    return source
-
-
-@triton.jit
-def a_source(p_a, s_row, M, K, C: tl.constexpr):
-    """Where tiles of one group's left operand are read from."""
-    if C.A_TRANSPOSED:
-        source = tile_source(p_a, s_row, K, M, C.BLOCK_K, C.BLOCK_M, C.DESCRIPTORS)
+    elif TRANSPOSED:
+        source = tl.make_tensor_descriptor(p_matrix, [columns, rows], [s_row, 1], [BLOCK_C, BLOCK_R])
     else:
-        source = tile_source(p_a, s_row, M, K, C.BLOCK_M, C.BLOCK_K, C.DESCRIPTORS)
-    return source
-
-
-@triton.jit
-def b_source(p_b, s_row, N, K, C: tl.constexpr):
-    """Where tiles of one group's right operand are read from."""
-    if C.B_TRANSPOSED:
-        source = tile_source(p_b, s_row, N, K, C.BLOCK_N, C.BLOCK_K, C.DESCRIPTORS)
-    else:
-        source = tile_source(p_b, s_row, K, N, C.BLOCK_K, C.BLOCK_N, C.DESCRIPTORS)
+        source = tl.make_tensor_descriptor(p_matrix, [rows, columns], [s_row, 1], [BLOCK_R, BLOCK_C])
     return source
 
 
@@ -173,8 +163,8 @@ def matmul_kernel(a, b, bias, s_bias, out, s_out, s_out_row, groups, M, N, K, C:
         if first < tiles:
             p_a = group_pointer(a, group, C.A_LISTED, C.ALIGNED)
             p_b = group_pointer(b, group, C.B_LISTED, C.ALIGNED)
-            a_tiles = a_source(p_a, a.row, M, K, C)
-            b_tiles = b_source(p_b, b.row, N, K, C)
+            a_tiles = tile_source(p_a, a.row, M, K, C.BLOCK_M, C.BLOCK_K, C.A_TRANSPOSED, C)
+            b_tiles = tile_source(p_b, b.row, K, N, C.BLOCK_K, C.BLOCK_N, C.B_TRANSPOSED, C)
             p_out = out + tl.cast(group, tl.int64) * s_out
             for tile in range(first, tiles, programs):
                 # Along a row of tiles: programs side by side share rows of a, and the weights b stay in the L2 cache.
@@ -208,8 +198,10 @@ def summed_matmul_kernel(a, b, partials, groups, group_parts, inner_parts, M, N,
     # [BM, BN]
     b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_N], tl.float32)
     for group in range(groups * group_part // group_parts, groups * (group_part + 1) // group_parts):
-        a_tiles = a_source(group_pointer(a, group, C.A_LISTED, C.ALIGNED), a.row, M, K, C)
-        b_tiles = b_source(group_pointer(b, group, C.B_LISTED, C.ALIGNED), b.row, N, K, C)
+        p_a = group_pointer(a, group, C.A_LISTED, C.ALIGNED)
+        a_tiles = tile_source(p_a, a.row, M, K, C.BLOCK_M, C.BLOCK_K, True, C)
+        p_b = group_pointer(b, group, False, C.ALIGNED)
+        b_tiles = tile_source(p_b, b.row, K, N, C.BLOCK_K, C.BLOCK_N, False, C)
         b_sum = multiply(b_sum, a_tiles, a.row, b_tiles, b.row, row, column, begin, end, M, N, K, C)
     o_m = row + tl.arange(0, C.BLOCK_M)
     o_n = column + tl.arange(0, C.BLOCK_N)

@@ -66,10 +66,12 @@ def state_pointers(states, C: tl.constexpr):
 
 
 @triton.jit
-def load_states(p_states, o_x, X, C: tl.constexpr):
-    """Numbers o_x of all states [BLOCK_E, BLOCK_N], zero past the last state and past X."""
+def load_states(p_states, tile, X, C: tl.constexpr):
+    """-> the numbers of one tile [BN], and those of all states [BLOCK_E, BN], zero past the last state and past X."""
+    # [BN]
+    o_x = tl.cast(tile, tl.int64) * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
     m_used = (tl.arange(0, C.BLOCK_E) < C.LAYERS)[:, None] & (o_x < X)[None, :]
-    return tl.load(p_states[:, None] + o_x[None, :], mask=m_used, other=0.0)
+    return o_x, tl.load(p_states[:, None] + o_x[None, :], mask=m_used, other=0.0)
 
 
 @triton.jit
@@ -98,10 +100,7 @@ def mix_kernel(operands, out, X, J, tiles, tiles_each, C: tl.constexpr):
         b_weight, b_bias = load_weight(operands, o_first, J, C)
     first = tl.program_id(0) * tiles_each
     for tile in range(first, min(first + tiles_each, tiles)):
-        # [BN]
-        o_x = tl.cast(tile, tl.int64) * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
-        # [BLOCK_E, BN]
-        b_states = load_states(p_states, o_x, X, C)
+        o_x, b_states = load_states(p_states, tile, X, C)
         for stream_tile in range(1 if C.ONE_STREAM_TILE else tl.cdiv(J, C.BLOCK_M)):
             o_stream = stream_tile * C.BLOCK_M + o_first
             if not C.ONE_STREAM_TILE:
@@ -145,9 +144,7 @@ def mix_weight_gradients_kernel(grad, s_stream, operands, partials, X, J, tiles,
         b_bias_sums = tl.zeros([C.BLOCK_M], dtype=tl.float32)
     first = tl.program_id(1) * tiles_each
     for tile in range(first, min(first + tiles_each, tiles)):
-        # [BN]
-        o_x = tl.cast(tile, tl.int64) * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
-        b_states = load_states(p_states, o_x, X, C)
+        o_x, b_states = load_states(p_states, tile, X, C)
         # [BM, BN]
         b_grad = masked_gradient(grad, s_stream, b_weight, b_bias, b_states, o_stream, o_x, J, X, C)
         b_weight_sums += tl.dot(b_grad, tl.trans(b_states), input_precision=C.PRECISION)
@@ -177,9 +174,7 @@ def mix_state_gradients_kernel(grad, s_stream, operands, grad_states, X, J, tile
         b_weight, b_bias = load_weight(operands, o_first, J, C)
     first = tl.program_id(0) * tiles_each
     for tile in range(first, min(first + tiles_each, tiles)):
-        # [BN]
-        o_x = tl.cast(tile, tl.int64) * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
-        b_states = load_states(p_states, o_x, X, C)
+        o_x, b_states = load_states(p_states, tile, X, C)
         # [BLOCK_E, BN]
         b_sums = tl.zeros([C.BLOCK_E, C.BLOCK_N], dtype=tl.float32)
         for stream_tile in range(1 if C.ONE_STREAM_TILE else tl.cdiv(J, C.BLOCK_M)):
