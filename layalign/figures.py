@@ -1,0 +1,110 @@
+"""What the project's figures and Markdown tables share. matplotlib is loaded when the first figure is made; none needs a display."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import ceil
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by readers with any common colour vision; hatches serve print in grey.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+# For figures with more names than that: its first seven, and five of Tol's.
+MANY_COLOURS = (*COLOURS[:7], "#999933", "#882255", "#44AA99", "#BBBBBB", "#332288")
+HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
+GRID = "0.9"
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # arguments of a legend to the right of its axes
+
+
+def new_figure(
+    width: float, height: float, panels: int | None = None, columns: int | None = None
+) -> tuple[Figure, Any]:
+    """A figure outside pyplot, laid out so that nothing overlaps.
+
+    Args:
+        width, height: in inches.
+        panels: how many axes; None for a single one.
+        columns: panels a row; None for all in one.
+
+    Returns:
+        The figure and its axes: one, or with `panels` a list of them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    count = panels or 1
+    columns = min(count, columns or count)
+    axes = figure.subplots(ceil(count / columns), columns, squeeze=False).flatten().tolist()
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count] if panels else axes[0]
+
+
+def save_figure(figure: Figure, path: str | PathLike, dpi: int = 150) -> None:
+    """Write the figure as an image; folders that are missing are made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+
+
+def draw_bars(
+    axes: Axes,
+    spots: Iterable[float],
+    values: Sequence[float],
+    place: int,
+    count: int,
+    label: str,
+    colour: str | None = None,
+) -> tuple[list[float], float]:
+    """Draw one series of grouped bars.
+
+    Args:
+        axes: where to draw.
+        spots: middles of the groups that have a bar of this series.
+        values: the bars' heights, one a spot.
+        place, count: which series this is, from 0, of how many side by side in a group.
+        label: the series' name in the legend.
+        colour: of plain bars; None for the palette's colour and hatch of that place.
+
+    Returns:
+        The bars' middles, and their width.
+    """
+    width = 0.84 / count
+    middles = [spot + (place - (count - 1) / 2) * width for spot in spots]
+    style: dict[str, Any] = {"color": colour}
+    if colour is None:
+        hatch = HATCHES[place % len(HATCHES)]
+        style = {"color": COLOURS[place % len(COLOURS)], "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+    axes.bar(middles, values, width, label=label, **style)
+    return middles, width
+
+
+def draw_bar_grid(axes: Axes) -> None:
+    """Horizontal lines behind the bars."""
+    axes.grid(axis="y", color=GRID)
+    axes.set_axisbelow(True)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "lr") -> list[str]:
+    """Lines of a Markdown table.
+
+    Args:
+        header: the columns' names.
+        rows: cells of text, as many a row as there are columns.
+        align: "l" or "r" for each column from the left; the last letter holds for all columns that follow.
+    """
+    letters = align.ljust(len(header), align[-1])[: len(header)]
+    rule = ["---:" if letter == "r" else "---" for letter in letters]
+    return [markdown_row(cells) for cells in (header, rule, *rows)]
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """One line of a Markdown table; bars inside a cell are escaped."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
