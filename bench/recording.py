@@ -1,7 +1,9 @@
 """The results folder: the rows of many runs of one kind of machine in one file, in pytest-benchmark's format.
 
-FOLDER/<kind>/benchmarks.json is what `layalign bench report` and `layalign bench check` read.
+FOLDER/<kind>/benchmarks.json is what `python -m bench report` and `python -m bench check` read.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -10,12 +12,14 @@ import re
 import subprocess
 from functools import cache
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import layalign
-from layalign.benchmarks.results import read_file
+from bench.report.results import read_file
 from layalign.kernels.files import write_text
 
 KEPT = pytest.StashKey()  # how many rows and failures the file already has
@@ -32,7 +36,7 @@ GPU_FIGURES = {
 }
 
 
-def describe_machine():
+def describe_machine() -> dict[str, Any]:
     """What pytest-benchmark's machine_info lacks: kind (the name of the results folder), versions, cores, threads, GPU."""
     on_gpu = torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -53,7 +57,7 @@ def describe_machine():
     return found
 
 
-def gpu_figures():
+def gpu_figures() -> dict[str, str]:
     """Driver, present clocks and limits of the first GPU; {} where nvidia-smi is absent or knows none."""
     query = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(GPU_FIGURES.values())}", "--format=csv,noheader,nounits"]
     try:
@@ -63,7 +67,7 @@ def gpu_figures():
     return dict(zip(GPU_FIGURES, (value.strip() for value in answer.split(",")), strict=True))
 
 
-def keep_rows(config, folder):
+def keep_rows(config: pytest.Config, folder: Path) -> None:
     """Merge the rows measured so far in this run into folder/<kind>/benchmarks.json.
 
     A row replaces the one of the same name; a row that failed without a figure takes the old one's away. Each keeps its

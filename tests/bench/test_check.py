@@ -6,7 +6,6 @@ import sys
 from textwrap import indent
 
 import pytest
-
 from layalign.benchmarks.check import compare, recorded_for
 from layalign.benchmarks.results import read_results
 

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from layalign.benchmarks.report import report
 from layalign.benchmarks.results import read_results
 
