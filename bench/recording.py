@@ -22,6 +22,7 @@ import layalign
 from bench.report.results import read_file
 from layalign.kernels.files import write_text
 
+ROOT = Path(__file__).parents[1]
 KEPT = pytest.StashKey()  # how many rows and failures the file already has
 MACHINE = pytest.StashKey()  # machine and commit, asked once a run
 CLOCKS = pytest.StashKey()  # {group: the GPU's clocks just after its measurement}
@@ -119,7 +120,7 @@ def _machine_and_commit(config):
         if (given := os.environ.get("LAYALIGN_COMMIT")) is not None:  # for a copy of the tree without its history
             commit |= {"id": given, "dirty": False}
         elif commit["dirty"]:
-            commit["dirty"] = _changed_but_for(config.rootpath, "bench/results")
+            commit["dirty"] = _changed_but_for("bench/results")
         commit = {key: commit.get(key) for key in ("id", "time", "dirty")}
         machine = config._benchmarksession.get_machine_info()
         machine["cpu"] = {"brand_raw": machine["cpu"].get("brand_raw")}  # without 100 lines of flags
@@ -127,10 +128,10 @@ def _machine_and_commit(config):
     return config.stash[MACHINE]
 
 
-def _changed_but_for(root, folder):
-    """Whether tracked files outside `folder` differ from the commit: results are written while others are measured."""
+def _changed_but_for(folder):
+    """Whether tracked files of the repository outside `folder` differ from the commit: results are written while others are measured."""
     status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", f":!{folder}"]
-    return bool(subprocess.run(status, capture_output=True, text=True, check=True, cwd=root).stdout)
+    return bool(subprocess.run(status, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
 
 def _moment(config, row, now):
