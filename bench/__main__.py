@@ -6,12 +6,8 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="Results of `pytest bench/`: tables, plots, comparison.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+plain = {"add_completion": False, "pretty_exceptions_enable": False}
+app = typer.Typer(help="Results of `pytest bench/`: tables, plots, comparison.", no_args_is_help=True, **plain)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from bench.clocks import allocate_as_later
 from bench.measuring import CLOCK, Effort
 from bench.recording import describe_machine, keep_rows
 
-NOTES = pytest.StashKey()
+NOTES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser):

@@ -23,9 +23,9 @@ from bench.report.results import read_file
 from layalign.kernels.files import write_text
 
 ROOT = Path(__file__).parents[1]
-KEPT = pytest.StashKey()  # how many rows and failures the file already has
-MACHINE = pytest.StashKey()  # machine and commit, asked once a run
-CLOCKS = pytest.StashKey()  # {group: the GPU's clocks just after its measurement}
+KEPT = pytest.StashKey[tuple[int, int]]()  # how many rows and failures the file already has
+MACHINE = pytest.StashKey[tuple[dict, dict]]()  # machine and commit, asked once a run
+CLOCKS = pytest.StashKey[dict[str, dict]]()  # {group: the GPU's clocks just after its measurement}
 PACKAGES = ("torch", "triton", "transformers", "pytest-benchmark")
 UNKEPT = ("processor", "release", "python_build", "python_compiler")  # of pytest-benchmark's machine_info
 GPU_FIGURES = {

@@ -132,7 +132,7 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
     found = []
     sizes = _independent([row.sizes for row in rows])
     for size in sorted(sizes, key=lambda name: LENGTHS.index(name) if name in LENGTHS else len(LENGTHS)):
-        families = {}
+        families: dict[tuple[str, ...], list[Row]] = {}
         for row in rows:
             if size in row.sizes:
                 fixed = (

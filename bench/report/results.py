@@ -65,7 +65,7 @@ class Results:
 
     def tables(self) -> dict[tuple[str, str], list[Row]]:
         """{(suite, case): rows}, in the order of the file."""
-        tables = {}
+        tables: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             tables.setdefault((row.suite, row.case), []).append(row)
         return tables
