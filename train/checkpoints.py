@@ -44,7 +44,7 @@ def seal(folder: str | os.PathLike) -> None:
     files = {}
     for path in sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != MANIFEST):
         fsync(path)
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _hash(path)}
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     write_json(Path(folder) / MANIFEST, {"files": files})
     for inner in (*(path for path in Path(folder).rglob("*") if path.is_dir()), Path(folder)):
         fsync(inner)
@@ -74,7 +74,7 @@ def damage(folder: str | os.PathLike) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != expected["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-            if _hash(path) != expected["sha256"]:
+            if sha256_of(path) != expected["sha256"]:
                 return f"{name} is damaged (its hash is not the manifest's)"
     except FileNotFoundError:
         return f"no {MANIFEST}: it was not written to the end"
@@ -126,7 +126,8 @@ def _remove(folder):
         shutil.rmtree(doomed)
 
 
-def _hash(path):
+def sha256_of(path: str | os.PathLike) -> str:
+    """Hash of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
