@@ -3,6 +3,8 @@ values again and passes the cross result through the output projection on its ow
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -45,19 +47,22 @@ class Published(System, BareLLM):
         return self.llm_loss(prompted)
 
     def train_step(self) -> list[Tensor]:
+        """As every system's, with the streams of one step alone in memory."""
         results = System.train_step(self)
         self.streams = None  # or the next step would count their memory as there before it
         return results
 
     @torch.no_grad()
     def prefill(self) -> list[Tensor]:
+        """Logits (B, V) of the first new token."""
         kept = 0 if self.eager else 1  # 0: all
         logits = self.llm(**llm_inputs(self._read()), logits_to_keep=kept).logits[:, -1]
         self.streams = None
         return [logits]
 
     @torch.no_grad()
-    def generate(self, tokens: int, **settings):
+    def generate(self, tokens: int, **settings: Any) -> Any:
+        """So many new tokens."""
         return self.generate_from(self._read(), tokens, **settings)
 
     def _read(self) -> Prompted:
