@@ -22,7 +22,7 @@ SUITES ?= bench/
 TOLERANCE ?= 0.10
 README ?=  # README=README.md writes its section of results too
 GPU_WORKERS ?= 4
-REPORT = $(RUN) -m layalign bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
+REPORT = $(RUN) -m bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
 # Suites in the order in which their figures are missed most, should a run be cut.
 FIRST := $(wildcard bench/test_attention.py bench/test_decode.py bench/test_model.py)
 GPU_SUITES := $(FIRST) $(filter-out $(FIRST),$(wildcard bench/test_*.py))
@@ -45,7 +45,7 @@ bench-report: $(READY)
 
 # Fails where a row of ours is a tenth slower than recorded, in two runs; ratios are to the yardstick of the same run.
 NOW := runs/bench
-CHECK = $(RUN) -m layalign bench check --against $(RESULTS) --tolerance $(TOLERANCE)
+CHECK = $(RUN) -m bench check --against $(RESULTS) --tolerance $(TOLERANCE)
 bench-check: $(READY)
 	mkdir -p $(NOW) && rm -f $(NOW)/*
 	$(RUN) -m pytest $(SUITES) $(BENCH) --benchmark-json=$(NOW)/now.json

@@ -1,11 +1,15 @@
 """The two ceilings of a machine, measured in the run that compares with them: copy bandwidth and matrix product rate."""
 
+from __future__ import annotations
+
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
-from clocks import seconds_by
+
+from bench.clocks import seconds_by
 
 
 @dataclass(frozen=True)
@@ -15,13 +19,13 @@ class Ceilings:
     bytes_per_second: float
     flops_per_second: float
 
-    def floor(self, flops, moved):
+    def floor(self, flops: float, moved: float) -> float:
         """The seconds under which no implementation comes that computes `flops` and moves `moved` bytes."""
         return max(flops / self.flops_per_second, moved / self.bytes_per_second)
 
 
 @cache
-def ceilings(device, dtype, clock):
+def ceilings(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> Ceilings:
     """Of the largest sizes that are worth the time: 2 GiB copied and 8,192-wide products on a GPU."""
     seconds_of = seconds_by(device, clock)
     words, width = (2**28, 8192) if device.type == "cuda" else (2**24, 1024)

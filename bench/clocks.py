@@ -1,7 +1,10 @@
 """Seconds of one piece of work, by the clock of the device it runs on."""
 
+from __future__ import annotations
+
 import ctypes
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,12 +12,12 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
-def seconds_by(device, clock):
-    """-> function: work -> seconds. On a GPU between two events around it, on a CPU by `clock`."""
+def seconds_by(device: torch.device, clock: Callable[[], float]) -> Callable[[Callable], float]:
+    """A function from work to its seconds: on a GPU between two events around it, on a CPU by `clock`."""
     return DeviceClock(device) if device.type == "cuda" else partial(_host_seconds, clock)
 
 
-def allocate_as_later():
+def allocate_as_later() -> None:
     """Set glibc's two thresholds to where they rise in a process that has run long; elsewhere nothing.
 
     Else which tensors take fresh pages at every call, 1.6 times the time of a mix of 28 MB, depends on what the process
@@ -34,13 +37,13 @@ def _host_seconds(clock, work):
 class DeviceClock:
     """Seconds between two events around the work, which finds none of its data in the L2 cache."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device):
         # More than the cache holds: filling 512 MB keeps the GPU busy for over 0.1 ms, in which the host runs ahead.
         size = max(2**29, 2 * torch.cuda.get_device_properties(device).L2_cache_size)
         self.flushed = torch.empty(size, dtype=torch.uint8, device=device)
         self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
-    def __call__(self, work):
+    def __call__(self, work: Callable) -> float:
         self.flushed.zero_()
         self.events[0].record()
         work()
@@ -49,7 +52,7 @@ class DeviceClock:
         return self.events[0].elapsed_time(self.events[1]) / 1000
 
     @staticmethod
-    def capture(work):
+    def capture(work: Callable) -> Callable:
         """The same work as the replay of a CUDA graph."""
         work()  # whatever is compiled or chosen at the first call
         torch.cuda.synchronize()

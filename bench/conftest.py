@@ -1,20 +1,17 @@
 """`pytest bench/` runs the benchmarks, which `pytest` alone leaves out; `--small` shows that they run, in seconds."""
 
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode puts no test folder on the path
+from bench.ceilings import ceilings
+from bench.clocks import allocate_as_later
+from bench.measuring import CLOCK, Effort
+from bench.recording import describe_machine, keep_rows
 
-from ceilings import ceilings
-from clocks import allocate_as_later
-from measuring import CLOCK, Effort
-from recording import describe_machine, keep_rows
-
-NOTES = pytest.StashKey()
+NOTES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser):
@@ -72,39 +69,37 @@ def effort(request, small, device):
 
 @pytest.fixture
 def row(request, benchmark, device, effort):
-    """row(suite, case, name, measurements, ...): one row of a table, and what it says beside seconds.
+    """row(table, name, measurements, ours=, ...): one row of a Table, and what it says beside seconds. -> its Measurement
 
-    suite, case: what is computed, and at which sizes; rows that share both stand in one table. name: the implementation's.
-    yardstick: the name of that which ratios are to. ours: whether the implementation is this library's.
-    flops, moved: operations and bytes that the work cannot do without. dtype: of its products. sizes: {"S": 512, ...}.
-    Further figures are kept as they are given.
+    name: the implementation's. ours: whether it is this library's. Further figures are kept as they are given.
     """
 
-    def enter(suite, case, name, measurements, *, yardstick, ours, dtype, flops=0, moved=0, sizes=None, **figures):
-        benchmark.group = f"{suite}, {case}"
+    def enter(table, name, measurements, *, ours, **figures):
+        benchmark.group = f"{table.suite}, {table.case}"
         mine = measurements[name]
         CLOCK.enter(benchmark, mine)
-        info = {"suite": suite, "case": str(case), "implementation": name, "ours": ours, "yardstick": yardstick}
-        info |= {"dtype": str(dtype).removeprefix("torch."), "sizes": sizes or {}}
-        if measurements[yardstick].seconds:
-            figures["time_over_yardstick"] = mine.ratio_to(measurements[yardstick])
-        if flops or moved:
-            reached = ceilings(device, dtype, effort.clock)
-            info["ceilings"] = vars(reached)
-            floor = reached.floor(flops, moved)
+        about = {"suite": table.suite, "case": table.case, "implementation": name, "ours": ours}
+        about |= {"yardstick": table.yardstick, "dtype": str(table.dtype).removeprefix("torch.")}
+        about["sizes"] = dict(table.sizes)
+        if measurements[table.yardstick].seconds:
+            figures["time_over_yardstick"] = mine.ratio_to(measurements[table.yardstick])
+        if table.flops or table.moved:
+            reached = ceilings(device, table.dtype, effort.clock)
+            about["ceilings"] = vars(reached)
+            floor = reached.floor(table.flops, table.moved)
             figures |= {"floor_seconds": floor, "share_of_floor": floor / mine.median()}
-        if flops:
-            figures["teraflops"] = flops / mine.median() / 1e12
-        if moved:
-            figures["gigabytes_per_second"] = moved / mine.median() / 1e9
+        if table.flops:
+            figures["teraflops"] = table.flops / mine.median() / 1e12
+        if table.moved:
+            figures["gigabytes_per_second"] = table.moved / mine.median() / 1e9
         for kind in ("saved_bytes", "peak_bytes"):
             if (value := getattr(mine, kind)) is not None:
                 figures[kind] = value
-        benchmark.extra_info.update(info | figures)
+        benchmark.extra_info.update(about | figures)
         shown = (
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
         )
-        request.config.stash[NOTES].append(f"{suite}, {case}, {name}: {', '.join(shown)}")
+        request.config.stash[NOTES].append(f"{table.suite}, {table.case}, {name}: {', '.join(shown)}")
         return mine
 
     return enter

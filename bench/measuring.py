@@ -4,13 +4,24 @@ The speed of a machine drifts, so a ratio is the median of the ratios within rou
 rounds by `Replay`: on its own it measures one implementation after the other.
 """
 
+from __future__ import annotations
+
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from clocks import seconds_by
-from memory import peak_bytes
+from torch import Tensor
+
+from bench.clocks import seconds_by
+from bench.memory import peak_bytes
+
+BACKENDS = ("torch", "triton")  # this library's
+Results = Sequence[Tensor]
+Work = Callable[[], "Results | None"]
 
 
 @dataclass(frozen=True)
@@ -25,16 +36,17 @@ class Measurement:
     """What one implementation reached: the seconds of each round, or why there are none; bytes kept for the backward
     pass beside what was given; the most memory that a call took."""
 
-    seconds: list = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     error: str | None = None
     missing: str | None = None
     saved_bytes: int | None = None
     peak_bytes: int | None = None
 
-    def median(self):
+    def median(self) -> float:
+        """Seconds of a call."""
         return statistics.median(self.seconds)
 
-    def ratio_to(self, other):
+    def ratio_to(self, other: Measurement) -> float:
         """Median over the rounds of this one's time over the other's."""
         return statistics.median(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
 
@@ -45,10 +57,10 @@ class Replay:
     def __init__(self):
         self.now = 0.0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
-    def enter(self, benchmark, measurement):
+    def enter(self, benchmark: Any, measurement: Measurement) -> None:
         """The measured rounds into the table; without any, skip what is missing and fail what is wrong."""
         if measurement.missing is not None:
             pytest.skip(measurement.missing)
@@ -72,18 +84,62 @@ class Effort:
 
     rounds: int
     seconds: float
-    clock: object
+    clock: Callable[[], float]
 
 
-def measure(works, exact, like, device, effort, *, captured=False, memory=None, roundings=2):
-    """-> {name: Measurement}.
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What the rows of one table share.
 
-    works: {name: function without arguments, a list of them over different inputs to take in turn, or Missing}; a function
-    returns the list of tensors to check, or None where there is nothing to check. Of a list the first is checked.
-    exact: function -> these tensors in fp64. like: name of the work whose error measures the others: right is what
-    errs at most twice as much, plus so many `roundings`, relative to the largest value of each result.
-    captured: on a GPU, time the replay of a CUDA graph, which holds no launches from the host: for work of microseconds.
-    memory: whether to measure the peak of a call; None does on a GPU, where it costs nothing.
+    Attributes:
+        suite, case: what is computed, and at which sizes.
+        yardstick: name of the row that ratios are to.
+        dtype: of the products.
+        flops, moved: operations, and bytes, that the work cannot do without; 0 where not told.
+        sizes: {"S": 512, ...}.
+    """
+
+    suite: str
+    case: str
+    yardstick: str
+    dtype: torch.dtype
+    flops: int = 0
+    moved: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def by_backend(function: Callable, device: str, backends: Sequence[str] = BACKENDS) -> dict[str, Any]:
+    """{backend: this library's `function` by that backend, or Missing}."""
+    absent = {} if device == "cuda" else {"triton": Missing("triton needs a CUDA device")}
+    return {name: partial(function, backend=name) for name in backends} | absent
+
+
+def measure(
+    works: Mapping[str, Work | list[Work] | Missing],
+    exact: Callable[[], Results],
+    like: str,
+    device: torch.device,
+    effort: Effort,
+    *,
+    captured: bool = False,
+    memory: bool | None = None,
+    roundings: int = 2,
+) -> dict[str, Measurement]:
+    """Check all works, then time those that are right, a round of each in turn.
+
+    Args:
+        works: {name: function without arguments, a list of them over different inputs to take in turn, or Missing}; a
+            function returns the list of tensors to check, or None where there is nothing to check. Of a list the first is
+            checked.
+        exact: function that returns these tensors in fp64.
+        like: name of the work whose error measures the others: right is what errs at most twice as much, plus so many
+            `roundings`, relative to the largest value of each result.
+        device: whose clock and memory count.
+        effort: how many rounds, and for how long.
+        captured: on a GPU, time the replay of a CUDA graph, which holds no launches from the host: for work of
+            microseconds.
+        memory: whether to measure the peak of a call; None does on a GPU, where it costs nothing.
+        roundings: how many are allowed beside.
     """
     measurements = {name: Measurement() for name in works}
     present = {}

@@ -1,10 +1,15 @@
 """What a call allocates, and what it keeps for the backward pass."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 
-def saved_bytes(function, given):
+def saved_bytes(function: Callable, given: Iterable[Tensor]) -> int:
     """What `function` keeps for the backward pass, in whole allocations, beside the memory of the tensors `given`."""
     known = {x.untyped_storage().data_ptr() for x in given}
     kept = {}
@@ -21,7 +26,7 @@ def saved_bytes(function, given):
     return sum(kept.values())
 
 
-def peak_bytes(work, device):
+def peak_bytes(work: Callable, device: torch.device) -> int:
     """The most memory that is allocated at once while `work` runs, beside what was before it."""
     if device.type != "cuda":
         return _peak_bytes_of_cpu(work)

@@ -3,12 +3,16 @@
 A system takes a training step, prefills and generates, and returns what it computed, to be checked.
 """
 
+from __future__ import annotations
+
 import copy
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedModel
 
 from layalign import LayAlignForConditionalGeneration
 from layalign.projections import attention_modules
@@ -20,17 +24,19 @@ class Trained:
 
     adapter: torch.nn.Module
     aligner: torch.nn.Module
-    gates: list
+    gates: list[torch.nn.Parameter]
 
-    def parameters(self):
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What an optimizer step changes."""
         return [*self.gates, *self.aligner.parameters(), *self.adapter.parameters()]
 
-    def gradients(self):
+    def gradients(self) -> list[Tensor]:
         """All gates' as one tensor: one gate's is a sum that may come out near 0."""
         modules = (*self.aligner.parameters(), *self.adapter.parameters())
         return [torch.cat([gate.grad for gate in self.gates]), *(parameter.grad for parameter in modules)]
 
-    def copied(self, dtype=torch.float32):
+    def copied(self, dtype: torch.dtype = torch.float32) -> Trained:
+        """The same values, for another system to train."""
         modules = (copy.deepcopy(module).to(dtype) for module in (self.adapter, self.aligner))
         return Trained(*modules, [torch.nn.Parameter(gate.detach().clone().to(dtype)) for gate in self.gates])
 
@@ -38,12 +44,12 @@ class Trained:
 class System:
     """trained: what an optimizer step changes. Results whose rounding is to be allowed for are of the LLM's dtype."""
 
-    def __init__(self, llm, trained):
+    def __init__(self, llm: PreTrainedModel, trained: Trained):
         self.dtype, self.trained = llm.dtype, trained
         self.optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-5)
 
-    def train_step(self):
-        """Forward, backward and AdamW -> loss and gradients of the trained part."""
+    def train_step(self) -> list[Tensor]:
+        """Forward, backward and AdamW. Returns loss and gradients of the trained part."""
         loss = self.loss()
         loss.backward()
         results = [loss.detach().to(self.dtype), *self.trained.gradients()]
@@ -51,8 +57,8 @@ class System:
         self.optimizer.zero_grad()
         return results
 
-    def forced(self, forced_ids, tokens, **settings):
-        """Generate the given tokens (B, n), then more up to `tokens` -> logits (B, n, V) that chose them."""
+    def forced(self, forced_ids: Tensor, tokens: int, **settings: Any) -> list[Tensor]:
+        """Generate the given tokens (B, n), then more up to `tokens`. Returns the logits (B, n, V) that chose them."""
         force = ForcedTokens(forced_ids)
         settings |= {"logits_processor": [force], "return_dict_in_generate": True, "output_logits": True}
         logits = self.generate(tokens, **settings).logits
@@ -60,7 +66,9 @@ class System:
 
 
 class LayAlign(System):
-    def __init__(self, encoder, llm, batch, training):
+    """This library's model."""
+
+    def __init__(self, encoder: PreTrainedModel, llm: PreTrainedModel, batch: dict[str, Tensor], training: bool):
         self.model = LayAlignForConditionalGeneration.from_bases(encoder, llm).to(llm.device).train(training)
         self.batch = batch
         modules = attention_modules(llm)
@@ -70,28 +78,31 @@ class LayAlign(System):
                 gate.fill_(0.05 + 0.1 * index / len(gates))
         super().__init__(llm, Trained(self.model.adapter, self.model.aligner, gates))
 
-    def loss(self):
+    def loss(self) -> Tensor:
+        """Of the targets' tokens."""
         return self.model(**self.batch).loss
 
     @torch.no_grad()
-    def prefill(self):
+    def prefill(self) -> list[Tensor]:
+        """Logits (B, V) of the first new token."""
         return [self.model(**self.batch, logits_to_keep=1).logits[:, -1]]
 
-    def generate(self, tokens, **settings):
+    def generate(self, tokens: int, **settings: Any) -> Any:
+        """So many new tokens."""
         return self.model.generate(**self.batch, max_new_tokens=tokens, do_sample=False, **settings)
 
 
 class BareLLM:
     """The plain LLM on what LayAlign reads there, worked out beforehand; the plain encoder runs before it."""
 
-    def __init__(self, encoder, llm, batch, trained):
+    def __init__(self, encoder: PreTrainedModel, llm: PreTrainedModel, batch: dict[str, Tensor], trained: Trained):
         self.encoder, self.llm, self.batch = encoder, llm, batch
         with torch.no_grad():
             soft = trained.adapter(self.encode()[-1])
-            self.embeddings, self.mask, self.labels = assemble(llm, soft, trained.adapter.boundary, batch)
-        self.embeddings = self.embeddings.requires_grad_(self.labels is not None)
+            self.prompted = assemble(llm, soft, trained.adapter.boundary, batch)
+        self.prompted.embeddings.requires_grad_(self.prompted.labels is not None)
 
-    def encode(self):
+    def encode(self) -> tuple[Tensor, ...]:
         """All hidden states of the encoder, (B, T, De) each."""
         with torch.no_grad():
             return self.encoder(
@@ -100,82 +111,68 @@ class BareLLM:
                 output_hidden_states=True,
             ).hidden_states
 
-    def train_step(self):
-        """Forward and backward -> loss: it trains nothing, but as with every soft prompt the embeddings get a gradient."""
+    def train_step(self) -> list[Tensor]:
+        """Forward and backward. Returns the loss: it trains nothing, but as with every soft prompt the embeddings get a
+        gradient."""
         self.encode()
-        loss = self.llm_loss(self.embeddings, self.mask, self.labels)
+        loss = self.llm_loss(self.prompted)
         loss.backward()
-        self.embeddings.grad = None
+        self.prompted.embeddings.grad = None
         return [loss.detach()]
 
     @torch.no_grad()
-    def prefill(self):
+    def prefill(self) -> list[Tensor]:
+        """Logits (B, V) of the first new token."""
         self.encode()
-        return [self.llm(**llm_inputs(self.embeddings, self.mask), logits_to_keep=1).logits[:, -1]]
+        return [self.llm(**llm_inputs(self.prompted), logits_to_keep=1).logits[:, -1]]
 
     @torch.no_grad()
-    def generate(self, tokens, **settings):
+    def generate(self, tokens: int, **settings: Any) -> Any:
+        """So many new tokens."""
         self.encode()
-        return self.generate_from(self.embeddings, self.mask, tokens, **settings)
+        return self.generate_from(self.prompted, tokens, **settings)
 
-    def generate_from(self, embeddings, mask, tokens, **settings):
+    def generate_from(self, prompted: Prompted, tokens: int, **settings: Any) -> Any:
+        """What `generate` of transformers returns."""
         settings |= {"max_new_tokens": tokens, "do_sample": False}
-        return self.llm.generate(inputs_embeds=embeddings, attention_mask=mask.long(), **settings)
+        return self.llm.generate(inputs_embeds=prompted.embeddings, attention_mask=prompted.mask.long(), **settings)
 
-    def llm_loss(self, embeddings, mask, labels):
+    def llm_loss(self, prompted: Prompted) -> Tensor:
         """Of the columns alone that predict a label."""
-        columns = (labels[:, 1:] != -100).any(dim=0).nonzero().flatten()
-        hidden = self.llm.model(**llm_inputs(embeddings, mask)).last_hidden_state
-        return self.head_loss(hidden[:, columns].flatten(0, 1), labels[:, 1:][:, columns].flatten())
+        following = prompted.labels[:, 1:]
+        columns = (following != -100).any(dim=0).nonzero().flatten()
+        hidden = self.llm.model(**llm_inputs(prompted)).last_hidden_state
+        return self.head_loss(hidden[:, columns].flatten(0, 1), following[:, columns].flatten())
 
-    def head_loss(self, hidden, targets):
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden (N, Dl), targets (N,)."""
         logits = self.llm.lm_head(hidden)
         return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), targets)
-
-
-class LigerLLM(BareLLM):
-    """With the kernels of the package liger-kernel in place of norms, MLPs' activations and the loss."""
-
-    def __init__(self, encoder, llm, batch, trained):
-        super().__init__(encoder, llm, batch, trained)
-        from liger_kernel.transformers.functional import liger_rms_norm, liger_swiglu
-
-        def norm(module):
-            return lambda states: liger_rms_norm(states, module.weight, module.variance_epsilon)
-
-        def swiglu(module):
-            return lambda states: module.down_proj(liger_swiglu(module.gate_proj(states), module.up_proj(states)))
-
-        llm.model.norm.forward = norm(llm.model.norm)
-        for layer in llm.model.layers:
-            layer.mlp.forward = swiglu(layer.mlp)
-            for module in (layer.input_layernorm, layer.post_attention_layernorm):
-                module.forward = norm(module)
-
-    def head_loss(self, hidden, targets):
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        return liger_fused_linear_cross_entropy(hidden, self.llm.lm_head.weight, targets)
 
 
 class ForcedTokens(LogitsProcessor):
     """Leaves generation no choice for as many tokens as are given, (B, n)."""
 
-    def __init__(self, ids):
+    def __init__(self, ids: Tensor):
         self.ids = ids
 
-    def __call__(self, input_ids, scores):
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[1] >= self.ids.shape[1]:
             return scores
         chosen = self.ids[:, input_ids.shape[1], None]
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
-def assemble(llm, soft, boundary, batch):
-    """[bos][soft prompts][boundary][text] with all padding moved to the left.
+class Prompted(NamedTuple):
+    """What the LLM reads: embeddings (B, S, Dl), mask (B, S) bool, labels (B, S) or None where the batch has none."""
 
-    -> embeddings (B, S, Dl), mask (B, S) bool, labels (B, S) or None where the batch has none.
-    """
+    embeddings: Tensor
+    mask: Tensor
+    labels: Tensor | None
+
+
+def assemble(llm: PreTrainedModel, soft: Tensor, boundary: Tensor, batch: dict[str, Tensor]) -> Prompted:
+    """[bos][soft prompts][boundary][text] with all padding moved to the left."""
     embed, rows = llm.get_input_embeddings(), len(soft)
     bos = torch.full((rows, 1), llm.config.bos_token_id, device=soft.device)
     parts = [embed(bos), soft.to(llm.dtype), boundary.to(llm.dtype).expand(rows, 1, -1), embed(batch["input_ids"])]
@@ -189,15 +186,15 @@ def assemble(llm, soft, boundary, batch):
     if labels is not None:
         labels = F.pad(labels, (soft.shape[1] + 2, 0), value=-100)
         labels = labels.gather(1, order).masked_fill(~mask, -100)
-    return embeddings, mask, labels
+    return Prompted(embeddings, mask, labels)
 
 
-def llm_inputs(embeddings, mask):
+def llm_inputs(prompted: Prompted) -> dict[str, Any]:
     """Positions count real tokens; the mask goes on to the LLM."""
-    position_ids = (mask.long().cumsum(dim=1) - 1).clamp_(min=0)
+    position_ids = (prompted.mask.long().cumsum(dim=1) - 1).clamp_(min=0)
     return {
-        "inputs_embeds": embeddings,
-        "attention_mask": mask.long(),
+        "inputs_embeds": prompted.embeddings,
+        "attention_mask": prompted.mask.long(),
         "position_ids": position_ids,
         "use_cache": False,
     }

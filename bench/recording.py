@@ -1,7 +1,9 @@
 """The results folder: the rows of many runs of one kind of machine in one file, in pytest-benchmark's format.
 
-FOLDER/<kind>/benchmarks.json is what `layalign bench report` and `layalign bench check` read.
+FOLDER/<kind>/benchmarks.json is what `python -m bench report` and `python -m bench check` read.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -10,17 +12,20 @@ import re
 import subprocess
 from functools import cache
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import layalign
-from layalign.benchmarks.results import read_file
+from bench.report.results import read_file
 from layalign.kernels.files import write_text
 
-KEPT = pytest.StashKey()  # how many rows and failures the file already has
-MACHINE = pytest.StashKey()  # machine and commit, asked once a run
-CLOCKS = pytest.StashKey()  # {group: the GPU's clocks just after its measurement}
+ROOT = Path(__file__).parents[1]
+KEPT = pytest.StashKey[tuple[int, int]]()  # how many rows and failures the file already has
+MACHINE = pytest.StashKey[tuple[dict, dict]]()  # machine and commit, asked once a run
+CLOCKS = pytest.StashKey[dict[str, dict]]()  # {group: the GPU's clocks just after its measurement}
 PACKAGES = ("torch", "triton", "transformers", "pytest-benchmark")
 UNKEPT = ("processor", "release", "python_build", "python_compiler")  # of pytest-benchmark's machine_info
 GPU_FIGURES = {
@@ -32,7 +37,7 @@ GPU_FIGURES = {
 }
 
 
-def describe_machine():
+def describe_machine() -> dict[str, Any]:
     """What pytest-benchmark's machine_info lacks: kind (the name of the results folder), versions, cores, threads, GPU."""
     on_gpu = torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -53,7 +58,7 @@ def describe_machine():
     return found
 
 
-def gpu_figures():
+def gpu_figures() -> dict[str, str]:
     """Driver, present clocks and limits of the first GPU; {} where nvidia-smi is absent or knows none."""
     query = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(GPU_FIGURES.values())}", "--format=csv,noheader,nounits"]
     try:
@@ -63,7 +68,7 @@ def gpu_figures():
     return dict(zip(GPU_FIGURES, (value.strip() for value in answer.split(",")), strict=True))
 
 
-def keep_rows(config, folder):
+def keep_rows(config: pytest.Config, folder: Path) -> None:
     """Merge the rows measured so far in this run into folder/<kind>/benchmarks.json.
 
     A row replaces the one of the same name; a row that failed without a figure takes the old one's away. Each keeps its
@@ -115,7 +120,7 @@ def _machine_and_commit(config):
         if (given := os.environ.get("LAYALIGN_COMMIT")) is not None:  # for a copy of the tree without its history
             commit |= {"id": given, "dirty": False}
         elif commit["dirty"]:
-            commit["dirty"] = _changed_but_for(config.rootpath, "bench/results")
+            commit["dirty"] = _changed_but_for("bench/results")
         commit = {key: commit.get(key) for key in ("id", "time", "dirty")}
         machine = config._benchmarksession.get_machine_info()
         machine["cpu"] = {"brand_raw": machine["cpu"].get("brand_raw")}  # without 100 lines of flags
@@ -123,10 +128,10 @@ def _machine_and_commit(config):
     return config.stash[MACHINE]
 
 
-def _changed_but_for(root, folder):
-    """Whether tracked files outside `folder` differ from the commit: results are written while others are measured."""
+def _changed_but_for(folder):
+    """Whether tracked files of the repository outside `folder` differ from the commit: results are written while others are measured."""
     status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", f":!{folder}"]
-    return bool(subprocess.run(status, capture_output=True, text=True, check=True, cwd=root).stdout)
+    return bool(subprocess.run(status, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
 
 def _moment(config, row, now):

@@ -9,18 +9,16 @@ from functools import partial
 
 import pytest
 import torch
-from aligner_case import CASES, cases_here, flat, in_fp64
-from measuring import CLOCK, Missing, measure
-from memory import saved_bytes
-from published_aligner import published_cross_key_values
 
+from bench.cases import cases_here
+from bench.cases.aligner import CASES, flat, in_fp64
+from bench.measuring import BACKENDS, CLOCK, Missing, Table, by_backend, measure
+from bench.memory import saved_bytes
+from bench.peers import peers_of
 from layalign.kernels.layerwise_aligner import cross_key_values
 
-FUNCTIONS = {
-    "published": published_cross_key_values,
-    "torch": partial(cross_key_values, backend="torch"),
-    "triton": partial(cross_key_values, backend="triton"),
-}
+YARDSTICK = "published"
+PEERS = peers_of("aligner", "cross_key_values")
 TIME_LIMITS = {"cpu_gqa": 0.5, "cpu_mha": 0.9}  # of "torch" over the published way
 SAVED_LIMIT = 0.5
 
@@ -42,37 +40,31 @@ def measure_training(case, effort):
     torch.manual_seed(0)
     arguments = [case.states(), *case.mix(), *case.projection(), *case.key_value_weights()]
     grads = case.draw(2, case.llm_layers, case.batch, case.length, case.kv)
-    works = {name: partial(forward_and_backward, f, arguments, grads) for name, f in FUNCTIONS.items()}
-    if case.device != "cuda":
-        works["triton"] = Missing("triton needs a CUDA device")
+    functions = {name: make(case) for name, make in PEERS.items()} | by_backend(cross_key_values, case.device)
+    works = {
+        name: f if isinstance(f, Missing) else partial(forward_and_backward, f, arguments, grads)
+        for name, f in functions.items()
+    }
 
     def exact():
-        return forward_and_backward(published_cross_key_values, [in_fp64(x) for x in arguments], grads.double())
+        return forward_and_backward(functions[YARDSTICK], [in_fp64(x) for x in arguments], grads.double())
 
-    measurements = measure(works, exact, "published", torch.device(case.device), effort)
-    for name, function in FUNCTIONS.items():
+    measurements = measure(works, exact, YARDSTICK, torch.device(case.device), effort)
+    for name, function in functions.items():
         if measurements[name].seconds:
             measurements[name].saved_bytes = saved_bytes(partial(function, *arguments), flat(arguments))
     return measurements
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [*PEERS, *BACKENDS])
 @pytest.mark.parametrize("case_name", cases_here(CASES))
 @pytest.mark.benchmark(timer=CLOCK)
 def test_training(row, measured_once, effort, small, case_name, name):
     case = CASES[case_name].small() if small else CASES[case_name]
     measurements = measured_once(measure_training, case, effort)
-    mine = row(
-        "aligner",
-        case,
-        name,
-        measurements,
-        yardstick="published",
-        ours=name != "published",
-        dtype=case.dtype,
-        sizes=case.sizes,
-    )
-    if name != "published":
-        assert mine.saved_bytes <= SAVED_LIMIT * measurements["published"].saved_bytes
+    table = Table(suite="aligner", case=str(case), yardstick=YARDSTICK, dtype=case.dtype, sizes=case.sizes)
+    mine = row(table, name, measurements, ours=name in BACKENDS)
+    if name in BACKENDS:
+        assert mine.saved_bytes <= SAVED_LIMIT * measurements[YARDSTICK].saved_bytes
     if name == "torch" and case_name in TIME_LIMITS and not small:
-        assert mine.ratio_to(measurements["published"]) <= TIME_LIMITS[case_name]
+        assert mine.ratio_to(measurements[YARDSTICK]) <= TIME_LIMITS[case_name]

@@ -6,27 +6,23 @@ On a GPU in bf16 at the sizes of mT5-xl with a 7B LLM, up to 20 GB of its memory
 """
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from aligner_case import FOLDING, OPERATORS, cases_here
-from measuring import CLOCK, Missing, measure
-from published_aligner import published_mix
-from torch.nn.functional import linear
 
-from layalign.kernels.layerwise_aligner import (
-    cross_key_values,
-    cross_key_values_reference,
-    fold_key_values,
-    layer_mix,
-    layer_mix_reference,
-    stream_linear,
-    stream_linear_reference,
-)
+from bench.cases import cases_here
+from bench.cases.aligner import FOLDING, OPERATORS, in_fp64
+from bench.measuring import BACKENDS, CLOCK, Missing, Table, by_backend, measure
+from bench.peers import peers_of
+from layalign.kernels import layerwise_aligner as operators
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
-BACKENDS = ("torch", "triton")
+MIX_PEERS, LINEAR_PEERS = (peers_of("aligner", operator) for operator in ("layer_mix", "stream_linear"))
+FOLDED = ("unfolded", "folded", "folded before")
 # Of the time over the yardstick's, on a GPU.
 MIX_GOALS = {"forward": 1 / 0.85, "backward": 1 / 0.75}
 LINEAR_GOAL = 1 / 0.95
@@ -45,9 +41,44 @@ def effort(effort):
     return dataclasses.replace(effort, seconds=effort.seconds / 2)
 
 
-def without_triton(case, works):
-    """The works, without those by Triton where there is no GPU."""
-    return works if case.device == "cuda" else works | {"triton": Missing("triton needs a CUDA device")}
+@dataclass(frozen=True)
+class Call:
+    """Of one operator: its inputs, the gradient of its output, and the function whose fp64 result is the right one."""
+
+    inputs: list[Any]
+    grad: torch.Tensor
+    reference: Callable
+
+    def work(self, function, direction):
+        """Without arguments: the forward, or the backward alone, whose forward runs at its first call."""
+        if isinstance(function, Missing):
+            return function
+        return _outputs(function, self.inputs) if direction == "forward" else _gradients(function, self)
+
+    def exact(self, direction):
+        """The work in fp64."""
+        return Call(in_fp64(self.inputs), self.grad.double(), self.reference).work(self.reference, direction)
+
+
+def _outputs(function, inputs):
+    return lambda: [function(*inputs).detach()]
+
+
+def _gradients(function, call):
+    trained = [x for x in call.inputs if isinstance(x, torch.Tensor) and x.requires_grad]
+    done = []
+
+    def backward():
+        if not done:
+            done.append(function(*call.inputs))
+        return torch.autograd.grad(done[0], trained, call.grad, retain_graph=True)
+
+    return backward
+
+
+def implementations(operator, peers, case):
+    """{name: function of the operator's arguments, or Missing}."""
+    return {name: make(case) for name, make in peers.items()} | by_backend(operator, case.device)
 
 
 def copy_of(case, tensors):
@@ -61,85 +92,52 @@ def copy_of(case, tensors):
     return copy
 
 
-def outputs(function, inputs):
-    return lambda: [function(*inputs).detach()]
-
-
-def gradients(function, inputs, grad):
-    """A function without arguments that computes the gradients of the inputs; the forward runs at its first call."""
-    trained = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
-    done = []
-
-    def backward():
-        if not done:
-            done.append(function(*inputs))
-        return torch.autograd.grad(done[0], trained, grad, retain_graph=True)
-
-    return backward
-
-
 def measure_mix(case, direction, effort):
     torch.manual_seed(0)
     inputs, grad = [case.states(), *case.mix()], case.draw(case.streams, case.batch, case.length, case.encoder_width)
-    exact_inputs = [torch.stack(inputs[0]).double(), *(x.detach().double().requires_grad_() for x in inputs[1:])]
-    reference = partial(layer_mix_reference, upcast=False)
-    functions = {"published": published_mix, **{name: partial(layer_mix, backend=name) for name in BACKENDS}}
-    if direction == "forward":
-        works = {name: outputs(function, inputs) for name, function in functions.items()}
-        exact = outputs(reference, exact_inputs)
-    else:
-        works = {name: gradients(function, inputs, grad) for name, function in functions.items()}
-        exact = gradients(reference, exact_inputs, grad.double())
+
+    def reference(states, weight, bias):
+        return operators.layer_mix_reference(torch.stack(states), weight, bias, upcast=False)
+
+    call = Call(inputs, grad, reference)
+    functions = implementations(operators.layer_mix, MIX_PEERS, case)
+    works = {name: call.work(function, direction) for name, function in functions.items()}
     works["copy"] = copy_of(case, case.encoder_layers + case.streams)  # either direction reads or writes each once
-    return measure(without_triton(case, works), exact, "published", torch.device(case.device), effort)
+    return measure(works, call.exact(direction), "published", torch.device(case.device), effort)
 
 
-@pytest.mark.parametrize("name", ["published", "copy", *BACKENDS])
+@pytest.mark.parametrize("name", [*MIX_PEERS, "copy", *BACKENDS])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case_name", cases_here(OPERATORS))
 def test_layer_mix(row, sized, measured_once, effort, case_name, direction, name):
     """The backward computes what training asks for, the gradients of weight and bias."""
     case = sized(OPERATORS[case_name])
-    row(
-        f"layer_mix {direction}",
-        case,
-        name,
-        measured_once(measure_mix, case, direction, effort),
+    table = Table(
+        suite=f"layer_mix {direction}",
+        case=str(case),
         yardstick="copy" if case.device == "cuda" else "published",  # a CPU is busy computing, not moving
-        ours=name in BACKENDS,
         dtype=case.dtype,
         flops=2 * case.encoder_layers * case.streams * case.tokens * case.encoder_width,
         moved=(case.encoder_layers + case.streams) * case.tokens * case.encoder_width * case.dtype.itemsize,
         sizes=case.sizes,
-        **({"goal": MIX_GOALS[direction]} if name == "triton" else {}),
     )
+    goal = {"goal": MIX_GOALS[direction]} if name == "triton" else {}
+    row(table, name, measured_once(measure_mix, case, direction, effort), ours=name in BACKENDS, **goal)
 
 
 def measure_linear(case, weights, direction, effort):
     torch.manual_seed(0)
-    shared = weights == "shared"
     streams = case.draw(case.streams, case.batch, case.length, case.encoder_width).requires_grad_()
-    leading = () if shared else (case.streams,)
+    leading = () if weights == "shared" else (case.streams,)
     weight = case.draw(*leading, case.llm_width, case.encoder_width, scale=case.encoder_width**-0.5).requires_grad_()
-    inputs, grad = [streams, weight], case.draw(case.streams, case.batch, case.length, case.llm_width)
-
-    def plain(streams, weight):
-        flat = streams.flatten(0, 2) if shared else streams.flatten(1, 2)
-        return (linear(flat, weight) if shared else flat @ weight.mT).view(grad.shape)
-
-    functions = {"plain product": plain} | {name: partial(stream_linear, backend=name) for name in BACKENDS}
-    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
-    reference = partial(stream_linear_reference, upcast=False)
-    if direction == "forward":
-        works = {name: outputs(function, inputs) for name, function in functions.items()}
-        exact = outputs(reference, exact_inputs)
-    else:
-        works = {name: gradients(function, inputs, grad) for name, function in functions.items()}
-        exact = gradients(reference, exact_inputs, grad.double())
-    return measure(without_triton(case, works), exact, "plain product", torch.device(case.device), effort)
+    grad = case.draw(case.streams, case.batch, case.length, case.llm_width)
+    call = Call([streams, weight], grad, partial(operators.stream_linear_reference, upcast=False))
+    functions = implementations(operators.stream_linear, LINEAR_PEERS, case)
+    works = {name: call.work(function, direction) for name, function in functions.items()}
+    return measure(works, call.exact(direction), "plain product", torch.device(case.device), effort)
 
 
-@pytest.mark.parametrize("name", ["plain product", *BACKENDS])
+@pytest.mark.parametrize("name", [*LINEAR_PEERS, *BACKENDS])
 @pytest.mark.parametrize("weights", ["shared", "per_stream"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case_name", cases_here(OPERATORS))
@@ -147,59 +145,49 @@ def test_stream_linear(row, sized, measured_once, effort, case_name, direction, 
     """The plain product is cuBLAS's on a GPU: one for a shared weight, a batched one for a weight per stream."""
     case = sized(OPERATORS[case_name])
     products = 1 if direction == "forward" else 2
-    row(
-        f"stream_linear {direction}",
-        f"weights {weights}, {case}",
-        name,
-        measured_once(measure_linear, case, weights, direction, effort),
+    table = Table(
+        suite=f"stream_linear {direction}",
+        case=f"weights {weights}, {case}",
         yardstick="plain product",
-        ours=name in BACKENDS,
         dtype=case.dtype,
         flops=products * 2 * case.streams * case.tokens * case.encoder_width * case.llm_width,
         sizes=case.sizes,
-        **({"goal": LINEAR_GOAL} if name == "triton" else {}),
     )
+    goal = {"goal": LINEAR_GOAL} if name == "triton" else {}
+    row(table, name, measured_once(measure_linear, case, weights, direction, effort), ours=name in BACKENDS, **goal)
 
 
 def measure_folding(case, backend, effort):
     torch.manual_seed(0)
-    names = ("unfolded", "folded", "folded before")
     if backend == "triton" and case.device != "cuda":
         missing = Missing("triton needs a CUDA device")
-        return measure(dict.fromkeys(names, missing), list, names[0], torch.device(case.device), effort)
+        return measure(dict.fromkeys(FOLDED, missing), list, FOLDED[0], torch.device(case.device), effort)
     states, mix, projection, weights = case.states(), case.mix(), case.projection(), case.key_value_weights()
-    call = torch.no_grad()(partial(cross_key_values, states, *mix, backend=backend))
-    key_weights, value_weights, key_biases, value_biases = fold_key_values(*projection, *weights, backend=backend)
+    call = torch.no_grad()(partial(operators.cross_key_values, states, *mix, backend=backend))
+    folded = operators.fold_key_values(*projection, *weights, backend=backend)
     works = {
         "unfolded": lambda: call(*projection, *weights, folded=False),
         "folded": lambda: call(*projection, *weights, folded=True),
-        "folded before": lambda: call(None, None, key_weights, value_weights, key_biases, value_biases),
+        "folded before": lambda: call(None, None, *folded),
     }
 
     def exact():
         with torch.no_grad():
             stacked = [torch.stack(x).double() for x in (states, *weights)]
             parameters = [x.double() for x in (*mix, *projection)]
-            return cross_key_values_reference(stacked[0], *parameters, *stacked[1:], upcast=False)
+            return operators.cross_key_values_reference(stacked[0], *parameters, *stacked[1:], upcast=False)
 
     return measure(works, exact, "unfolded", torch.device(case.device), effort)
 
 
-@pytest.mark.parametrize("name", ["unfolded", "folded", "folded before"])
+@pytest.mark.parametrize("name", FOLDED)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case_name", cases_here(FOLDING))
 def test_folding(row, sized, measured_once, effort, case_name, backend, name):
     """Folded before: the weights are multiplied once for many calls, as at inference."""
     case = sized(FOLDING[case_name])
-    goal = FOLDING_GOALS.get(case_name) if (backend, name) == ("triton", "folded before") else None
-    row(
-        "aligner folded",
-        f"{backend}, {case}",
-        name,
-        measured_once(measure_folding, case, backend, effort),
-        yardstick="unfolded",
-        ours=True,
-        dtype=case.dtype,
-        sizes=case.sizes,
-        **({"goal": goal} if goal else {}),
-    )
+    about = {"yardstick": "unfolded", "dtype": case.dtype, "sizes": case.sizes}
+    table = Table(suite="aligner folded", case=f"{backend}, {case}", **about)
+    told = (backend, name) == ("triton", "folded before") and case_name in FOLDING_GOALS
+    goal = {"goal": FOLDING_GOALS[case_name]} if told else {}
+    row(table, name, measured_once(measure_folding, case, backend, effort), ours=True, **goal)

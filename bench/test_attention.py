@@ -5,12 +5,12 @@
 On a GPU bf16 at the sizes of 7B LLMs, on a CPU fp32 at a small one's; --full also sweeps over lengths, widths and heads.
 """
 
-import dataclasses
-
 import pytest
-from attention_case import CASES, FORWARD_SWEEP, SWEEP, cases_here
-from measuring import CLOCK
-from peers import IMPLEMENTATIONS, OURS, YARDSTICK, cpu_limit, measure_attention, over_best_two_calls
+
+from bench.attention_suite import YARDSTICK, cpu_limit, enter_row, measure_attention, names, shorter
+from bench.cases import cases_here
+from bench.cases.attention import CASES, FORWARD_SWEEP, SWEEP
+from bench.measuring import CLOCK, Table
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
 GOALS = {  # of time over the fastest two calls
@@ -24,38 +24,26 @@ def pytest_generate_tests(metafunc):
     if metafunc.config.getoption("full"):
         groups += [SWEEP, FORWARD_SWEEP] if metafunc.function is test_forward else [SWEEP]
     metafunc.parametrize(["case_name", "case"], [pytest.param(*x, id=x[0]) for x in cases_here(*groups).items()])
-    metafunc.parametrize("name", IMPLEMENTATIONS)
+    metafunc.parametrize("name", names("attention"))
 
 
 @pytest.fixture
 def enter(row, measured_once, effort, small):
     """enter(suite, case name, case, name, trained=): measures, and enters the row of one implementation."""
-    if not small:  # a call takes milliseconds: many rounds in half the time of other suites
-        effort = dataclasses.replace(effort, seconds=effort.seconds / 2)
 
     def enter(suite, case_name, case, name, *, trained):
         case = case.small() if small else case
-        measurements = measured_once(measure_attention, case, trained, False, effort)
-        flops = case.forward_flops() + (case.backward_flops() if trained else 0)
-        moved = case.forward_bytes() + (case.backward_bytes() if trained else 0)
-        figures = {}
-        if name in OURS and measurements[name].seconds:
-            figures["time_over_best_two_calls"] = over_best_two_calls(measurements, name)
-        if name == "triton" and case_name in GOALS[suite]:
-            figures["goal"] = GOALS[suite][case_name]
-        mine = row(
-            suite,
-            case,
-            name,
-            measurements,
+        measurements = measured_once(measure_attention, case, trained, False, effort if small else shorter(effort))
+        table = Table(
+            suite=suite,
+            case=str(case),
             yardstick=YARDSTICK,
-            ours=name in OURS,
             dtype=case.dtype,
-            flops=flops,
-            moved=moved,
+            flops=case.forward_flops() + (case.backward_flops() if trained else 0),
+            moved=case.forward_bytes() + (case.backward_bytes() if trained else 0),
             sizes=case.sizes,
-            **figures,
         )
+        mine = enter_row(row, table, name, measurements, GOALS[suite].get(case_name))
         if name == "torch" and case.device == "cpu" and not small:
             assert mine.ratio_to(measurements[YARDSTICK]) <= cpu_limit(measurements)
 

@@ -275,60 +275,20 @@ def kernels(
         raise typer.Exit(1)
 
 
-bench = typer.Typer(help="Results of `pytest bench/`: tables, plots, comparison.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context):
+    """Results of the repository's `pytest bench/`: tables, plots, comparison."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "bench" / "__main__.py").is_file():
+        where = "bench: the benchmarks are in the repository: `pytest bench/` there, then `python -m bench report`"
+        if "--help" not in context.args:
+            raise ValueError(where)
+        typer.echo(where)
+        return
+    sys.path.insert(0, str(root))
+    from bench.__main__ import app as benchmarks
 
-
-@bench.command()
-def report(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="JSON files of results; bench/results/*/benchmarks.json by default.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for a folder a machine; beside each file by default.")
-    ] = None,
-    readme: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="File whose section between the bench marks is written."),
-    ] = None,
-):
-    """Tables (results.md) and plots from result files."""
-    from layalign.benchmarks.report import report
-
-    for path in report(files, output, readme):
-        typer.echo(path)
-
-
-@bench.command()
-def check(
-    file: Annotated[Path, typer.Argument(help="JSON of `pytest bench/ --benchmark-json=FILE`.")],
-    against: Annotated[Path, typer.Option(help="Folder with the recorded results of each kind of machine.")],
-    tolerance: Annotated[float, typer.Option(min=0.0, help="0.10 passes what is at most a tenth slower.")] = 0.10,
-    failing: Annotated[
-        Path | None, typer.Option(help="Write the tests of slower rows there: `pytest @FILE` measures them again.")
-    ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="FILE has only some of the rows: name none it lacks.")
-    ] = False,
-):
-    """Compare our times over the yardstick with recorded ones; exit status 1 where one is slower past the tolerance."""
-    from layalign.benchmarks.check import compare, recorded_for, table
-    from layalign.benchmarks.results import read_results
-
-    now = read_results(file)
-    comparisons, only_recorded, only_now = compare(now, recorded_for(now.kind, against))
-    typer.echo(table(comparisons, tolerance))
-    if partial:
-        only_recorded = []
-    for side, names in (("recorded, not measured now", only_recorded), ("measured now, not recorded", only_now)):
-        for name in names:
-            typer.echo(f"{side}: {name}")
-    slower = [one for one in comparisons if one.is_slower(tolerance)]
-    if failing is not None:
-        failing.write_text("".join(f"{one.fullname}\n" for one in slower), encoding="utf-8")
-    if slower:
-        typer.echo(f"{len(slower)} of {len(comparisons)} rows are over {tolerance:.0%} slower", err=True)
-        raise typer.Exit(1)
+    benchmarks(context.args, prog_name="layalign bench")
 
 
 def main():

@@ -4,14 +4,19 @@ A sealed folder holds manifest.json, written last, with the size and SHA-256 of 
 moment a folder under its final name is complete; damage that came later shows against the manifest.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from layalign.kernels.files import fsync, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +25,7 @@ _STEP = re.compile(r"checkpoint-(\d+)")
 
 
 @contextmanager
-def sealed_folder(target):
+def sealed_folder(target: str | os.PathLike) -> Iterator[Path]:
     """Give a folder to write into; when the block ends without an exception, seal it and rename it to `target`.
 
     What stood at `target` is removed after the new folder is complete on disk, not before.
@@ -34,29 +39,29 @@ def sealed_folder(target):
     publish(partial, target)
 
 
-def seal(folder):
+def seal(folder: str | os.PathLike) -> None:
     """Write a folder's files to disk and, last, its manifest."""
     files = {}
     for path in sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != MANIFEST):
-        _fsync(path)
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _hash(path)}
+        fsync(path)
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     write_json(Path(folder) / MANIFEST, {"files": files})
-    for path in (*(path for path in Path(folder).rglob("*") if path.is_dir()), folder):
-        _fsync(path)
+    for inner in (*(path for path in Path(folder).rglob("*") if path.is_dir()), Path(folder)):
+        fsync(inner)
 
 
-def publish(folder, target):
+def publish(folder: Path, target: Path) -> None:
     """Rename a sealed folder to its final name."""
     old = target.with_name(f".{target.name}.old")
     _remove(old)
     if target.exists():
         os.rename(target, old)
     os.rename(folder, target)
-    _fsync(target.parent)
+    fsync(target.parent)
     _remove(old)
 
 
-def problem(folder):
+def damage(folder: str | os.PathLike) -> str | None:
     """Why a folder is not a whole sealed one; None if it is."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -69,7 +74,7 @@ def problem(folder):
                 return f"{name} is missing"
             if path.stat().st_size != expected["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-            if _hash(path) != expected["sha256"]:
+            if sha256_of(path) != expected["sha256"]:
                 return f"{name} is damaged (its hash is not the manifest's)"
     except FileNotFoundError:
         return f"no {MANIFEST}: it was not written to the end"
@@ -78,23 +83,23 @@ def problem(folder):
     return None
 
 
-def newest_valid(folder):
+def newest_valid(folder: str | os.PathLike) -> Path | None:
     """The whole checkpoint with the most steps in a folder, or None. Others are reported and left where they are."""
     for checkpoint in reversed(_checkpoints(folder)):
-        reason = problem(checkpoint)
+        reason = damage(checkpoint)
         if reason is None:
             return checkpoint
         logger.warning("checkpoint %s ignored: %s", checkpoint, reason)
     return None
 
 
-def prune(folder, keep):
+def prune(folder: str | os.PathLike, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for checkpoint in _checkpoints(folder)[:-keep]:
         _remove(checkpoint)
 
 
-def sweep(folder):
+def sweep(folder: str | os.PathLike) -> None:
     """Remove what interrupted writes and removals have left in a folder, once what they were about is complete."""
     for pattern in (".*.partial", ".*.old", ".partial"):
         for leftover in Path(folder).glob(pattern):
@@ -102,15 +107,6 @@ def sweep(folder):
                 _remove(leftover)
             else:
                 leftover.unlink()
-
-
-def write_json(path, value):
-    """Write a JSON file so that it is either whole or not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _fsync(partial)
-    os.replace(partial, path)
-    _fsync(path.parent)
 
 
 def _checkpoints(folder):
@@ -130,17 +126,10 @@ def _remove(folder):
         shutil.rmtree(doomed)
 
 
-def _hash(path):
+def sha256_of(path: str | os.PathLike) -> str:
+    """Hash of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _fsync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,14 +1,21 @@
 """From records to batches: every record is tokenised once, up front, and batches are padded when they are asked for."""
 
+from __future__ import annotations
+
 import hashlib
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from layalign.languages import language_name
-from layalign.train.templates import check_template
+from layalign.train.prompts import fill_prompt
+
+if TYPE_CHECKING:
+    from layalign.processor import LayAlignProcessor
+    from layalign.train.recipe import StageRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -16,59 +23,96 @@ _CHUNK = 256
 _BAR_FROM = 5000
 
 
+class Rows(NamedTuple):
+    """Token ids of n records in one int32 array, and where each record begins (n + 1)."""
+
+    ids: np.ndarray
+    begins: np.ndarray
+
+    def row(self, index: int) -> np.ndarray:
+        """The ids of one record."""
+        return self.ids[self.begins[index] : self.begins[index + 1]]
+
+    def lengths(self) -> np.ndarray:
+        """(n,) tokens of each record."""
+        return np.diff(self.begins)
+
+
+class EncodedRecord(NamedTuple):
+    """One record's encoder tokens, its LLM tokens, and how many of the latter are prompt."""
+
+    question: np.ndarray
+    text: np.ndarray
+    prompt_length: int
+
+
 class EncodedRecords(torch.utils.data.Dataset):
-    """Tokenised records, as flat int32 arrays (a million records in a few hundred MB).
+    """Tokenised records, as flat arrays (a million records in a few hundred MB).
 
     Attributes:
-        questions: list of two arrays: encoder token ids of all records in a row, and where each record starts (n + 1).
-        texts: the same for the LLM: the prompt's tokens, then the target's.
+        questions: tokens of the encoder.
+        texts: tokens of the LLM: the prompt's, then the target's.
         prompt_lengths: (n,) how many of a record's LLM tokens are prompt.
     """
 
-    def __init__(self, questions, texts, prompt_lengths):
+    def __init__(self, questions: Rows, texts: Rows, prompt_lengths: np.ndarray):
         self.questions, self.texts, self.prompt_lengths = questions, texts, prompt_lengths
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.prompt_lengths)
 
-    def __getitem__(self, index):
-        return _row(self.questions, index), _row(self.texts, index), self.prompt_lengths[index]
+    def __getitem__(self, index: int) -> EncodedRecord:
+        return EncodedRecord(self.questions.row(index), self.texts.row(index), self.prompt_lengths[index])
 
     @property
-    def lengths(self):
+    def lengths(self) -> np.ndarray:
         """(n,) positions each record takes in the LLM."""
-        return np.diff(self.questions[1]) + np.diff(self.texts[1])
+        return self.questions.lengths() + self.texts.lengths()
 
-    def digest(self):
+    def digest(self) -> str:
         """Hash of all token ids, which tells whether the data is still what a run began with."""
         digest = hashlib.sha256()
         for array in (*self.questions, *self.texts, self.prompt_lengths):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
-def encode_records(records, processor, stage, with_prompt, progress=False, name="records"):
+class StageData(NamedTuple):
+    """What a stage trains on, and what it is evaluated on."""
+
+    train: EncodedRecords
+    held_out: EncodedRecords | None
+
+
+def encode_records(
+    records: Sequence[dict[str, str]],
+    processor: LayAlignProcessor,
+    stage: StageRecipe,
+    with_prompt: bool,
+    progress: bool = False,
+    name: str = "records",
+) -> EncodedRecords:
     """Tokenise records as the processor does, prompt and target each cut to its own length.
 
     Args:
-        records: list of {"source", "target", "lang"}.
-        processor: LayAlignProcessor.
-        stage: StageRecipe, for prompt and lengths.
+        records: {"source", "target", "lang"} each.
+        processor: tokenises them.
+        stage: for prompt and lengths.
         with_prompt: whether the LLM reads the prompt text in this stage.
-
-    Returns:
-        EncodedRecords.
+        progress: show a bar where there are many.
+        name: what the bar and the warnings call them.
 
     Raises:
         ValueError: a prompt that names the language of a record whose language has no known name.
     """
+    template = stage.prompt if with_prompt else None
     questions, texts, prompt_lengths = _Ragged(), _Ragged(), []
     cut = {"sources": 0, "prompts": 0, "targets": 0}
     starts = range(0, len(records), _CHUNK)
     for start in tqdm(starts, f"tokenise {name}", disable=not progress or len(records) < _BAR_FROM, dynamic_ncols=True):
         chunk = records[start : start + _CHUNK]
         sources, targets = [record["source"] for record in chunk], [record["target"] for record in chunk]
-        prompts = [fill_prompt(stage.prompt, record) for record in chunk] if with_prompt else None
+        prompts = None if template is None else [fill_prompt(template, record) for record in chunk]
         # First without limits, so that what is cut can be counted. The tokenizer itself cuts the sources, for it knows
         # what to keep at their end.
         batch = {key: value.numpy() for key, value in processor(sources, prompt=prompts, target=targets).items()}
@@ -91,14 +135,7 @@ def encode_records(records, processor, stage, with_prompt, progress=False, name=
         if count:
             limit = stage.target_max_length if what == "targets" else stage.source_max_length
             logger.warning("%s: %d of %d %s cut to %d tokens", name, count, len(records), what, limit)
-    return EncodedRecords(questions.arrays(), texts.arrays(), np.concatenate(prompt_lengths).astype(np.int32))
-
-
-def fill_prompt(template, record):
-    """The prompt of one record: {source} and, by its English name, {language} filled in."""
-    if "language" in check_template(template, "prompt"):
-        return template.format(source=record["source"], language=language_name(record["lang"]))
-    return template.format(source=record["source"])
+    return EncodedRecords(questions.rows(), texts.rows(), np.concatenate(prompt_lengths).astype(np.int32))
 
 
 class Collator:
@@ -108,10 +145,10 @@ class Collator:
         encoder_padding, padding: token ids that fill up the encoder's and the LLM's rows (masked, so any id does).
     """
 
-    def __init__(self, encoder_padding=0, padding=0):
+    def __init__(self, encoder_padding: int = 0, padding: int = 0):
         self.encoder_padding, self.padding = encoder_padding, padding
 
-    def __call__(self, rows):
+    def __call__(self, rows: Sequence[EncodedRecord]) -> dict[str, torch.Tensor]:
         questions, texts, prompt_lengths = zip(*rows, strict=True)
         encoder_ids, encoder_mask = _pad(questions, self.encoder_padding)
         ids, mask = _pad(texts, self.padding)
@@ -130,20 +167,15 @@ class _Ragged:
     """Collects rows of different length."""
 
     def __init__(self):
-        self.values, self.lengths = [], []
+        self.ids, self.lengths = [], []
 
     def add(self, ids, kept):
-        self.values.append(ids[kept].astype(np.int32))
+        self.ids.append(ids[kept].astype(np.int32))
         self.lengths.append(kept.sum(1))
 
-    def arrays(self):
-        starts = np.concatenate([[0], np.cumsum(np.concatenate(self.lengths))]).astype(np.int64)
-        return [np.concatenate(self.values), starts]
-
-
-def _row(ragged, index):
-    values, starts = ragged
-    return values[starts[index] : starts[index + 1]]
+    def rows(self):
+        begins = np.concatenate([[0], np.cumsum(np.concatenate(self.lengths))]).astype(np.int64)
+        return Rows(np.concatenate(self.ids), begins)
 
 
 def _pad(rows, value):

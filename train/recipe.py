@@ -1,5 +1,7 @@
 """Recipes: everything a training run is made of, as validated dataclasses read from YAML."""
 
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +11,8 @@ import yaml
 
 from layalign.configuration import STAGES, LayAlignConfig
 from layalign.languages import language_code, language_name
+from layalign.train.prompts import check_template
 from layalign.train.settings import build, check_key, check_range, convert_fields, override
-from layalign.train.templates import check_template
 
 SHIPPED = Path(__file__).parent / "recipes"
 # Known from the recipe's other keys, or no setting of the trained part.
@@ -55,7 +57,7 @@ class DataSource:
     limit_per_language: int | None = None
     on_bad_line: Literal["error", "skip"] = "error"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         convert_fields(self)
         check_range(self, limit=(1, None), limit_per_language=(1, None))
         if (self.format == "records") != (self.records is not None):
@@ -84,22 +86,20 @@ class DataSource:
             if placeholders and self.languages is None:
                 raise ValueError("languages: required, as path has a placeholder for them")
 
-    def located(self, data_root=None):
-        """This source with its paths below `data_root` and one source for each language where the path has a
-        placeholder.
-        """
+    def located(self, data_root: str | os.PathLike | None = None) -> "list[DataSource]":
+        """This source with its paths below `data_root`, and one source for each language where the path has a placeholder."""
         if self.path is None:
             return [self]
         if not any(check_template(path, "path") for path in (self.path, self.target_path or "")):
             return [self._at(data_root, lambda path: path)]
         located = []
-        for code in self.languages:
+        for code in self.languages or ():
             names = {"lang": code, "language": language_name(code) if "{language}" in self.path else code}
             part = self._at(data_root, lambda path, names=names: path.format(**names))
             located.append(replace(part, lang=None if self.lang_field else code, languages=[code]))
         return located
 
-    def files(self, data_root=None):
+    def files(self, data_root: str | os.PathLike | None = None) -> list[Path]:
         """The files this source reads (a dataset's hub name is none)."""
         if self.format in ("records", "dataset"):
             return []
@@ -161,7 +161,7 @@ class StageRecipe:
     keep_checkpoints: int = 2
     length_grouped: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("data", "eval_data"):
             if isinstance(getattr(self, name), (dict, DataSource)):
                 setattr(self, name, [getattr(self, name)])
@@ -236,7 +236,7 @@ class Recipe:
     report_to: str = "none"
     progress: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         convert_fields(self)
         check_range(self, seed=(0, 2**31 - 1))
         for name in ("encoder", "llm", "output"):
@@ -263,8 +263,12 @@ class Recipe:
         if self.report_to == "tensorboard" and find_spec("tensorboard") is None:
             raise ValueError("report_to: tensorboard is not installed; pip install tensorboard")
 
-    def check_files(self):
-        """ValueError that names every data file of the recipe that does not exist."""
+    def check_files(self) -> None:
+        """Look for the data files.
+
+        Raises:
+            ValueError: with the names of those that do not exist.
+        """
         missing = []
         for name, stage in self.stages.items():
             for source in (*stage.data, *(stage.eval_data or ())):
@@ -274,7 +278,7 @@ class Recipe:
             raise ValueError("data files not found (data_root is where relative paths start):\n  " + "\n  ".join(shown))
 
 
-def load_recipe(path, overrides=(), check_files=True):
+def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), check_files: bool = True) -> Recipe:
     """Read a recipe.
 
     Args:
@@ -303,7 +307,7 @@ def load_recipe(path, overrides=(), check_files=True):
     return recipe
 
 
-def _find(path):
+def _find(path: str | os.PathLike) -> Path:
     shipped = SHIPPED / f"{Path(path).name.removesuffix('.yaml')}.yaml"
     if Path(path).is_file():
         return Path(path)
@@ -313,7 +317,7 @@ def _find(path):
     raise ValueError(f"{path}: no such recipe file; shipped recipes: {names}")
 
 
-def _check_keys(values, known, name):
+def _check_keys(values: Iterable[str], known: Sequence[str], name: str) -> None:
     for key in values:
         try:
             check_key(key, list(known))

@@ -1,12 +1,21 @@
 """What a run writes down about itself, so that it resumes its own work and never touches another's."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
+import os
+from collections.abc import Sized
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layalign.configuration import STAGES
-from layalign.train.checkpoints import write_json
+from layalign.kernels.files import write_json
+
+if TYPE_CHECKING:
+    from layalign.train.collate import EncodedRecords
+    from layalign.train.recipe import Recipe
 
 RECIPE = "recipe.json"
 DATA = "data.json"
@@ -14,7 +23,7 @@ DATA = "data.json"
 _FREE = {"output", "progress", "report_to", "data_root", "keep_checkpoints"}
 
 
-def claim(recipe):
+def claim(recipe: Recipe) -> None:
     """Take the recipe's output folder for this run, or find that it is already this run's.
 
     Raises:
@@ -48,13 +57,19 @@ def claim(recipe):
     write_json(file, wanted)
 
 
-def has_work(folder):
+def has_work(folder: Path) -> bool:
     """Whether a stage's folder holds a checkpoint or a result. Before that, a run that failed may begin anew, corrected."""
     return (folder / "final").exists() or any(folder.glob("checkpoint-*"))
 
 
-def check_data(folder, name, records, skipped, encoded):
+def check_data(folder: str | os.PathLike, name: str, records: Sized, skipped: Sized, encoded: EncodedRecords) -> None:
     """Write down what a stage trains on, or compare with what was written down.
+
+    Args:
+        folder: the stage's.
+        name: the stage.
+        records, skipped: what was read, and what was left out.
+        encoded: the records, tokenised.
 
     Raises:
         ValueError: the stage began with other data.

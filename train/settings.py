@@ -2,16 +2,25 @@
 on.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import difflib
 import os
 import types
 import typing
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def build(cls, values):
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def build(cls: type[Settings], values: Any) -> Settings:
     """Make the settings dataclass `cls` from a mapping of its field names.
 
     Raises:
@@ -30,7 +39,7 @@ def build(cls, values):
     return cls(**values)
 
 
-def convert_fields(settings):
+def convert_fields(settings: Any) -> None:
     """Replace every field of a settings dataclass by its value converted to the annotated type.
 
     Raises:
@@ -40,7 +49,7 @@ def convert_fields(settings):
         setattr(settings, name, convert(getattr(settings, name), annotation, name))
 
 
-def convert(value, annotation, name):
+def convert(value: Any, annotation: Any, name: str) -> Any:
     """Convert one value to an annotation made of bool, int, float, str, dict, list[...], Literal[...], dataclasses and
     unions.
 
@@ -68,7 +77,7 @@ def convert(value, annotation, name):
             raise ValueError(f"{name}: expected a mapping, got {describe(value)}")
         kind = typing.get_args(annotation)[1]
         return {key: convert(item, kind, f"{name}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(annotation):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         if isinstance(value, annotation):
             return value
         try:
@@ -80,8 +89,12 @@ def convert(value, annotation, name):
     return _convert_scalar(value, annotation, name)
 
 
-def check_key(key, known):
-    """ValueError for a key that is not among the known ones, with the nearest of them suggested."""
+def check_key(key: Any, known: Sequence[str]) -> None:
+    """Refuse a key that is not among the known ones.
+
+    Raises:
+        ValueError: with the nearest of them suggested.
+    """
     if key in known:
         return
     close = difflib.get_close_matches(str(key), known, n=1)
@@ -89,9 +102,15 @@ def check_key(key, known):
     raise ValueError(f"{key}: unknown setting{hint}")
 
 
-def check_range(settings, **limits):
-    """Check numbers: name=(lowest, highest), either may be None; a field that is None is not checked. ValueError
-    outside.
+def check_range(settings: Any, **limits: tuple[float | None, float | None]) -> None:
+    """Check numbers.
+
+    Args:
+        settings: object whose attributes they are; one that is None is not checked.
+        limits: name=(lowest, highest), either may be None.
+
+    Raises:
+        ValueError: a number outside, or NaN.
     """
     for name, (lowest, highest) in limits.items():
         value = getattr(settings, name)
@@ -106,7 +125,7 @@ def check_range(settings, **limits):
             raise ValueError(f"{name}: must be {bounds}, got {value}")
 
 
-def override(values, assignment):
+def override(values: Any, assignment: str) -> None:
     """Set one value inside nested mappings and lists: "stages.task.data.0.limit=10". Missing mappings are made.
 
     Raises:
@@ -127,7 +146,7 @@ def override(values, assignment):
     values[_place(values, last, assignment)] = value
 
 
-def describe(value):
+def describe(value: Any) -> str:
     """A value for an error message: its kind and, if short, itself."""
     kinds = {dict: "a mapping", list: "a list", str: "the text", type(None): "nothing", bool: "the boolean"}
     kind = kinds.get(type(value), type(value).__name__)

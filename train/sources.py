@@ -1,13 +1,21 @@
 """Readers of training records: {"source": text for the encoder, "target": text the LLM must write, "lang": code}."""
 
+from __future__ import annotations
+
 import json
 import logging
+import os
 import string
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from layalign.languages import language_code
-from layalign.train.templates import check_template
+from layalign.train.prompts import check_template
+
+if TYPE_CHECKING:
+    from layalign.train.recipe import DataSource
 
 logger = logging.getLogger(__name__)
 
@@ -27,30 +35,34 @@ class _Filler(string.Formatter):
         return _as_text(value, "a field of the template")
 
 
-def read_sources(sources, data_root=None):
+class Read(NamedTuple):
+    """records: dicts with source, target and lang; skipped: "place: reason" of each bad line that was left out because its
+    source asked for that."""
+
+    records: list[dict[str, str]]
+    skipped: list[str]
+
+
+def read_sources(sources: Sequence[DataSource], data_root: str | os.PathLike | None = None) -> Read:
     """Read all records of several sources, in order.
 
     Args:
-        sources: DataSource list.
+        sources: read one after the other.
         data_root: folder that relative paths start at.
-
-    Returns:
-        records (list of dicts) and a list of "place: reason" for each bad line that was left out because its source
-        asked for that.
 
     Raises:
         ValueError: a missing, empty or unreadable file, files of different length, or a bad line, with its file and
             line number.
     """
-    records, skipped = [], []
+    read = Read([], [])
     for source in sources:
         for part in source.located(data_root):
-            records += _read(part, skipped)
-    if skipped:
+            read.records.extend(_read(part, read.skipped))
+    if skipped := read.skipped:
         shown = "\n  ".join(skipped[:_SHOWN])
         more = f"\n  and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
         logger.warning("%d bad lines left out:\n  %s%s", len(skipped), shown, more)
-    return records, skipped
+    return read
 
 
 def _read(source, skipped):

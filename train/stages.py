@@ -1,43 +1,54 @@
 """The two training stages, from a recipe to a trained model."""
 
+from __future__ import annotations
+
 import json
-import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import PartialState
 from safetensors.torch import load_file
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
 from layalign.configuration import STAGES
+from layalign.kernels.files import write_json
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
 from layalign.saving import load_trained_part
-from layalign.train.checkpoints import newest_valid, problem, sealed_folder, sweep
-from layalign.train.collate import Collator, encode_records
+from layalign.train.checkpoints import damage, newest_valid, sealed_folder, sweep
+from layalign.train.collate import Collator, StageData, encode_records
+from layalign.train.prompts import prompt_template
+from layalign.train.recipe import Recipe
 from layalign.train.run_folder import check_data, claim
 from layalign.train.sources import read_sources
-from layalign.train.templates import check_template
 from layalign.train.trainer import StageTrainer
 
-logger = logging.getLogger(__name__)
-
 HISTORY = "history.json"
+History = list[dict[str, Any]]
 
 
-def train(recipe, callbacks=()):
+class Trained(NamedTuple):
+    """What training gives: the model in eval mode, and of each stage one dict for each log and each evaluation."""
+
+    model: LayAlignForConditionalGeneration
+    processor: LayAlignProcessor
+    history: dict[str, History]
+
+
+def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
     """Train the stages of a recipe, translation before task; what an earlier, interrupted call did is not done again.
 
     Args:
-        recipe: Recipe.
-        callbacks: transformers TrainerCallback objects, used in every stage.
+        recipe: what to train, and on what.
+        callbacks: used in every stage.
 
     Returns:
-        model (LayAlignForConditionalGeneration, in eval mode), processor, and history {stage: [{"step", "loss", ...},
-        ...]}. Model and processor are also saved in `recipe.output/model`.
+        model, processor and history; model and processor are also saved in `recipe.output/model`.
 
     Raises:
         ValueError: an output folder of another run, data that cannot be read or has changed, bases that cannot be
@@ -54,11 +65,15 @@ def train(recipe, callbacks=()):
                 history[name] = run_stage(name, recipe, model, processor, callbacks)
         if _processes(recipe).is_main_process:
             save_model(recipe, model, processor)
-    return model.eval(), processor, history
+    return Trained(model.eval(), processor, history)
 
 
-def build(recipe):
-    """The untrained model of a recipe and its processor."""
+def build(recipe: Recipe) -> tuple[LayAlignForConditionalGeneration, LayAlignProcessor]:
+    """The untrained model of a recipe and its processor.
+
+    Raises:
+        ValueError: bases that cannot be loaded, or sources longer than the encoder takes.
+    """
     set_seed(recipe.seed)
     model = LayAlignForConditionalGeneration.from_bases(
         recipe.encoder, recipe.llm, llm_input=recipe.llm_input, **recipe.model
@@ -72,7 +87,13 @@ def build(recipe):
     return model, processor
 
 
-def run_stage(name, recipe, model, processor, callbacks=()):
+def run_stage(
+    name: str,
+    recipe: Recipe,
+    model: LayAlignForConditionalGeneration,
+    processor: LayAlignProcessor,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> History:
     """Train one stage to its end, from its newest whole checkpoint if there is one; if it has ended before, load its
     result.
 
@@ -81,16 +102,16 @@ def run_stage(name, recipe, model, processor, callbacks=()):
     """
     folder = Path(recipe.output) / name
     final = folder / "final"
-    if problem(final) is None:
+    if damage(final) is None:
         load_trained_part(model, load_file(final / SAFE_WEIGHTS_NAME), str(final))
         return json.loads((final / HISTORY).read_text(encoding="utf-8"))
 
     stage = recipe.stages[name]
-    data, eval_data = read_stage_data(name, recipe, processor)
+    data = read_stage_data(name, recipe, processor)
     collator = Collator(processor.encoder_tokenizer.pad_token_id or 0, processor.tokenizer.pad_token_id or 0)
     if stage.gradient_checkpointing:
         _checkpointing(model, "enable")
-    trainer = StageTrainer(model, name, stage, recipe, folder, data, eval_data, collator, callbacks)
+    trainer = StageTrainer(model, name, recipe, folder, data, collator, callbacks)
     checkpoint = newest_valid(folder)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     # Under bf16, accelerate has wrapped forward in autocast; the next stage and the caller get the plain one back.
@@ -104,18 +125,22 @@ def run_stage(name, recipe, model, processor, callbacks=()):
     if trainer.is_world_process_zero():
         with sealed_folder(final) as partial:
             model.save_pretrained(partial)
-            (partial / HISTORY).write_text(json.dumps(history, indent=1), encoding="utf-8")
+            write_json(partial / HISTORY, history)
         sweep(folder)
     trainer.accelerator.wait_for_everyone()
     return history
 
 
-def read_stage_data(name, recipe, processor):
-    """Read and tokenise a stage's records: EncodedRecords to train on, and to evaluate on or None."""
+def read_stage_data(name: str, recipe: Recipe, processor: LayAlignProcessor) -> StageData:
+    """Read and tokenise a stage's records.
+
+    Raises:
+        ValueError: data that cannot be read or has changed, or more held out than there is.
+    """
     stage = recipe.stages[name]
     with_prompt = recipe.llm_input[name]
     records, skipped = read_sources(stage.data, recipe.data_root)
-    held_out = []
+    held_out: list[dict[str, str]] = []
     if stage.eval_data:
         held_out, _ = read_sources(stage.eval_data, recipe.data_root)
     elif stage.hold_out:
@@ -130,29 +155,16 @@ def read_stage_data(name, recipe, processor):
     with _processes(recipe).main_process_first():
         check_data(Path(recipe.output) / name, name, records, skipped, data)
     if not held_out:
-        return data, None
-    return data, encode_records(held_out, processor, stage, with_prompt, recipe.progress, f"{name} evaluation")
+        return StageData(data, None)
+    return StageData(
+        data, encode_records(held_out, processor, stage, with_prompt, recipe.progress, f"{name} evaluation")
+    )
 
 
-def prompt_template(recipe):
-    """The processor's template, {text} for the question, as the task stage's prompt has it; None if the LLM reads no
-    text there.
-    """
-    if "task" not in recipe.stages or not recipe.llm_input["task"]:
-        return None
-    prompt = recipe.stages["task"].prompt
-    if check_template(prompt, "prompt") != ["source"]:
-        logger.warning(
-            "the task prompt needs more than {source}: the saved processor has no prompt template, pass prompts to it"
-        )
-        return None
-    return prompt.format(source="{text}")
-
-
-def save_model(recipe, model, processor):
+def save_model(recipe: Recipe, model: LayAlignForConditionalGeneration, processor: LayAlignProcessor) -> None:
     """Save model and processor to `recipe.output/model`, unless they stand there whole."""
     folder = Path(recipe.output) / "model"
-    if problem(folder) is None:
+    if damage(folder) is None:
         return
     with sealed_folder(folder) as partial:
         model.save_pretrained(partial)
@@ -160,13 +172,13 @@ def save_model(recipe, model, processor):
     sweep(folder.parent)
 
 
-def _processes(recipe):
+def _processes(recipe: Recipe) -> PartialState:
     """The processes that train together (torchrun): what each of them would write is written by the first one."""
     return PartialState(cpu=recipe.device == "cpu")
 
 
 @contextmanager
-def _without_file_bars():
+def _without_file_bars() -> Iterator[None]:
     """Without transformers' bars for files read and written, which would break up the training bar at every
     checkpoint.
     """

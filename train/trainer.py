@@ -2,8 +2,13 @@
 work per step.
 """
 
+from __future__ import annotations
+
+import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +19,11 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from layalign.saving import load_trained_part
 from layalign.train.checkpoints import prune, publish, seal
 
+if TYPE_CHECKING:
+    from layalign.model import LayAlignForConditionalGeneration
+    from layalign.train.collate import Collator, StageData
+    from layalign.train.recipe import Recipe, StageRecipe
+
 _GROUPED_BATCHES = 50
 
 
@@ -21,24 +31,35 @@ class StageTrainer(Trainer):
     """Trains one stage of a recipe.
 
     Args:
-        model: LayAlignForConditionalGeneration; only its trained part has gradients, is optimised and is saved.
-        name, stage, recipe: the StageRecipe, its name and the Recipe it belongs to.
+        model: only its trained part has gradients, is optimised and is saved.
+        name: of the stage.
+        recipe: which it belongs to.
         folder: where checkpoints go.
-        data, eval_data: EncodedRecords; eval_data may be None.
+        data: what is trained on, and evaluated on.
         collator: makes batches of them.
+        callbacks: beside the Trainer's own.
     """
 
-    def __init__(self, model, name, stage, recipe, folder, data, eval_data, collator, callbacks=()):
-        self.stage, self.order_seed = stage, (recipe.seed, sum(name.encode()))
+    def __init__(
+        self,
+        model: LayAlignForConditionalGeneration,
+        name: str,
+        recipe: Recipe,
+        folder: str | os.PathLike,
+        data: StageData,
+        collator: Collator,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        self.stage, self.order_seed = recipe.stages[name], (recipe.seed, sum(name.encode()))
         self._checkpoints_in = Path(folder)
         self._save_into = None
         bars = [_StageProgress(name)] if recipe.progress else []
         super().__init__(
             model,
-            _arguments(stage, recipe, folder),
+            _arguments(self.stage, recipe, folder),
             data_collator=collator,
-            train_dataset=data,
-            eval_dataset=eval_data,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
             callbacks=[_LogAndSave(), *bars, *callbacks],
         )
         self.remove_callback(PrinterCallback)
@@ -77,10 +98,8 @@ class StageTrainer(Trainer):
         weights = load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
         return load_trained_part(self.model, weights, resume_from_checkpoint)
 
-    def floating_point_ops(self, inputs):
-        """Not counted: the Trainer's estimate walks over all parameters at every step, and takes them all for
-        trained.
-        """
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: the Trainer's estimate walks over all parameters at every step, and takes them all for trained."""
         return 0
 
 
@@ -95,16 +114,17 @@ class EpochSampler(torch.utils.data.Sampler):
         lengths: (size,) length of each record, to batch similar ones together; None: any with any.
     """
 
-    def __init__(self, size, seed, batch_size, lengths=None):
+    def __init__(self, size: int, seed: int | tuple[int, ...], batch_size: int, lengths: np.ndarray | None = None):
         self.size, self.seed, self.batch_size, self.lengths, self.epoch = size, seed, batch_size, lengths, 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch."""
         self.epoch = epoch
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([*np.atleast_1d(self.seed), self.epoch])
         order = generator.permutation(self.size)
         if self.lengths is not None:
@@ -158,7 +178,7 @@ class _StageProgress(ProgressCallback):
             self.training_bar.set_postfix(shown, refresh=False)
 
 
-def _arguments(stage, recipe, folder):
+def _arguments(stage: StageRecipe, recipe: Recipe, folder: str | os.PathLike) -> TrainingArguments:
     evaluate, save = bool(stage.eval_steps), bool(stage.save_steps)
     return TrainingArguments(
         output_dir=str(folder),
@@ -183,7 +203,7 @@ def _arguments(stage, recipe, folder):
         eval_steps=stage.eval_steps if evaluate else None,
         prediction_loss_only=True,
         save_strategy="steps" if save else "no",
-        save_steps=stage.save_steps if save else 500,
+        save_steps=stage.save_steps or 500,
         report_to=recipe.report_to,
         disable_tqdm=True,
         seed=recipe.seed,

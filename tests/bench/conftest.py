@@ -30,14 +30,14 @@ def run_command():
 def run_bench(run_command):
     """run_bench(*arguments, plugins=(folder, names)) -> the finished `pytest arguments` at the repository's root.
 
-    Its conftest is a plugin here, so that a suite of any folder is measured as those of bench/ are.
+    With bench.conftest among the plugins, a suite of any folder is measured as those of bench/ are.
     """
 
     def run(*arguments, plugins=(None, ())):
         folder, names = plugins
         loaded = [word for name in names for word in ("-p", name)]
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *loaded, *map(str, arguments)]
-        return run_command(command, ROOT / "bench", ROOT, *([folder] if folder else []))
+        return run_command(command, ROOT, *([folder] if folder else []))
 
     return run
 

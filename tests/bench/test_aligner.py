@@ -1,16 +1,12 @@
 """`pytest bench/` at tiny sizes, and that only what is right gets a figure."""
 
 import json
-import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import memory
-from measuring import Effort, Measurement, Missing, measure
+from bench.measuring import Effort, Measurement, Missing, measure
+from bench.memory import peak_bytes, saved_bytes
 
 OURS_AND_THEIRS = {
     "attention forward": {"torch", "published eager", "published sdpa", "two calls"},
@@ -93,7 +89,7 @@ def test_saved_bytes_are_allocations_that_were_not_given():
         y = (x @ weight).exp()  # keeps the weight, which was given, and y
         return y[:2] * y[:2]  # keeps a view of y twice
 
-    assert memory.saved_bytes(function, [x, weight]) == 8 * 4 * 4
+    assert saved_bytes(function, [x, weight]) == 8 * 4 * 4
 
 
 def test_peak_bytes_of_a_call():
@@ -106,4 +102,4 @@ def test_peak_bytes_of_a_call():
             y = y.neg()  # beside the other, until that is released
             del y
 
-    assert memory.peak_bytes(work, torch.device("cpu")) == 2 * x.nbytes
+    assert peak_bytes(work, torch.device("cpu")) == 2 * x.nbytes

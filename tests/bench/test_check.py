@@ -7,8 +7,8 @@ from textwrap import indent
 
 import pytest
 
-from layalign.benchmarks.check import compare, recorded_for
-from layalign.benchmarks.results import read_results
+from bench.report.check import compare, recorded_for
+from bench.report.results import read_results
 
 # Breaks or slows this library's own attention on a CPU; the peers call PyTorch's.
 WRONG = """

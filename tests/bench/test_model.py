@@ -1,32 +1,28 @@
 """The model suites at tiny sizes, and that their systems compute what they stand for."""
 
 import dataclasses
-import importlib
 import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[2] / "bench"
+from bench.cases.model import CASES
+from bench.measuring import Effort
+from bench.model_suite import Compared, measure_call, measure_generation, prefill, train
+from bench.peers.model.published import Published
+
 SYSTEMS = {"bare", "layalign", "published sdpa", "published eager"}
 
 
 @pytest.fixture
-def suite(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module("test_model")
+def case():
+    return CASES["training_step"]["cpu_ragged"].small()
 
 
 @pytest.fixture
-def case(suite):
-    return suite.CASES["training_step"]["cpu_ragged"].small()
-
-
-@pytest.fixture
-def effort(suite):
-    return suite.Effort(rounds=1, seconds=0.0, clock=time.perf_counter)
+def effort():
+    return Effort(rounds=1, seconds=0.0, clock=time.perf_counter)
 
 
 def test_small_run(run_bench, tmp_path):
@@ -52,9 +48,9 @@ def test_small_run(run_bench, tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_wrong_system_gets_no_figure(suite, case, effort, training, monkeypatch):
+def test_a_wrong_system_gets_no_figure(case, effort, training, monkeypatch):
     """The published scheme with one gate changed, as if a layer's cross-attention were computed wrongly."""
-    make = suite.Published.__init__
+    make = Published.__init__
 
     def make_wrong(self, *arguments, eager):
         make(self, *arguments, eager=eager)
@@ -62,29 +58,29 @@ def test_a_wrong_system_gets_no_figure(suite, case, effort, training, monkeypatc
             with torch.no_grad():
                 self.trained.gates[1].mul_(1.01)
 
-    monkeypatch.setattr(suite.Published, "__init__", make_wrong)
-    call = suite.train if training else suite.prefill
-    found = suite.measure_call(case, effort, call, training)
+    monkeypatch.setattr(Published, "__init__", make_wrong)
+    call = train if training else prefill
+    found = measure_call(case, effort, call, training)
     assert "is wrong" in found["published eager"].error and not found["published eager"].seconds
     assert found["layalign"].error is None and found["layalign"].seconds
 
 
-def test_generation_is_checked_on_given_tokens(suite, case, effort, monkeypatch):
+def test_generation_is_checked_on_given_tokens(case, effort, monkeypatch):
     """A cross-attention that is wrong only while decoding."""
-    attend = suite.Published._attend
+    attend = Published._attend
 
     def attend_wrongly(self, query, keys, values):
         out = attend(self, query, keys, values)
         return 1.5 * out if self.eager and query.shape[2] == 1 else out
 
-    monkeypatch.setattr(suite.Published, "_attend", attend_wrongly)
-    found = suite.measure_generation(case, effort)
+    monkeypatch.setattr(Published, "_attend", attend_wrongly)
+    found = measure_generation(case, effort)
     assert "is wrong" in found["published eager"].error
     assert found["layalign"].error is None and found["published sdpa"].error is None
 
 
-def test_systems_share_the_frozen_weights_alone(suite, case):
-    compared = suite.Compared(case, training=True)
+def test_systems_share_the_frozen_weights_alone(case):
+    compared = Compared(case, training=True)
     systems = [compared.systems[name] for name in ("layalign", "published sdpa", "published eager")]
     llms = [systems[0].model.llm, *(system.llm for system in systems[1:])]
     assert len({llm.lm_head.weight.data_ptr() for llm in llms}) == 1
@@ -93,8 +89,8 @@ def test_systems_share_the_frozen_weights_alone(suite, case):
     assert len(set(trained)) == len(trained)
 
 
-def test_bf16_of_a_gpu_case(suite, effort):
+def test_bf16_of_a_gpu_case(effort):
     """What a GPU measures, small and on a CPU."""
-    case = dataclasses.replace(suite.CASES["training_step"]["gpu_llama_3_8b"].small(), device="cpu")
-    for found in (suite.measure_call(case, effort, suite.train, True), suite.measure_generation(case, effort)):
+    case = dataclasses.replace(CASES["training_step"]["gpu_llama_3_8b"].small(), device="cpu")
+    for found in (measure_call(case, effort, train, True), measure_generation(case, effort)):
         assert all(found[name].error is None and found[name].seconds for name in SYSTEMS)

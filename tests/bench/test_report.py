@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from layalign.benchmarks.report import report
-from layalign.benchmarks.results import read_results
+from bench.report.report import report
+from bench.report.results import read_results
 
 ROOT = Path(__file__).parents[2]
 MARKED = "# Title ü\n<!-- bench:begin -->\noutdated\n<!-- bench:end -->\nafter\n"
@@ -17,7 +19,7 @@ TOY = """
 import os, signal
 import pytest
 import torch
-from measuring import CLOCK, measure
+from bench.measuring import CLOCK, Table, measure
 
 def double(x):
     return [x + x]
@@ -36,8 +38,8 @@ def measure_doubling(effort):
 def test_doubling(measured_once, effort, row, name):
     if name == "late" and os.environ.get("TOY") == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    row("toy", "8 numbers", name, measured_once(measure_doubling, effort),
-        yardstick="plain", ours=name != "plain", dtype=torch.float32, sizes={"S": 8})
+    table = Table(suite="toy", case="8 numbers", yardstick="plain", dtype=torch.float32, sizes={"S": 8})
+    row(table, name, measured_once(measure_doubling, effort), ours=name != "plain")
 """
 
 
@@ -50,7 +52,7 @@ def toy(run_bench, tmp_path, monkeypatch):
         monkeypatch.setenv("TOY", state)
         record = ("--record", tmp_path / "results", "--benchmark-max-time=0.01")
         return run_bench(
-            tmp_path / "test_toy.py", f"--rootdir={tmp_path}", *record, *arguments, plugins=(None, ["conftest"])
+            tmp_path / "test_toy.py", f"--rootdir={tmp_path}", *record, *arguments, plugins=(None, ["bench.conftest"])
         )
 
     return run
@@ -164,11 +166,31 @@ def test_bad_files_are_named(crafted, layalign, tmp_path):
     assert done.returncode == 2 and "there is none" in done.stderr
 
 
+def test_a_wheel_says_where_the_benchmarks_are(tmp_path):
+    """There the package stands alone; in a checkout the command is `python -m bench`."""
+    shutil.copytree(
+        ROOT / "layalign", tmp_path / "layalign", ignore=shutil.ignore_patterns("bases", "kernels", "train")
+    )
+    for words, status in (("report",), 2), (("check", "x.json"), 2), ((), 2), (("--help",), 0):
+        command = [sys.executable, "-m", "layalign", "bench", *words]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, env=environment)
+        assert done.returncode == status, done.stderr
+        assert "`pytest bench/`" in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("layalign", "bench"), ("bench",)])
+def test_commands(run_command, command):
+    for words in (("--help",), ("report", "--help"), ("check", "--help")):
+        done = run_command([sys.executable, "-m", *command, *words], ROOT)
+        assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
+
+
 def test_make_targets():
     """Without an installation of our own, and each part alone."""
     for target, expected in {
         "bench": "pytest bench/ --full --record somewhere",
-        "bench-check": "layalign bench check --against somewhere --tolerance 0.10 runs/bench/now.json",
+        "bench-check": "-m bench check --against somewhere --tolerance 0.10 runs/bench/now.json",
         "gpu-bench": "--full --full --record somewhere",
         "gpu-tests": "pytest -m gpu",
         "gpu-sanitize": "-k compute_sanitizer",

@@ -8,13 +8,13 @@ from safetensors import safe_open
 
 from layalign.answering import Answerer
 from layalign.evaluation.run import evaluate_problems
-from layalign.train.checkpoints import problem
+from layalign.train.checkpoints import damage
 from layalign.train.real.problems import LANGUAGES, evaluation_problems
 from layalign.train.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, load_shipped
 
 
 def test_shipped_files_are_whole_and_small():
-    assert problem(SHIPPED) is None
+    assert damage(SHIPPED) is None
     with safe_open(SHIPPED / "model.safetensors", "pt") as weights:
         names = set(weights.keys())
     assert any(name.startswith("aligner") for name in names) and any(name.startswith("adapter") for name in names)

@@ -16,7 +16,6 @@ import time
 import torch
 
 from layalign import LayAlignForConditionalGeneration
-from layalign.train import checkpoints
 from layalign.train.recipe import load_recipe
 from layalign.train.stages import train
 
@@ -30,7 +29,7 @@ def arm(kill):
     if kind == "time":
         threading.Timer(float(number), die).start()
     elif kind == "sync":
-        checkpoints._fsync = dying_at(int(number), checkpoints._fsync)
+        os.fsync = dying_at(int(number), os.fsync)
     else:
         LayAlignForConditionalGeneration.encode = dying_at(int(number), LayAlignForConditionalGeneration.encode)
 

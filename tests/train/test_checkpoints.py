@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from layalign.train.checkpoints import newest_valid, problem, prune, sealed_folder
+from layalign.train.checkpoints import damage, newest_valid, prune, sealed_folder
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "reason"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
-def test_a_damaged_checkpoint_is_passed_over_and_kept(folder, caplog, damage, reason):
+@pytest.mark.parametrize(("harm", "reason"), DAMAGES, ids=[harm.__name__ for harm, _ in DAMAGES])
+def test_a_damaged_checkpoint_is_passed_over_and_kept(folder, caplog, harm, reason):
     assert newest_valid(folder).name == "checkpoint-200"
-    damage(folder / "checkpoint-200")
+    harm(folder / "checkpoint-200")
     with caplog.at_level(logging.WARNING):
         assert newest_valid(folder).name == "checkpoint-10"
     assert reason in caplog.text
@@ -73,11 +73,11 @@ def test_an_interrupted_write_leaves_the_old_folder(folder):
     with pytest.raises(RuntimeError), sealed_folder(target) as partial:
         (partial / "weights").write_text("half")
         raise RuntimeError
-    assert problem(target) is None
+    assert damage(target) is None
     with sealed_folder(target) as partial:
         assert not list(partial.iterdir())
         (partial / "weights").write_text("new")
-    assert problem(target) is None
+    assert damage(target) is None
     assert (target / "weights").read_text() == "new"
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
-from layalign.train.collate import Collator, encode_records, fill_prompt
+from layalign.train.collate import Collator, encode_records
+from layalign.train.prompts import fill_prompt
 from layalign.train.recipe import StageRecipe
 
 

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from layalign.train.checkpoints import problem, sealed_folder, write_json
+from layalign.kernels.files import write_json
+from layalign.train.checkpoints import damage, sealed_folder
 
 ORIGIN = "origin.json"
 
@@ -15,7 +16,7 @@ def converted_folder(folder, origin, write):
     one that is damaged is replaced once its successor is complete.
     """
     folder = Path(folder)
-    if problem(folder) is None and _origin(folder) == origin:
+    if damage(folder) is None and _origin(folder) == origin:
         return folder
     if folder.exists():
         print(f"{folder} is stale or damaged; converting again", flush=True)

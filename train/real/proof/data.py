@@ -3,7 +3,8 @@
 import json
 import random
 
-from layalign.train.checkpoints import problem, sealed_folder, write_json
+from layalign.kernels.files import write_json
+from layalign.train.checkpoints import damage, sealed_folder
 from layalign.train.real.decontaminate import benchmark_texts, decontaminated
 from layalign.train.real.problems import task_records, translation_records
 from layalign.train.real.tatoeba import training_pairs
@@ -24,7 +25,7 @@ def prepare(folder, counts, data=None, real_share=REAL_SHARE, seed=0):
 
     Raises ValueError for a pair file of an unknown language.
     """
-    if problem(folder) is None:
+    if damage(folder) is None:
         return json.loads((folder / REPORT).read_text(encoding="utf-8"))
     tests = {} if data is None else benchmark_texts(data)
     kept, real, removed = {}, {}, {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from layalign.train.checkpoints import write_json
+from layalign.kernels.files import write_json
 from layalign.train.real.bases import encoder_folder, llm_folder
 from layalign.train.real.problems import task_records
 from layalign.train.real.proof.data import REAL_SHARE, prepare

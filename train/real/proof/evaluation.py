@@ -14,9 +14,9 @@ from layalign.analysis.run import measured, measured_alone
 from layalign.analysis.texts import parallel_questions
 from layalign.answering import Answerer, LLMAnswerer
 from layalign.evaluation.run import evaluate_problems
+from layalign.kernels.files import write_json
 from layalign.saving import load_trained_part
 from layalign.tasks import load_task
-from layalign.train.checkpoints import write_json
 from layalign.train.real.problems import LANGUAGES, evaluation_problems, mixed_problems
 from layalign.train.real.proof.measures import loss_against_shuffled
 from layalign.train.real.tatoeba import laser_pairs

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from layalign.analysis.plots import plot_components, plot_english
 from layalign.analysis.run import english_tables
 from layalign.evaluation import report
-from layalign.train.checkpoints import write_json
+from layalign.kernels.files import write_json
 from layalign.train.real.proof.systems import LLM_ALONE, SYSTEMS, TITLES
 
 TASKS = {

@@ -1,16 +1,20 @@
 """Sizes, random bases and random batches of the model benchmarks."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForTextEncoding, LlamaConfig, MT5Config
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForTextEncoding, LlamaConfig, MT5Config, PreTrainedModel
+
+from bench.cases import Case
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class ModelCase(Case):
     """A Llama behind the encoder half of an mT5, and a batch for both.
 
     inner: width within an MLP. tokens: of each row of the batch. new_tokens: to generate.
@@ -18,8 +22,6 @@ class Case:
     ragged: rows of different lengths, so that all masks are in use. full: measured with --full only.
     """
 
-    device: str
-    dtype: torch.dtype
     vocabulary: int
     width: int
     inner: int
@@ -39,13 +41,14 @@ class Case:
     ragged: bool = False
     full: bool = False
 
-    def __str__(self):
+    def __str__(self) -> str:
         names = f"L{self.layers} Dl{self.width} heads {self.heads}/{self.kv_heads} E{self.encoder_layers}"
         tokens = f"B{self.batch} tokens {self.encoder_tokens}+{self.prompt_tokens}+{self.target_tokens}"
         ragged = " ragged" if self.ragged else ""
-        return f"{self.device} {str(self.dtype).removeprefix('torch.')} {names} De{self.encoder_width} {tokens}{ragged}"
+        return f"{super().__str__()} {names} De{self.encoder_width} {tokens}{ragged}"
 
-    def small(self):
+    def small(self) -> ModelCase:
+        """For --small."""
         group = self.heads // self.kv_heads
         return dataclasses.replace(
             self,
@@ -66,14 +69,14 @@ class Case:
             new_tokens=5,
         )
 
-    def sizes(self, training):
+    def sizes(self, training: bool) -> dict[str, int]:
         """S: positions of the LLM, before the first new token; T: encoder tokens of a row; L: LLM layers."""
         # A bos and a boundary embedding stand beside soft prompts and text.
         positions = 2 + self.encoder_tokens + self.prompt_tokens + (self.target_tokens if training else 0)
         return {"B": self.batch, "S": positions, "T": self.encoder_tokens, "L": self.layers}
 
-    def bases(self):
-        """-> encoder and LLM with random frozen weights, made where and as they stay."""
+    def bases(self) -> list[PreTrainedModel]:
+        """Encoder and LLM with random frozen weights, made where and as they stay."""
         torch.manual_seed(0)
         # Both embeddings are only looked up, so the encoder's need not be mT5's table of 250,112.
         encoder = MT5Config(
@@ -103,7 +106,7 @@ class Case:
             )
         return [base.eval().requires_grad_(False) for base in bases]
 
-    def prompt(self):
+    def prompt(self) -> dict[str, Tensor]:
         """A processor's tensors of questions: encoder_input_ids (B, T), input_ids (B, M) and their masks."""
         generator = torch.Generator().manual_seed(1)
         batch = {}
@@ -115,7 +118,7 @@ class Case:
                     mask[row, length - row * length // (2 * self.batch) :] = 0
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def training(self):
+    def training(self) -> dict[str, Tensor]:
         """The same questions with targets behind them, and labels."""
         batch = self.prompt()
         target = self._ids(self.target_tokens, torch.Generator().manual_seed(2)).to(self.device)
@@ -128,7 +131,7 @@ class Case:
         return torch.randint(3, self.vocabulary, (self.batch, length), generator=generator)
 
 
-def twin(module, dtype=None):
+def twin(module: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A copy with modules and settings of its own over the same weights, or over copies of these in another dtype."""
     weights = {id(weight): weight for weight in module.parameters()}
     if dtype is not None:
@@ -155,19 +158,19 @@ _7B = {**_GPU, **_XL, **_LLAMA_2_7B, **_LONG}
 _8B = {**_GPU, **_XL, **_LLAMA_3_8B, **_LONG}
 
 
-def _memory_case(text, **settings):
+def _memory_case(text: int, **settings) -> ModelCase:
     """At the proportions of real questions and answers, where the published way's memory goes: one row, one round."""
     tokens = {"encoder_tokens": 256, "prompt_tokens": text // 2, "target_tokens": text // 2}
-    return Case(**_CPU | tokens | {"batch": 1}, rounds=1, **settings)
+    return ModelCase(**_CPU | tokens | {"batch": 1}, rounds=1, **settings)
 
 
 _EVERYWHERE = {
-    "cpu": Case(**_CPU),
-    "cpu_ragged": Case(**_CPU, ragged=True, full=True),
-    "gpu_1b": Case(**_GPU, **_LARGE, **_LLAMA_1B, **_QUICK),
-    "gpu_1b_ragged": Case(**_GPU, **_LARGE, **_LLAMA_1B, **_QUICK, ragged=True, full=True),
+    "cpu": ModelCase(**_CPU),
+    "cpu_ragged": ModelCase(**_CPU, ragged=True, full=True),
+    "gpu_1b": ModelCase(**_GPU, **_LARGE, **_LLAMA_1B, **_QUICK),
+    "gpu_1b_ragged": ModelCase(**_GPU, **_LARGE, **_LLAMA_1B, **_QUICK, ragged=True, full=True),
 }
-_LARGEST = {"gpu_llama_2_7b": Case(**_7B, batch=4), "gpu_llama_3_8b": Case(**_8B, batch=4)}
+_LARGEST = {"gpu_llama_2_7b": ModelCase(**_7B, batch=4), "gpu_llama_3_8b": ModelCase(**_8B, batch=4)}
 CASES = {
     "training_step": _EVERYWHERE
     | {"cpu_memory": _memory_case(256)}
@@ -175,6 +178,6 @@ CASES = {
     | _LARGEST,
     "prefill": _EVERYWHERE | _LARGEST,
     "generation": _EVERYWHERE
-    | {f"gpu_llama_2_7b_{batch}": Case(**_7B, batch=batch) for batch in (1, 8, 32)}
-    | {"gpu_llama_3_8b": Case(**_8B, batch=8)},
+    | {f"gpu_llama_2_7b_{batch}": ModelCase(**_7B, batch=batch) for batch in (1, 8, 32)}
+    | {"gpu_llama_3_8b": ModelCase(**_8B, batch=8)},
 }

@@ -1,8 +1,11 @@
 """Files of results: pytest-benchmark's JSON, whose rows carry what bench/conftest.py's `row` says of them in extra_info."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,23 +23,23 @@ class Row:
     yardstick: str
     ours: bool
     dtype: str
-    sizes: dict
+    sizes: dict[str, int]
     median: float
     spread: float
     rounds: int
     date: str
     commit: str
     small: bool
-    ceilings: dict | None
-    figures: dict
+    ceilings: dict[str, float] | None
+    figures: dict[str, Any]
 
     @property
-    def ratio(self):
+    def ratio(self) -> float | None:
         """Its time over the yardstick's, None where the yardstick has none."""
         return self.figures.get("time_over_yardstick")
 
-    def work(self):
-        """(operations, bytes moved) that the case cannot do without; 0 where not told."""
+    def work(self) -> tuple[float, float]:
+        """Operations and bytes moved that the case cannot do without; 0 where not told."""
         figures = self.figures
         flops, moved = figures.get("teraflops", 0) * 1e12, figures.get("gigabytes_per_second", 0) * 1e9
         return flops * self.median, moved * self.median
@@ -47,20 +50,22 @@ class Results:
     """The rows of one file, and pytest-benchmark's machine_info with what bench/recording.py adds."""
 
     path: Path
-    machine: dict
-    rows: list
+    machine: dict[str, Any]
+    rows: list[Row]
 
     @property
-    def kind(self):
+    def kind(self) -> str:
+        """Of machine: the name of its folder."""
         return self.machine["kind"]
 
     @property
-    def on_gpu(self):
+    def on_gpu(self) -> bool:
+        """Whether a GPU was measured."""
         return "gpu_memory_bytes" in self.machine
 
-    def tables(self):
+    def tables(self) -> dict[tuple[str, str], list[Row]]:
         """{(suite, case): rows}, in the order of the file."""
-        tables = {}
+        tables: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             tables.setdefault((row.suite, row.case), []).append(row)
         return tables
@@ -70,8 +75,12 @@ NAMES = ("suite", "case", "implementation", "yardstick", "ours", "dtype", "sizes
 APART = {*NAMES, "datetime", "commit", "dirty", "versions", "small", "ceilings"}
 
 
-def read_file(path):
-    """The JSON of one file as it is; ValueError where it is not a file of pytest-benchmark's."""
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The JSON of one file as it is.
+
+    Raises:
+        ValueError: it is not a file of pytest-benchmark's.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -87,8 +96,12 @@ def read_file(path):
     return content
 
 
-def read_results(path):
-    """-> Results; ValueError that names the file and what it lacks."""
+def read_results(path: str | Path) -> Results:
+    """The rows of one file.
+
+    Raises:
+        ValueError: with the file's name and what it lacks.
+    """
     content = read_file(path)
     try:
         rows = [_row(row, content) for row in content["benchmarks"]]

@@ -1,5 +1,12 @@
 """Markdown from results: every figure of one machine, and the README's short tables."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.report.results import Results
+from layalign.figures import markdown_table
+
 SUITES = (
     "training step",
     "generation",
@@ -31,7 +38,7 @@ COLUMNS = {  # figure -> (head of its column, how it is written)
 UNSHOWN = ("floor_seconds",)
 
 
-def full_report(results, plots=()):
+def full_report(results: Results, plots: Sequence[str] = ()) -> str:
     """All rows of one machine: the plots (names of files beside), then a section a suite, a table a case."""
     lines = [f"# {results.machine['device']}", "", described(results), ""]
     lines += [
@@ -50,7 +57,7 @@ def full_report(results, plots=()):
     return "\n".join(lines) + "\n"
 
 
-def readme_section(all_results):
+def readme_section(all_results: Sequence[Results]) -> str:
     """The markers and what stands between them: what each machine reached, and which suites no GPU has run."""
     lines = [BEGIN]
     for results in sorted(all_results, key=lambda results: not results.on_gpu):
@@ -66,8 +73,12 @@ def readme_section(all_results):
     return "\n".join([*lines, "", END])
 
 
-def replace_section(text, section):
-    """`text` with `section` in place of what its markers enclose; ValueError without one pair of them."""
+def replace_section(text: str, section: str) -> str:
+    """`text` with `section` in place of what its markers enclose.
+
+    Raises:
+        ValueError: there is not one pair of markers.
+    """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest:
@@ -75,7 +86,7 @@ def replace_section(text, section):
     return before + section + after
 
 
-def described(results):
+def described(results: Results) -> str:
     """Machine, versions, days and commits, in one paragraph."""
     machine = results.machine
     cpu = machine.get("cpu", {}).get("brand_raw") or "processor unknown"
@@ -94,26 +105,21 @@ def described(results):
     return f"{'; '.join(parts)}. Measured {when}, {state}{changed}.{warning}"
 
 
-def markdown_table(header, rows):
-    """Lines of a table; the first column to the left, all others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def in_seconds(value):
+def in_seconds(value: float) -> str:
     """Three digits with a unit."""
     unit, size = ("s", 1) if value >= 1 else ("ms", 1e-3) if value >= 1e-3 else ("us", 1e-6)
     return f"{_three_digits(value / size)} {unit}"
 
 
-def in_bytes(value):
+def in_bytes(value: float) -> str:
+    """Three digits with a unit of powers of ten."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
             return f"{_three_digits(value / size)} {unit}"
     return f"{value:.0f} B" if value else "0"
 
 
-def in_figures(value):
+def in_figures(value: float) -> str:
     """Three digits, all of a large number's."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 

@@ -1,22 +1,31 @@
 """Plots of one machine's results. matplotlib is loaded when the first is drawn, and needs no display."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 from statistics import median
 from textwrap import fill
+from typing import TYPE_CHECKING, NamedTuple
 
-from .tables import in_figures
+from bench.report.results import Results, Row
+from bench.report.tables import in_figures
+from layalign.figures import BESIDE, MANY_COLOURS, MARKERS, draw_bar_grid, draw_bars, new_figure, save_figure
 
-# Okabe and Ito's palette, told apart by readers with any common colour vision, and four of Tol's.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999933")
-COLOURS += ("#882255", "#44AA99", "#BBBBBB", "#332288")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LENGTHS = ("S", "N", "T")  # sizes that are lengths, in the order in which a sweep over several is named
 ALONE = 6.4  # inches a panel
 
 
-def draw_all(results, folder):
-    """Write speedup, roofline, memory and tokens .png into `folder`, those that the results have figures for. -> paths"""
+def draw_all(results: Results, folder: str | Path) -> list[Path]:
+    """Write speedup, roofline, memory and tokens .png into `folder`, those that the results have figures for.
+
+    Returns:
+        the paths written.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     colours = _colours(results.rows)
@@ -26,39 +35,31 @@ def draw_all(results, folder):
         path.unlink(missing_ok=True)  # of earlier results, which may have had figures for it
         if (figure := draw(results, colours)) is not None:
             figure.suptitle(f"{results.machine['device']}, {max(row.date for row in results.rows)}")
-            figure.savefig(path, dpi=100)
+            save_figure(figure, path, dpi=100)
             written.append(path)
     return written
 
 
-def speedups(results, colours):
+def speedups(results: Results, colours: dict[str, str]) -> Figure | None:
     """Yardstick's time over each other one's: a panel a sweep, and bars for suites that have none."""
     told = [row for row in results.rows if row.ratio is not None and row.implementation != row.yardstick]
     panels = []
     for suite in dict.fromkeys(row.suite for row in told):
         rows = [row for row in told if row.suite == suite]
-        found = sweeps(rows)
-        for size, fixed, family in found:
-            panels.append((_lines, family, size, f"{suite} by {size}\n{fixed}"))
-        if not found:
-            panels.append((_bars, rows, None, suite))
-    figure, axes = _panels(len(panels))
-    for (draw, rows, size, title), one in zip(panels, axes, strict=True):
-        values = {id(row): 1 / row.ratio for row in rows}
-        draw(one, rows, size, values, colours)
-        one.axhline(1, color="0.4", linewidth=1, linestyle="--")
-        one.set_ylabel(f"times as fast as {rows[0].yardstick}")
-        one.set_title(title, fontsize="medium")
+        panels += _panels(suite, rows, lambda row: 1 / row.ratio, f"times as fast as {rows[0].yardstick}")
+    figure, all_axes = _draw(panels, colours)
+    for axes in all_axes:
+        axes.axhline(1, color="0.4", linewidth=1, linestyle="--")
     return figure
 
 
-def rooflines(results, colours):
+def rooflines(results: Results, colours: dict[str, str]) -> Figure | None:
     """Ours and the yardsticks: useful operations a second by useful operations a byte, under what copies and products
     reached; a panel a dtype."""
     told = [row for row in results.rows if row.ceilings and all(row.work())]
     told = [row for row in told if row.ours or row.implementation == row.yardstick]
     dtypes = list(dict.fromkeys(row.dtype for row in told))
-    figure, axes = _panels(len(dtypes))
+    figure, axes = _figure(len(dtypes))
     for dtype, one in zip(dtypes, axes, strict=True):
         rows = [row for row in told if row.dtype == dtype]
         suites = list(dict.fromkeys(row.suite for row in rows))
@@ -84,48 +85,54 @@ def rooflines(results, colours):
             f"{dtype}: {in_figures(copied / 1e9)} GB/s copied, {in_figures(multiplied / 1e12)} TFLOP/s of products",
             fontsize="medium",
         )
-        one.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+        one.legend(frameon=False, fontsize="small", **BESIDE)
     return figure
 
 
-def memory(results, colours):
+def memory(results: Results, colours: dict[str, str]) -> Figure | None:
     """Peak bytes of a call, else bytes kept for the backward pass: by size where swept, by system elsewhere."""
     panels = []
     for suite in dict.fromkeys(row.suite for row in results.rows):
-        for figure_name, title in (("peak_bytes", "peak of a call"), ("saved_bytes", "kept for the backward pass")):
-            rows = [row for row in results.rows if row.suite == suite and figure_name in row.figures]
-            found = [sweep for sweep in sweeps(rows) if sweep[0] in LENGTHS]
-            for size, fixed, family in found:
-                panels.append((_lines, family, size, figure_name, f"{suite}: {title} by {size}\n{fixed}"))
-            if rows and not found:
-                panels.append((_bars, rows, None, figure_name, f"{suite}: {title}"))
-    figure, axes = _panels(len(panels))
-    for (draw, rows, size, figure_name, title), one in zip(panels, axes, strict=True):
-        draw(one, rows, size, {id(row): row.figures[figure_name] / 1e6 for row in rows}, colours)
-        one.set_ylabel("MB")
-        one.set_title(title, fontsize="medium")
-    return figure
+        for name, title in (("peak_bytes", "peak of a call"), ("saved_bytes", "kept for the backward pass")):
+            rows = [row for row in results.rows if row.suite == suite and name in row.figures]
+            panels += _panels(f"{suite}: {title}", rows, lambda row, name=name: row.figures[name] / 1e6, "MB", LENGTHS)
+    return _draw(panels, colours)[0]
 
 
-def tokens(results, colours):
+def tokens(results: Results, colours: dict[str, str]) -> Figure | None:
     """Tokens a second of each system: a panel a suite."""
     told = [row for row in results.rows if "tokens_per_second" in row.figures]
-    suites = list(dict.fromkeys(row.suite for row in told))
-    figure, axes = _panels(len(suites))
-    for suite, one in zip(suites, axes, strict=True):
+    panels = []
+    for suite in dict.fromkeys(row.suite for row in told):
         rows = [row for row in told if row.suite == suite]
-        _bars(one, rows, None, {id(row): row.figures["tokens_per_second"] for row in rows}, colours)
-        one.set_ylabel("tokens a second")
-        one.set_title(suite, fontsize="medium")
-    return figure
+        panels.append(Panel(suite, rows, lambda row: row.figures["tokens_per_second"], "tokens a second"))
+    return _draw(panels, colours)[0]
 
 
-def sweeps(rows):
-    """[(size, text of the other sizes, rows)] of the cases of one suite that differ in one size alone, three at least."""
+class Panel(NamedTuple):
+    """What one pair of axes shows. value: of a row, in `unit`; size: what the rows are drawn over as lines, None for bars."""
+
+    title: str
+    rows: list[Row]
+    value: Callable[[Row], float]
+    unit: str
+    size: str | None = None
+
+
+class Sweep(NamedTuple):
+    """Rows whose cases differ in one size alone, in its order. size: its name; fixed: text of the others."""
+
+    size: str
+    fixed: str
+    rows: list[Row]
+
+
+def sweeps(rows: Sequence[Row]) -> list[Sweep]:
+    """Of the rows of one suite: those over three values at least."""
     found = []
     sizes = _independent([row.sizes for row in rows])
     for size in sorted(sizes, key=lambda name: LENGTHS.index(name) if name in LENGTHS else len(LENGTHS)):
-        families = {}
+        families: dict[tuple[str, ...], list[Row]] = {}
         for row in rows:
             if size in row.sizes:
                 fixed = (
@@ -135,7 +142,7 @@ def sweeps(rows):
                 families.setdefault(fixed, []).append(row)
         for fixed, family in families.items():
             if len({row.sizes[size] for row in family}) >= 3:
-                found.append((size, ", ".join(fixed), sorted(family, key=lambda row: row.sizes[size])))
+                found.append(Sweep(size, ", ".join(fixed), sorted(family, key=lambda row: row.sizes[size])))
     return found
 
 
@@ -146,38 +153,52 @@ def _independent(all_sizes):
     return [name for place, name in enumerate(names) if all(columns[name] != columns[other] for other in names[:place])]
 
 
-def _lines(axes, rows, size, values, colours):
-    for place, name in enumerate(dict.fromkeys(row.implementation for row in rows)):
-        mine = [row for row in rows if row.implementation == name]
+def _panels(title, rows, value, unit, sizes=None):
+    """A panel for each sweep of the rows, over any size or one of these; one of bars where there is none."""
+    swept = [sweep for sweep in sweeps(rows) if sizes is None or sweep.size in sizes]
+    if rows and not swept:
+        return [Panel(title, rows, value, unit)]
+    return [Panel(f"{title} by {one.size}\n{one.fixed}", one.rows, value, unit, one.size) for one in swept]
+
+
+def _draw(panels, colours):
+    """-> figure and axes, as `_figure` gives them."""
+    figure, all_axes = _figure(len(panels))
+    for panel, axes in zip(panels, all_axes, strict=True):
+        draw = _bars if panel.size is None else _lines
+        draw(axes, panel, colours)
+        axes.set_ylim(bottom=0)
+        draw_bar_grid(axes)
+        axes.legend(frameon=False, fontsize="small", **BESIDE)
+        axes.set_ylabel(panel.unit)
+        axes.set_title(panel.title, fontsize="medium")
+    return figure, all_axes
+
+
+def _lines(axes, panel, colours):
+    for place, name in enumerate(dict.fromkeys(row.implementation for row in panel.rows)):
+        mine = [row for row in panel.rows if row.implementation == name]
         style = {"marker": MARKERS[place % len(MARKERS)], "linewidth": 2.4 if mine[0].ours else 1.2, "markersize": 5}
         style["zorder"] = 3 if mine[0].ours else 2
-        points = [[row.sizes[size] for row in mine], [values[id(row)] for row in mine]]
+        points = [[row.sizes[panel.size] for row in mine], [panel.value(row) for row in mine]]
         axes.plot(*points, color=colours[name], label=name, **style)
-    ticks = sorted({row.sizes[size] for row in rows})
+    ticks = sorted({row.sizes[panel.size] for row in panel.rows})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel(size)
-    _finish(axes)
+    axes.set_xlabel(panel.size)
 
 
-def _bars(axes, rows, _, values, colours):
+def _bars(axes, panel, colours):
     """Groups of bars, a group a case, whose sizes stand below it."""
-    cases, names = (list(dict.fromkeys(getattr(row, field) for row in rows)) for field in ("case", "implementation"))
-    width = 0.84 / len(names)
+    cases, names = (
+        list(dict.fromkeys(getattr(row, field) for row in panel.rows)) for field in ("case", "implementation")
+    )
     for place, name in enumerate(names):
-        mine = [row for row in rows if row.implementation == name]
-        spots = [cases.index(row.case) + (place - (len(names) - 1) / 2) * width for row in mine]
-        axes.bar(spots, [values[id(row)] for row in mine], width, color=colours[name], label=name)
+        mine = [row for row in panel.rows if row.implementation == name]
+        spots, heights = [cases.index(row.case) for row in mine], [panel.value(row) for row in mine]
+        draw_bars(axes, spots, heights, place, len(names), name, colours[name])
     axes.set_xticks(range(len(cases)), [fill(case, 56 // len(cases)) for case in cases], fontsize="x-small")
-    _finish(axes)
-
-
-def _finish(axes):
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _colours(rows):
@@ -188,22 +209,13 @@ def _colours(rows):
     colours = {}
     for name, mine in suites.items():
         taken = {colour for other, colour in colours.items() if mine & suites[other]}
-        colours[name] = next((colour for colour in COLOURS if colour not in taken), COLOURS[-1])
+        colours[name] = next((colour for colour in MANY_COLOURS if colour not in taken), MANY_COLOURS[-1])
     return colours
 
 
-def _panels(count):
+def _figure(count):
     """-> figure and its axes, two panels a row; (None, []) without any."""
     if not count:
         return None, []
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(count, 2)
-    lines = ceil(count / columns)
-    figure = Figure(figsize=(ALONE * columns, 3.6 * lines + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
-    for unused in axes[count:]:
-        unused.remove()
-    return figure, axes[:count]
+    return new_figure(ALONE * columns, 3.6 * ceil(count / columns) + 0.5, panels=count, columns=columns)

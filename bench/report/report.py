@@ -1,19 +1,32 @@
-"""`layalign bench report`: results.md and plots a machine, and the README's section."""
+"""`python -m bench report`: results.md and plots a machine, and the README's section."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
 
-from layalign.evaluation.journal import write_text
-
-from .plots import draw_all
-from .results import read_results
-from .tables import full_report, readme_section, replace_section
+from bench.report.plots import draw_all
+from bench.report.results import read_results
+from bench.report.tables import full_report, readme_section, replace_section
+from layalign.kernels.files import write_text
 
 RECORDED = Path("bench/results")
 
 
-def report(files=None, output=None, readme=None):
-    """-> paths written. files: bench/results/*/benchmarks.json by default; output: folder that gets one a kind of machine,
-    beside each file by default; readme: file with both bench marks. Everything is read before anything is written."""
+def report(files: Sequence[Path] | None = None, output: Path | None = None, readme: Path | None = None) -> list[Path]:
+    """Write tables and plots; everything is read before anything is written.
+
+    Args:
+        files: bench/results/*/benchmarks.json by default.
+        output: folder that gets one a kind of machine; beside each file by default.
+        readme: file with both bench marks, whose section between them is written too.
+
+    Returns:
+        the paths written.
+
+    Raises:
+        ValueError: a file that holds no results, or two of one kind of machine for one place.
+    """
     files = files or sorted(RECORDED.glob("*/benchmarks.json"))
     if not files:
         raise ValueError(f"{RECORDED}/*/benchmarks.json: there is none; `make bench` writes one")

@@ -1,20 +1,23 @@
 """Sizes and random tensors of the attention benchmarks, and the work that no implementation can do without."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import torch
+from torch import Tensor
 
+from bench.cases import Case
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention_reference
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class AttentionCase(Case):
     """queries S of q stand behind keys N - S of k and v, causally; cross: T."""
 
-    device: str
-    dtype: torch.dtype
     batch: int
     heads: int
     kv_heads: int
@@ -23,49 +26,51 @@ class Case:
     keys: int
     cross: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         names = f"B{self.batch} H{self.heads}/{self.kv_heads} D{self.width}"
-        lengths = f"S{self.queries} N{self.keys} T{self.cross}"
-        return f"{self.device} {str(self.dtype).removeprefix('torch.')} {names} {lengths}"
+        return f"{super().__str__()} {names} S{self.queries} N{self.keys} T{self.cross}"
 
     @property
-    def sizes(self):
+    def sizes(self) -> dict[str, int]:
+        """By the letter that reports call them."""
         numbers = (self.batch, self.heads, self.kv_heads, self.width, self.queries, self.keys, self.cross)
         return dict(zip(("B", "Hq", "Hkv", "D", "S", "N", "T"), numbers, strict=True))
 
-    def small(self):
+    def small(self) -> AttentionCase:
+        """For --small."""
         lengths = {name: max(2, getattr(self, name) // 16) for name in ("keys", "cross")}
         queries = 1 if self.queries == 1 else lengths["keys"]
         return dataclasses.replace(self, batch=2, width=min(self.width, 32), queries=queries, **lengths)
 
-    def forward_flops(self):
+    def forward_flops(self) -> int:
         """Two products of D for each pair of a query and a key that it attends to: S (S + 1) / 2 of the causal S x S."""
         pairs = self.queries * (self.keys + self.cross) - self.queries * (self.queries - 1) // 2
         return 4 * self.batch * self.heads * self.width * pairs
 
-    def backward_flops(self):
+    def backward_flops(self) -> int:
         """Five products: the scores again, and what the gradients of weights, q, k and v take. Kernels without atomics
         that keep no scores do seven, 7/5 of this."""
         return self.forward_flops() * 5 // 2
 
-    def key_value_bytes(self):
+    def key_value_bytes(self) -> int:
         """k, v, cross_k and cross_v, each once: what decoding reads."""
         return 2 * self.batch * self.kv_heads * (self.keys + self.cross) * self.width * self.dtype.itemsize
 
-    def query_bytes(self):
+    def query_bytes(self) -> int:
         """Of q, and as much of the output and the gradients of both."""
         return self.batch * self.heads * self.queries * self.width * self.dtype.itemsize
 
-    def forward_bytes(self):
+    def forward_bytes(self) -> int:
         """Keys, values and q read, the output written; the two log-sum-exps of a training step are 1 % more."""
         return self.key_value_bytes() + 2 * self.query_bytes()
 
-    def backward_bytes(self):
+    def backward_bytes(self) -> int:
         """The forward's and the output's gradient read, the other gradients written."""
         return 2 * self.key_value_bytes() + 4 * self.query_bytes()
 
-    def inputs(self, *, trained=False):
-        """q, k, v, cross_k, cross_v and gate, with gradients where `trained`.
+    def inputs(self, *, trained: bool = False) -> list[Tensor]:
+        """q (B, Hq, S, D), k and v (B, Hkv, N, D), cross_k and cross_v (B, Hkv, T, D) and gate (1,), with gradients where
+        `trained`.
 
         Softmaxes of scores around 3 pick out few keys: each output element is near 1, as the error's yardstick is, and
         cross values of mean 1/2 keep the gate's gradient, a sum over everything, from cancelling.
@@ -77,14 +82,12 @@ class Case:
         gate = torch.full((1,), 0.75, dtype=self.dtype, device=self.device)
         return [x.requires_grad_(trained) for x in (*tensors, gate)]
 
-    def output_gradient(self):
+    def output_gradient(self) -> Tensor:
+        """(B, Hq, S, D)."""
         return self.draw(self.batch, self.heads, self.queries, self.width) + 0.5
 
-    def draw(self, *shape):
-        return torch.randn(shape, dtype=self.dtype, device=self.device)
 
-
-def results_of(function, inputs, grad=None):
+def results_of(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor | None = None) -> list[Tensor]:
     """[output], followed by the gradients of all inputs where the output's is given."""
     out = function(*inputs)
     if grad is None:
@@ -92,7 +95,7 @@ def results_of(function, inputs, grad=None):
     return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
 
 
-def exact_results(case, inputs, grad=None):
+def exact_results(case: AttentionCase, inputs: Sequence[Tensor], grad: Tensor | None = None) -> list[Tensor]:
     """`results_of` in fp64, a key head of a row at a time: all scores together take gigabytes."""
     group = case.heads // case.kv_heads
     *tensors, gate = (x.detach().double() for x in inputs)
@@ -112,77 +115,71 @@ def _reference(*inputs):
     return adaptive_fusion_attention_reference(*inputs, upcast=False)
 
 
-def causal(device, dtype, batch, heads, kv_heads, width, length, cross):
-    return Case(
-        device=device,
-        dtype=dtype,
-        batch=batch,
-        heads=heads,
-        kv_heads=kv_heads,
-        width=width,
-        queries=length,
-        keys=length,
-        cross=cross,
-    )
+def on_cpu(kv_heads: int, length: int) -> AttentionCase:
+    """A small LLM's attention in fp32 over a text of that length."""
+    sizes = {"batch": 4, "heads": 9, "width": 64, "cross": 64}
+    return AttentionCase(device="cpu", dtype=torch.float32, kv_heads=kv_heads, queries=length, keys=length, **sizes)
 
 
-def last_token(case):
+def on_gpu(kv_heads: int, length: int, cross: int, batch: int = 8) -> AttentionCase:
+    """A 7B LLM's attention in bf16 over a text of that length."""
+    sizes = {"batch": batch, "heads": 32, "width": 128, "cross": cross}
+    return AttentionCase(device="cuda", dtype=torch.bfloat16, kv_heads=kv_heads, queries=length, keys=length, **sizes)
+
+
+def last_token(case: AttentionCase) -> AttentionCase:
     """The case's decoding step: one query behind all keys."""
     return dataclasses.replace(case, queries=1)
 
 
-CPU, GPU = ("cpu", torch.float32), ("cuda", torch.bfloat16)
+SIZES = {"b": ["batch"], "d": ["width"], "n": ["keys"], "s": ["queries", "keys"], "t": ["cross"]}
+
+
+def swept(base: AttentionCase, letter: str, *values: int) -> dict[str, AttentionCase]:
+    """{"cpu_s128": the case with S = N = 128, ...}: cases that differ in one size alone are what plots are drawn over."""
+    machine = {"cpu": "cpu", "cuda": "gpu"}[base.device]
+    return {
+        f"{machine}_{letter}{value}": dataclasses.replace(base, **dict.fromkeys(SIZES[letter], value))
+        for value in values
+    }
+
+
 # Of the default run: on a GPU (a), (b) and (c) of a 7B LLM, on a CPU a small one's.
 CASES = {
-    "cpu_gqa": causal(*CPU, 4, 9, 3, 64, 192, 64),
-    "cpu_mha": causal(*CPU, 4, 9, 9, 64, 192, 64),
-    "cpu_s64": causal(*CPU, 4, 9, 3, 64, 64, 64),
-    "cpu_s512": causal(*CPU, 4, 9, 3, 64, 512, 64),
-    "gpu_a_mha": causal(*GPU, 8, 32, 32, 128, 512, 256),
-    "gpu_a_gqa": causal(*GPU, 8, 32, 8, 128, 512, 256),
-    "gpu_b_mha": causal(*GPU, 8, 32, 32, 128, 1024, 512),
+    "cpu_gqa": on_cpu(3, 192),
+    "cpu_mha": on_cpu(9, 192),
+    **swept(on_cpu(3, 192), "s", 64, 512),
+    "gpu_a_mha": on_gpu(32, 512, 256),
+    "gpu_a_gqa": on_gpu(8, 512, 256),
+    "gpu_b_mha": on_gpu(32, 1024, 512),
 }
-# One size differs from a case above: it is what plots are drawn over.
+SMALL, LARGE = CASES["cpu_gqa"], CASES["gpu_a_mha"]
 SWEEP = {
-    "cpu_s128": causal(*CPU, 4, 9, 3, 64, 128, 64),
-    "cpu_s1024": causal(*CPU, 4, 9, 3, 64, 1024, 64),
-    "cpu_t256": causal(*CPU, 4, 9, 3, 64, 192, 256),
-    "cpu_d128": causal(*CPU, 4, 9, 3, 128, 192, 64),
-    "gpu_s128": causal(*GPU, 8, 32, 32, 128, 128, 256),
-    "gpu_s2048": causal(*GPU, 8, 32, 32, 128, 2048, 256),
-    "gpu_s4096": causal(*GPU, 8, 32, 32, 128, 4096, 256),
-    "gpu_d64": causal(*GPU, 8, 32, 32, 64, 512, 256),
+    **swept(SMALL, "s", 128, 1024),
+    **swept(SMALL, "t", 256),
+    **swept(SMALL, "d", 128),
+    **swept(LARGE, "s", 128, 2048, 4096),
+    **swept(LARGE, "d", 64),
 }
 # Gradients are not swept over these: the time goes into compiling FlexAttention's.
 FORWARD_SWEEP = {
-    "cpu_b16": causal(*CPU, 16, 9, 3, 64, 192, 64),
-    "gpu_s1024": causal(*GPU, 8, 32, 32, 128, 1024, 256),
-    "gpu_t64": causal(*GPU, 8, 32, 32, 128, 512, 64),
-    "gpu_t1024": causal(*GPU, 8, 32, 32, 128, 512, 1024),
-    "gpu_d256": causal(*GPU, 8, 32, 32, 256, 512, 256),
-    "gpu_mqa": causal(*GPU, 8, 32, 1, 128, 512, 256),
-    "gpu_b1": causal(*GPU, 1, 32, 32, 128, 512, 256),
-    "gpu_b32": causal(*GPU, 32, 32, 32, 128, 512, 256),
+    **swept(SMALL, "b", 16),
+    **swept(LARGE, "s", 1024),
+    **swept(LARGE, "t", 64, 1024),
+    **swept(LARGE, "d", 256),
+    "gpu_mqa": on_gpu(1, 512, 256),
+    **swept(LARGE, "b", 1, 32),
 }
 DECODING = {
-    "cpu_gqa": last_token(causal(*CPU, 4, 9, 3, 64, 192, 64)),
-    "cpu_mha": last_token(causal(*CPU, 4, 9, 9, 64, 192, 64)),
-    "gpu_c_gqa": last_token(causal(*GPU, 32, 32, 8, 128, 1024, 256)),
-    "gpu_c_mha": last_token(causal(*GPU, 32, 32, 32, 128, 1024, 256)),
+    "cpu_gqa": last_token(on_cpu(3, 192)),
+    "cpu_mha": last_token(on_cpu(9, 192)),
+    "gpu_c_gqa": last_token(on_gpu(8, 1024, 256, batch=32)),
+    "gpu_c_mha": last_token(on_gpu(32, 1024, 256, batch=32)),
 }
 DECODING_SWEEP = {
-    "cpu_n1024": last_token(causal(*CPU, 4, 9, 3, 64, 1024, 64)),
-    "cpu_b16": last_token(causal(*CPU, 16, 9, 3, 64, 192, 64)),
-    "gpu_n256": last_token(causal(*GPU, 32, 32, 8, 128, 256, 256)),
-    "gpu_n4096": last_token(causal(*GPU, 32, 32, 8, 128, 4096, 256)),
-    "gpu_n16384": last_token(causal(*GPU, 32, 32, 8, 128, 16384, 256)),
-    "gpu_b1": last_token(causal(*GPU, 1, 32, 8, 128, 1024, 256)),
-    "gpu_b8": last_token(causal(*GPU, 8, 32, 8, 128, 1024, 256)),
-    "gpu_mqa": last_token(causal(*GPU, 32, 32, 1, 128, 1024, 256)),
+    **swept(DECODING["cpu_gqa"], "n", 1024),
+    **swept(DECODING["cpu_gqa"], "b", 16),
+    **swept(DECODING["gpu_c_gqa"], "n", 256, 4096, 16384),
+    **swept(DECODING["gpu_c_gqa"], "b", 1, 8),
+    "gpu_mqa": last_token(on_gpu(1, 1024, 256, batch=32)),
 }
-
-
-def cases_here(*groups):
-    """Those of the groups that this machine is measured at, by name."""
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    return {name: case for group in groups for name, case in group.items() if case.device == here}

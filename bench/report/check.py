@@ -1,10 +1,14 @@
 """Whether this library became slower: its times over the yardstick of their run, now and as recorded."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from .results import read_results
-from .tables import markdown_table
+from bench.report.results import Results, read_results
+from layalign.figures import markdown_table
 
 # Seconds of a call by which a CPU's rows may be slower anyway: what Python takes around a decoding step of 0.1 ms was 30 us
 # in one process and 50 in the next.
@@ -26,15 +30,29 @@ class Comparison:
     slack: float
 
     @property
-    def change(self):
+    def change(self) -> float:
+        """Of the time over the yardstick."""
         return self.now / self.recorded - 1
 
-    def is_slower(self, tolerance):
+    def is_slower(self, tolerance: float) -> bool:
+        """Past the tolerance, and by more than the slack."""
         return self.seconds * (1 - self.recorded * (1 + tolerance) / self.now) > self.slack
 
 
-def recorded_for(kind, folder):
-    """The results of that kind of machine under `folder`; ValueError that names the kinds which are there."""
+class Comparisons(NamedTuple):
+    """both: rows on both sides; only_recorded, only_now: names of the others."""
+
+    both: list[Comparison]
+    only_recorded: list[str]
+    only_now: list[str]
+
+
+def recorded_for(kind: str, folder: str | Path) -> Results:
+    """The results of that kind of machine under `folder`.
+
+    Raises:
+        ValueError: there are none; the message names the kinds which are there.
+    """
     path = Path(folder) / kind / "benchmarks.json"
     if not path.exists():
         kinds = sorted(found.parent.name for found in Path(folder).glob("*/benchmarks.json"))
@@ -42,10 +60,11 @@ def recorded_for(kind, folder):
     return read_results(path)
 
 
-def compare(now, recorded):
-    """-> (comparisons, names only recorded, names only measured now), of our rows that are not their own yardstick.
+def compare(now: Results, recorded: Results) -> Comparisons:
+    """Our rows that are not their own yardstick.
 
-    ValueError where the two have no row in common: then nothing would be checked.
+    Raises:
+        ValueError: the two have no row in common, so nothing would be checked.
     """
     sides = [
         {(row.suite, row.case, row.implementation): row for row in side.rows if _is_compared(row)}
@@ -69,10 +88,10 @@ def compare(now, recorded):
     only_recorded, only_now = (
         [", ".join(key) for key in a if key not in b] for a, b in ((theirs, mine), (mine, theirs))
     )
-    return comparisons, only_recorded, only_now
+    return Comparisons(comparisons, only_recorded, only_now)
 
 
-def table(comparisons, tolerance):
+def table(comparisons: Sequence[Comparison], tolerance: float) -> str:
     """Markdown; the rows that changed most are last, next to the prompt."""
     lines = [
         [

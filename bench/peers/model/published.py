@@ -1,18 +1,33 @@
 """The published scheme, written anew: every attention call projects its query a second time, projects the cross keys and
 values again and passes the cross result through the output projection on its own; all streams of the aligner are made."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
-from model_systems import BareLLM, System, assemble, llm_inputs
-from published_aligner import published_mix
+from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from bench.model_systems import BareLLM, Prompted, System, Trained, assemble, llm_inputs
+from bench.peers.aligner.published import mix
 
 
 class Published(System, BareLLM):
     """eager: as the authors' code runs, with attention weights and the logits of all positions in memory. Otherwise with
     PyTorch's attention and only the logits that are needed, which its authors could have had. The encoder is the same."""
 
-    def __init__(self, encoder, llm, batch, trained, *, eager):
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        llm: PreTrainedModel,
+        batch: dict[str, Tensor],
+        trained: Trained,
+        *,
+        eager: bool,
+    ):
         self.eager = eager
         if eager:
             llm.set_attn_implementation("eager")
@@ -24,35 +39,37 @@ class Published(System, BareLLM):
         for index, layer in enumerate(llm.model.layers):
             layer.self_attn.forward = self._with_cross(layer.self_attn, layer.self_attn.forward, index)
 
-    def loss(self):
-        embeddings, mask, labels = self._read()
+    def loss(self) -> Tensor:
+        """Of the targets' tokens."""
+        prompted = self._read()
         if self.eager:
-            return self.llm(**llm_inputs(embeddings, mask), labels=labels).loss
-        return self.llm_loss(embeddings, mask, labels)
+            return self.llm(**llm_inputs(prompted), labels=prompted.labels).loss
+        return self.llm_loss(prompted)
 
-    def train_step(self):
+    def train_step(self) -> list[Tensor]:
+        """As every system's, with the streams of one step alone in memory."""
         results = System.train_step(self)
         self.streams = None  # or the next step would count their memory as there before it
         return results
 
     @torch.no_grad()
-    def prefill(self):
-        embeddings, mask, _ = self._read()
+    def prefill(self) -> list[Tensor]:
+        """Logits (B, V) of the first new token."""
         kept = 0 if self.eager else 1  # 0: all
-        logits = self.llm(**llm_inputs(embeddings, mask), logits_to_keep=kept).logits[:, -1]
+        logits = self.llm(**llm_inputs(self._read()), logits_to_keep=kept).logits[:, -1]
         self.streams = None
         return [logits]
 
     @torch.no_grad()
-    def generate(self, tokens, **settings):
-        embeddings, mask, _ = self._read()
-        return self.generate_from(embeddings, mask, tokens, **settings)
+    def generate(self, tokens: int, **settings: Any) -> Any:
+        """So many new tokens."""
+        return self.generate_from(self._read(), tokens, **settings)
 
-    def _read(self):
-        """Encoder, aligner and adapter -> what `assemble` returns."""
+    def _read(self) -> Prompted:
+        """Through encoder, aligner and adapter."""
         states = [state.to(self.llm.dtype) for state in self.encode()]
         adapter, aligner = self.trained.adapter, self.trained.aligner
-        streams = published_mix(states[:-1], *_weights(aligner.mix, states[0].dtype))
+        streams = mix(states[:-1], *_weights(aligner.mix, states[0].dtype))
         self.streams = linear(streams, *_weights(aligner.project, streams.dtype))
         return assemble(self.llm, adapter(states[-1]), adapter.boundary, self.batch)
 
@@ -87,3 +104,11 @@ class Published(System, BareLLM):
 def _weights(layer, dtype):
     """Of a linear layer, as autocast hands them to it."""
     return layer.weight.to(dtype), layer.bias.to(dtype)
+
+
+PEERS = {
+    "model": {
+        "published sdpa": lambda compared: compared.system(Published, eager=False),
+        "published eager": lambda compared: compared.system(Published, eager=True),
+    }
+}

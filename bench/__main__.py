@@ -1,0 +1,77 @@
+"""`python -m bench`: what is made of results. Each command imports what it needs when it runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+plain = {"add_completion": False, "pretty_exceptions_enable": False}
+app = typer.Typer(help="Results of `pytest bench/`: tables, plots, comparison.", no_args_is_help=True, **plain)
+
+
+@app.command()
+def report(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="JSON files of results; bench/results/*/benchmarks.json by default.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for a folder a machine; beside each file by default.")
+    ] = None,
+    readme: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File whose section between the bench marks is written."),
+    ] = None,
+) -> None:
+    """Tables (results.md) and plots from result files."""
+    from bench.report.report import report
+
+    for path in report(files, output, readme):
+        typer.echo(path)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="JSON of `pytest bench/ --benchmark-json=FILE`.")],
+    against: Annotated[Path, typer.Option(help="Folder with the recorded results of each kind of machine.")],
+    tolerance: Annotated[float, typer.Option(min=0.0, help="0.10 passes what is at most a tenth slower.")] = 0.10,
+    failing: Annotated[
+        Path | None, typer.Option(help="Write the tests of slower rows there: `pytest @FILE` measures them again.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="FILE has only some of the rows: name none it lacks.")
+    ] = False,
+) -> None:
+    """Compare our times over the yardstick with recorded ones; exit status 1 where one is slower past the tolerance."""
+    from bench.report.check import compare, recorded_for, table
+    from bench.report.results import read_results
+
+    now = read_results(file)
+    compared = compare(now, recorded_for(now.kind, against))
+    typer.echo(table(compared.both, tolerance))
+    only_recorded = [] if partial else compared.only_recorded
+    for side, names in (
+        ("recorded, not measured now", only_recorded),
+        ("measured now, not recorded", compared.only_now),
+    ):
+        for name in names:
+            typer.echo(f"{side}: {name}")
+    slower = [one for one in compared.both if one.is_slower(tolerance)]
+    if failing is not None:
+        failing.write_text("".join(f"{one.fullname}\n" for one in slower), encoding="utf-8")
+    if slower:
+        typer.echo(f"{len(slower)} of {len(compared.both)} rows are over {tolerance:.0%} slower", err=True)
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one line on standard error and exit status 2; anything else keeps its traceback."""
+    try:
+        app(prog_name="python -m bench")
+    except ValueError as error:
+        typer.echo(f"bench: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

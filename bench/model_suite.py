@@ -1,0 +1,124 @@
+"""The systems of the model suites on one case: the bare LLM, LayAlign and all peers over the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.cases.model import ModelCase, twin
+from bench.measuring import Effort, Measurement, Missing, Results, measure
+from bench.model_systems import BareLLM, LayAlign, System
+from bench.peers import peers_of
+from bench.peers.model.published import Published
+
+PEERS = peers_of("model", "model")
+SYSTEMS = ("bare", "layalign", *PEERS)
+STATIC = ("bare static", "layalign static")  # generation alone
+CHECKED_TOKENS = 4
+Call = Callable[[Any], "Results | None"]
+
+
+def train(system: System | BareLLM) -> Results:
+    """One step."""
+    return system.train_step()
+
+
+def prefill(system: System | BareLLM) -> Results:
+    """Logits of the first new token."""
+    return system.prefill()
+
+
+class Compared:
+    """The systems of one case by name, and the batch they share."""
+
+    def __init__(self, case: ModelCase, training: bool):
+        self.call = train if training else prefill
+        self.encoder, self.llm = case.bases()
+        self.batch = case.training() if training else case.prompt()
+        layalign = LayAlign(self.encoder, twin(self.llm), self.batch, training)
+        self.trained = layalign.trained
+        self.systems = {"bare": self.system(BareLLM), "layalign": layalign}
+        self.systems |= {name: make(self) for name, make in PEERS.items()}
+
+    def system(self, kind: Callable, dtype: torch.dtype | None = None, **settings: Any) -> Any:
+        """One over the same LLM, with a copy of the trained part. dtype: of both."""
+        trained = self.trained.copied(dtype or torch.float32)
+        return kind(self.encoder, twin(self.llm, dtype), self.batch, trained, **settings)
+
+    def exact(self, call: Call, kind: Callable = Published, **settings: Any) -> Results:
+        """`call` of a system in fp64."""
+        system = self.system(kind, torch.float64, **settings)
+        system.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        # Checkpointing saves a GPU's memory: the graph of a 7B LLM in fp64 would not fit.
+        system.llm.train(self.llm.device.type == "cuda")
+        return call(system)
+
+    def as_bare(self, kind: Callable) -> Any:
+        """A system of that kind, Missing where it computes something else than the bare LLM."""
+        system = self.system(kind)
+        works = {"bare": partial(self.call, self.system(BareLLM)), "other": partial(self.call, system)}
+        untimed = Effort(rounds=0, seconds=0.0, clock=lambda: 0.0)
+        exact = partial(self.exact, self.call, BareLLM)
+        found = measure(works, exact, "bare", self.llm.device, untimed, memory=False)
+        return system if found["other"].error is None else Missing(found["other"].error)
+
+
+def measure_call(case: ModelCase, effort: Effort, call: Call, training: bool) -> dict[str, Measurement]:
+    """Of `call(system)`, for each system."""
+    compared = Compared(case, training)
+    works = {name: _work(system, call) for name, system in compared.systems.items()}
+    return _measure(case, works, partial(compared.exact, call, eager=False), effort, memory=True if training else None)
+
+
+def measure_generation(case: ModelCase, effort: Effort) -> dict[str, Measurement]:
+    """Of the case's new tokens; on a GPU with a static cache too, of those in STATIC."""
+    compared = Compared(case, training=False)
+    given = torch.randint(3, case.vocabulary, (case.batch, CHECKED_TOKENS), generator=torch.Generator().manual_seed(3))
+    given = given.to(case.device)
+    works = {name: _work(system, _generation(case, given)) for name, system in compared.systems.items()}
+    for name in STATIC:
+        call = _generation(case, given, cache_implementation="static")
+        on_gpu = case.device == "cuda"
+        works[name] = _work(compared.systems[name.split()[0]], call) if on_gpu else Missing("pays with CUDA graphs")
+    exact = partial(compared.exact, lambda system: system.forced(given, CHECKED_TOKENS), eager=False)
+    return _measure(case, works, exact, effort, memory=False)
+
+
+def _generation(case: ModelCase, given: Tensor, **settings: Any) -> Call:
+    """Call that generates, but first what is to be checked: the logits of given tokens (B, n), since the tokens that random
+    weights choose may turn on a last bit."""
+    checked = False
+
+    def call(system):
+        nonlocal checked
+        if checked or not isinstance(system, System):
+            system.generate(case.new_tokens, **settings)
+            return None
+        checked = True
+        # On a GPU all tokens, so that no length is compiled for in a round.
+        return system.forced(given, case.new_tokens if case.device == "cuda" else CHECKED_TOKENS, **settings)
+
+    return call
+
+
+def _work(system, call):
+    """Missing, or a function without arguments; the bare LLM's results are not those to check."""
+    if isinstance(system, Missing):
+        return system
+
+    def work():
+        results = call(system)
+        return results if isinstance(system, System) else None
+
+    return work
+
+
+def _measure(case, works, exact, effort, memory):
+    if case.rounds is not None:
+        effort = dataclasses.replace(effort, rounds=min(effort.rounds, case.rounds), seconds=0.0)
+    return measure(works, exact, "published sdpa", torch.device(case.device), effort, memory=memory)

@@ -1,0 +1,64 @@
+"""Templates of recipes, `{field}` and `{field[key]}` and nothing else of what format strings can do, and prompts made of them."""
+
+from __future__ import annotations
+
+import logging
+import string
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from layalign.languages import language_name
+
+if TYPE_CHECKING:
+    from layalign.train.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def check_template(template: str, name: str) -> list[str]:
+    """Field names of a template, without the indices behind them.
+
+    Args:
+        template: the format string.
+        name: the setting it belongs to, for messages.
+
+    Raises:
+        ValueError: broken braces, fields without a name, attributes or format codes.
+    """
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{name}: broken template {template!r}: {error}") from None
+    names = []
+    for _, expression, code, conversion in parts:
+        if not expression or code or conversion or "." in expression or expression[0].isdigit():
+            raise ValueError(f"{name}: template fields are written {{field}} or {{field[key]}}, got {template!r}")
+        names.append(expression.partition("[")[0])
+    return names
+
+
+def fill_prompt(template: str, record: Mapping[str, str]) -> str:
+    """The prompt of one record: {source} and, by its English name, {language} filled in.
+
+    Raises:
+        ValueError: the template names the language, and the record's has no known name.
+    """
+    if "language" in check_template(template, "prompt"):
+        return template.format(source=record["source"], language=language_name(record["lang"]))
+    return template.format(source=record["source"])
+
+
+def prompt_template(recipe: Recipe) -> str | None:
+    """The processor's template, {text} for the question, as the task stage's prompt has it; None if the LLM reads no
+    text there.
+    """
+    if "task" not in recipe.stages or not recipe.llm_input["task"]:
+        return None
+    prompt = recipe.stages["task"].prompt
+    assert prompt is not None, "Recipe requires one where the LLM reads text"
+    if check_template(prompt, "prompt") != ["source"]:
+        logger.warning(
+            "the task prompt needs more than {source}: the saved processor has no prompt template, pass prompts to it"
+        )
+        return None
+    return prompt.format(source="{text}")
