@@ -101,7 +101,7 @@ class Server:
 
 
 def main():
-    from layalign.generating import load_model
+    from layalign.loading import load_model
 
     parser = argparse.ArgumentParser(description="Answer lines of standard input as they arrive.")
     parser.add_argument("model", help="folder of a trained model")

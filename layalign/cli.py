@@ -110,7 +110,7 @@ def generate(
     device: Device = None,
 ):
     """Answer questions, in any language the encoder knows."""
-    from layalign.generating import generate_texts
+    from layalign.generation.jobs import generate_texts
 
     generate_texts(
         model,

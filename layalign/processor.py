@@ -133,7 +133,7 @@ class LayAlignProcessor(ProcessorMixin):
     @classmethod
     def from_bases(cls, encoder, llm, prompt_template=None):
         """The processor of two bases, given by name, folder or `layalign:NAME`."""
-        from layalign.bases import resolve
+        from layalign.loading import resolve
 
         tokenizer = AutoTokenizer.from_pretrained(resolve(llm))
         return cls(tokenizer, AutoTokenizer.from_pretrained(resolve(encoder)), prompt_template)

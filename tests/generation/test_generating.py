@@ -14,9 +14,10 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from layalign.answering import Answerer, LLMAnswerer
-from layalign.evaluation.journal import Journal
-from layalign.generating import fingerprint, generate_texts, load_model
+from layalign.generation.jobs import generate_texts
+from layalign.generation.texts import Answerer, LLMAnswerer
+from layalign.journal import Journal
+from layalign.loading import fingerprint, load_model
 
 SETTINGS = dict(max_new_tokens=6, device="cpu")
 
@@ -190,7 +191,7 @@ def test_a_job_cut_anywhere_goes_on_without_repeating_or_losing_a_line(job, load
     whole = output.read_bytes()
     records = [json.loads(line) for line in whole.splitlines()]
     assert [record["line"] for record in records] == list(range(1, 24))
-    monkeypatch.setattr("layalign.generating.load_model", lambda *_: loaded)
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
     for length in (0, 1, whole.index(b"\n"), whole.index(b"\n") + 1, len(whole) // 2, len(whole) - 1, len(whole)):
         output.write_bytes(whole[:length])
         assert generate_texts(**job | {"batch_size": 3}) == records
@@ -202,18 +203,18 @@ def test_a_job_cut_anywhere_goes_on_without_repeating_or_losing_a_line(job, load
 
 def test_a_finished_job_is_not_done_again(job, monkeypatch):
     records = generate_texts(**job)
-    monkeypatch.setattr("layalign.generating.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert generate_texts(**job) == records
 
 
 def test_a_killed_process_is_continued(job):
     code = f"""
 import time
-from layalign import answering, generating
-answer = answering.Answerer.__call__
-answering.Answerer.__call__ = lambda self, texts, streamer=None: (time.sleep(0.2), answer(self, texts))[1]
-generating.generate_texts({str(job["model_path"])!r}, file={str(job["file"])!r}, output={str(job["output"])!r},
-                          batch_size=1, max_new_tokens=6, device="cpu")
+from layalign.generation import jobs, texts
+answer = texts.Answerer.__call__
+texts.Answerer.__call__ = lambda self, texts, streamer=None: (time.sleep(0.2), answer(self, texts))[1]
+jobs.generate_texts({str(job["model_path"])!r}, file={str(job["file"])!r}, output={str(job["output"])!r},
+                     batch_size=1, max_new_tokens=6, device="cpu")
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -252,7 +253,7 @@ def answer_until_killed(job, loaded, delay):
         journal._file = journal._file.file
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layalign.generating.load_model", lambda *_: loaded)
+        patch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
         patch.setattr(Journal, "append", slow_append)
         patch.setattr(Answerer, "__call__", lambda self, texts: (time.sleep(delay), answer(self, texts))[1])
         generate_texts(**job)
@@ -263,7 +264,7 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(job, loaded, que
     """200 lines; every run but the last ends by SIGKILL while it answers or writes, none is told beforehand."""
     texts = [f"{questions[index % len(questions)]} and {index % 40}" for index in range(200)]
     job["file"].write_text("\n".join(texts), encoding="utf-8")
-    monkeypatch.setattr("layalign.generating.load_model", lambda *_: loaded)
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
     whole_job = job | {"output": job["output"].with_name("whole.jsonl"), "batch_size": 8}
     generate_texts(**whole_job)
     whole = whole_job["output"].read_bytes()
