@@ -6,9 +6,9 @@ from pathlib import Path
 from layalign.analysis import measures, plots
 from layalign.analysis.states import joined_states, llm_states
 from layalign.analysis.texts import parallel_texts
-from layalign.answering import Answerer
 from layalign.evaluation import report
-from layalign.evaluation.journal import write_text
+from layalign.generation.texts import Answerer
+from layalign.kernels.files import write_text
 
 RESULTS = "analysis.json"
 
@@ -35,7 +35,7 @@ def analyze(
         folder with one UTF-8 file a language instead, such as sw.txt, whose lines are translations of each other (FLORES).
         English must be among them.
     limit: texts a language, from the start; None for all. batch_size: changes the speed alone.
-    encoder_max_length, dtype, device: as in `Answerer` and `generating.load_model`.
+    encoder_max_length, dtype, device: as in `Answerer` and `loading.load_model`.
 
     Returns what analysis.json holds: texts (N), languages, english {"encoder", "llm", "llm_alone": {lang: {"same", "other",
     "found"}}} (see `measures.against_english`; the encoder's last state), encoder_layers {"english": {lang: {...: [a number a
@@ -45,7 +45,7 @@ def analyze(
 
     Raises ValueError for anything missing or malformed.
     """
-    from layalign.generating import check_model_path, load_model
+    from layalign.loading import check_model_path, load_model
 
     check_model_path(model_path)
     output = Path(output) if output else Path("runs") / "analyze" / Path(model_path).name

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from layalign.evaluation.journal import write_text
+from layalign.kernels.files import write_text
 
 from .plots import draw_all
 from .results import read_results

@@ -10,9 +10,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from layalign.evaluation import report
-from layalign.evaluation.journal import Journal, write_text
 from layalign.evaluation.scoring import SCORERS, official_number, strict_number
 from layalign.evaluation.tasks import load_task
+from layalign.journal import Journal
+from layalign.kernels.files import write_text
 
 DEFAULT_PROMPT = "default"
 
@@ -86,15 +87,16 @@ def evaluate(
 
     model_path: folder or hub name. tasks: list of task names. data: a folder or datasets name for all tasks, or a dict
         {task: one}. languages, limit: as in `tasks.load_task`.
-    batch_size: changes the speed and no answer. dtype, device: as in `generating.load_model`.
+    batch_size: changes the speed and no answer. dtype, device: as in `loading.load_model`.
     prompt: "default" for the processor's template, None for no LLM text, or a str with {text}.
     progress: show a bar, then the tables.
     generate_kwargs: to `Answerer` (encoder_max_length) and transformers' generate; greedy without them.
 
     Returns the content of results.json. Raises ValueError for anything missing or malformed.
     """
-    from layalign.answering import DEFAULT, Answerer
-    from layalign.generating import check_model_path, fingerprint, load_model
+    from layalign.generation.texts import Answerer
+    from layalign.loading import check_model_path, fingerprint, load_model
+    from layalign.processor import DEFAULT
 
     check_model_path(model_path)
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
@@ -147,8 +149,9 @@ def _answered(load, problems, output, config, batch_size, progress):
     """Records of all problems in order, and the seconds it took to make those that were missing."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"output: {output} is a file, takes a folder")
-    names = {path.name for path in output.iterdir()} if output.exists() else set()
-    if "evaluation.json" not in names and names - {"records.jsonl", "evaluation.json.part"}:
+    found = output.iterdir() if output.exists() else ()
+    names = {path.name for path in found if not path.name.endswith(".partial")}
+    if "evaluation.json" not in names and names - {"records.jsonl"}:
         raise ValueError(f"output: {output} exists and holds no evaluation; choose another folder")
     with Journal(output / "records.jsonl", config, output / "evaluation.json") as journal:
         kept = {_key(record): record for record in journal.records}

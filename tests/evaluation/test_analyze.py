@@ -10,7 +10,7 @@ from layalign import LayAlignForConditionalGeneration, LayAlignProcessor, fusion
 from layalign.analysis import measures
 from layalign.analysis.run import analyze
 from layalign.analysis.states import branch_ratios, joined_states, llm_states
-from layalign.generating import load_model
+from layalign.loading import load_model
 
 FIGURES = {"english.png", "components.png", "encoder_layers.png"}
 FUSED = {"ratio.png", "aligner.png", "gates.png"}

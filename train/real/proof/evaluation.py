@@ -12,9 +12,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layalign.analysis.run import measured, measured_alone
 from layalign.analysis.texts import parallel_questions
-from layalign.answering import Answerer, LLMAnswerer
 from layalign.evaluation.run import evaluate_problems
 from layalign.evaluation.tasks import load_task
+from layalign.generation.texts import Answerer, LLMAnswerer
 from layalign.saving import load_trained_part
 from layalign.train.checkpoints import write_json
 from layalign.train.real.problems import LANGUAGES, evaluation_problems, mixed_problems
