@@ -1,11 +1,22 @@
 """The command line. Each command imports what it needs when it runs, so that `layalign --help` is instant."""
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import typer.core
+
+# What an installation of the core alone lacks, by the extra that installs it and the command whose work it is.
+TRAIN = ("accelerate", "datasets")
+EVAL = ("matplotlib", "rich", "datasets", "sacrebleu")
+EXTRAS = {"train": TRAIN, "eval": EVAL, "demo": (*TRAIN, *EVAL, "num2words2", "gguf")}
+EXTRA_OF = {"train": "train", "evaluate": "eval", "analyze": "eval", "bench": "eval", "demo": "demo"}
 
 app = typer.Typer(
     help="LayAlign: a frozen LLM answers in languages it never learned, through a frozen multilingual encoder.",
@@ -19,14 +30,53 @@ Texts = Annotated[
     list[str] | None, typer.Argument(help="Questions; left out, they are read from --file or standard input.")
 ]
 TaskData = Annotated[Path | None, typer.Option(help="Folder with the task's files; left out, a datasets name is used.")]
-BatchSize = Annotated[int, typer.Option(min=1)]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where results go.")]
-Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")]
-EncoderMaxLength = Annotated[
-    int | None,
-    typer.Option(min=1, help="Cut questions to so many of the encoder's tokens; else too long a one is refused."),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a command runs a model: an option for each field."""
+
+    batch_size: Annotated[int, typer.Option(min=1)] = 16
+    encoder_max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut questions to so many of the encoder's tokens; else too long a one is refused."),
+    ] = None
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that have a value: a journal of a job without them stays the same job's."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def runs_a_model(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command with the options of Running in place of its parameter `running`."""
+    names = [field.name for field in fields(Running)]
+
+    @functools.wraps(command)
+    def spread(**options: Any) -> None:
+        running = Running(**{name: options.pop(name) for name in names})
+        command(**options, running=running)
+
+    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "running"]
+    added = [parameter for name, parameter in inspect.signature(Running).parameters.items()]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *added)]
+    spread.__signature__ = inspect.Signature(parameters)
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return spread
+
+
+def _require(*packages: str) -> None:
+    """Before work that ends with them; `main` says how to install the first that is missing."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def _languages(listed: str | None) -> list[str] | None:
+    return listed.split(",") if listed else None
 
 
 @app.command()
@@ -49,6 +99,8 @@ def demo(
         _refuse({"--ask": ask, "--train": train_again}, "--real")
     if not (real and train_again):
         _refuse({"--data": data, "--minutes": minutes, "--steps": steps}, "--real --train")
+    if not real or train_again:
+        _require("accelerate", "matplotlib", "num2words2", "rich")
     if train_again:
         from layalign.train.real.proof.driver import run_proof
 
@@ -72,11 +124,6 @@ def _refuse(options, where):
         raise ValueError(f"{', '.join(given)} goes with {where}")
 
 
-def _given(**options):
-    """Those that were given: a journal of a job without them stays the same job's."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe; train/recipes has the paper's.")],
@@ -85,6 +132,7 @@ def train(
     ] = None,
 ):
     """Train one or both stages of a recipe; run it again and it resumes."""
+    _require("accelerate")
     from layalign.train.recipe import load_recipe
     from layalign.train.stages import train
 
@@ -94,6 +142,7 @@ def train(
 
 
 @app.command()
+@runs_a_model
 def generate(
     model: Model,
     texts: Texts = None,
@@ -103,61 +152,47 @@ def generate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON lines; an interrupted job resumes.")
     ] = None,
-    batch_size: BatchSize = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    encoder_max_length: EncoderMaxLength = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    *,
+    running: Running,
 ):
     """Answer questions, in any language the encoder knows."""
     from layalign.generation.jobs import generate_texts
 
-    generate_texts(
-        model,
-        texts or (),
-        file=None if file is None else str(file),
-        output=output,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        dtype=dtype,
-        device=device,
-        **_given(encoder_max_length=encoder_max_length),
-    )
+    generate_texts(model, texts or (), file=file, output=output, max_new_tokens=max_new_tokens, **running.given())
 
 
 @app.command()
+@runs_a_model
 def evaluate(
     model: Model,
     task: Annotated[list[str], typer.Option("--task", "-t", help="mgsm, msvamp or problems; may be repeated.")],
     data: TaskData = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
-    batch_size: BatchSize = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    encoder_max_length: EncoderMaxLength = None,
     output: Output = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    *,
+    running: Running,
 ):
     """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
     from layalign.evaluation.run import evaluate
 
+    _require("matplotlib", "rich")
     evaluate(
         model,
         tasks=task,
         data=data,
-        languages=languages.split(",") if languages else None,
+        languages=_languages(languages),
         limit=limit,
-        batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         output=output,
-        dtype=dtype,
-        device=device,
-        **_given(encoder_max_length=encoder_max_length),
+        **running.given(),
     )
 
 
 @app.command()
+@runs_a_model
 def analyze(
     model: Model,
     task: Annotated[
@@ -170,28 +205,16 @@ def analyze(
     ] = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes, en among them; all by default.")] = None,
     limit: Annotated[int, typer.Option(min=2, help="Texts per language.")] = 100,
-    batch_size: BatchSize = 16,
-    encoder_max_length: EncoderMaxLength = None,
     output: Output = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    *,
+    running: Running,
 ):
     """The paper's figures: languages side by side in the states, the weight of the cross-attention, the aligner's weights."""
     from layalign.analysis.run import analyze
 
-    analyze(
-        model,
-        task,
-        data=data,
-        texts=texts,
-        languages=languages.split(",") if languages else None,
-        limit=limit,
-        batch_size=batch_size,
-        encoder_max_length=encoder_max_length,
-        output=output,
-        dtype=dtype,
-        device=device,
-    )
+    _require("matplotlib", "rich")
+    which = {"data": data, "texts": texts, "languages": _languages(languages), "limit": limit}
+    analyze(model, task, **which, output=output, **running.given())
 
 
 @app.command()
@@ -341,13 +364,29 @@ def check(
         raise typer.Exit(1)
 
 
-def main():
+def main() -> None:
     """Entry point: what a user can mend is one line on standard error and exit status 2; anything else keeps its traceback."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        missing = _missing_extra(error, next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
+        if missing is None:
+            raise
+        typer.echo(f"layalign: {missing}", err=True)
+        sys.exit(2)
     except ValueError as error:
         typer.echo(f"layalign: {error}", err=True)
         sys.exit(2)
+
+
+def _missing_extra(error: ModuleNotFoundError, command: str) -> str | None:
+    """What to install where a package is missing that an extra installs."""
+    package = (error.name or "").partition(".")[0]
+    having = [extra for extra, packages in EXTRAS.items() if package in packages]
+    if not having:
+        return None
+    extra = EXTRA_OF[command] if EXTRA_OF.get(command) in having else having[0]
+    return f'{command} needs {package}, which is not installed: pip install "layalign[{extra}]"'
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import (
     AttentionMaskInterface,
@@ -143,7 +142,7 @@ def _window(mask_function: Callable, local_size: int | None, config: PreTrainedC
             if local_size is not None and local_size == getattr(config, "sliding_window", None):
                 return local_size
             raise ValueError(UNCOVERED)
-        (parts,) = (cell.cell_contents for cell in mask_function.__closure__)
+        (parts,) = (cell.cell_contents for cell in mask_function.__closure__ or ())
         overlay = [part for part in parts if part.__code__ is sliding_window_overlay(1).__code__]
         if len(parts) == 2 and len(overlay) == 1 and causal_mask_function in parts:
             (window,) = (cell.cell_contents for cell in overlay[0].__closure__)
@@ -152,7 +151,7 @@ def _window(mask_function: Callable, local_size: int | None, config: PreTrainedC
 
 
 def fused_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -179,8 +178,8 @@ def fused_attention(
     else:
         cross_key, cross_value = fusion.keys[index], fusion.values[index]
         cross_mask = fusion.mask
-        gate = kwargs.get("fusion_gate")
-        gate = module.fusion_gate(None) if gate is None else gate
+        made = kwargs.get("fusion_gate")
+        gate = module.fusion_gate(None) if made is None else made
         fusion.used.add(module.layer_idx)
     out = adaptive_fusion_attention(
         query,
@@ -202,7 +201,7 @@ def fused_attention(
 
 
 def dynamic_gate_hook(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Forward pre-hook of an attention module: the dynamic gate needs the hidden states, which the attention function never sees."""
     if kwargs.get("fusion") is None:

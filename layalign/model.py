@@ -46,7 +46,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         self.aligner = None
         if self.adapter is not None:
             nn.init.normal_(self.adapter.boundary, std=self.llm.get_input_embeddings().weight.float().std().item())
-        if layers:
+        if config.aligner and layers:
             states, average = len(config.mixed_states), config.encoder_states == "mean"
             self.aligner = LayerwiseAligner(config.aligner, states, len(layers), encoder_size, llm_size, average)
             self._attach(layers, text)
@@ -297,7 +297,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         if bos is not None:
             bos = bos[0] if isinstance(bos, (list, tuple)) else bos
             parts.append((embed(torch.full((rows, 1), bos, device=soft_mask.device)), ones))
-        if soft is not None:
+        if soft is not None and self.adapter is not None:
             boundary = self.adapter.boundary.to(soft.dtype).expand(rows, 1, -1)
             parts += [(soft, soft_mask), (boundary, ones)]
         if input_ids is not None:
@@ -370,7 +370,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
             raise ValueError("labels need encoder_input_ids: the loss is computed over the assembled sequence")
         elif past_key_values is None and inputs_embeds is None:
             raise ValueError("encoder_input_ids is missing: give the encoder's tokens (a LayAlignProcessor makes them)")
-        if position_ids is None and past_key_values is None:
+        if position_ids is None and past_key_values is None and attention_mask is not None:
             count_padding = labels is not None and self.config.published_training
             position_ids = sequence.positions(attention_mask, count_padding)
         states = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -83,7 +83,8 @@ class LayAlignPipeline(Pipeline):
         postprocess_params: Given,
     ) -> Iterator[Any]:
         """Batches of texts, which the processor pads: transformers' own would be padded by one of the two tokenizers."""
-        items = (inputs[index] for index in range(len(inputs))) if isinstance(inputs, Sized) else iter(inputs)
+        # A dataset may have __len__ and __getitem__ alone.
+        items = (inputs[index] for index in range(len(inputs))) if hasattr(inputs, "__len__") else iter(inputs)
         while batch := [self.preprocess(text, **preprocess_params)["text"][0] for text in islice(items, batch_size)]:
             for answers in self.forward({"text": batch}, **forward_params)["answers"]:
                 yield self.postprocess({"answers": [answers]}, **postprocess_params)
