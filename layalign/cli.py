@@ -55,17 +55,17 @@ def runs_a_model(command: Callable[..., None]) -> Callable[..., None]:
     """The same command with the options of Running in place of its parameter `running`."""
     names = [field.name for field in fields(Running)]
 
-    @functools.wraps(command)
     def spread(**options: Any) -> None:
         running = Running(**{name: options.pop(name) for name in names})
         command(**options, running=running)
 
     own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "running"]
-    added = [parameter for name, parameter in inspect.signature(Running).parameters.items()]
+    added = inspect.signature(Running).parameters.values()
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *added)]
-    spread.__signature__ = inspect.Signature(parameters)
-    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return spread
+    wrapped: Any = functools.wraps(command)(spread)
+    wrapped.__signature__ = inspect.Signature(parameters)
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
 
 
 def _require(*packages: str) -> None:
@@ -176,9 +176,9 @@ def evaluate(
     running: Running,
 ):
     """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
+    _require("matplotlib", "rich")
     from layalign.evaluation.run import evaluate
 
-    _require("matplotlib", "rich")
     evaluate(
         model,
         tasks=task,
@@ -210,9 +210,9 @@ def analyze(
     running: Running,
 ):
     """The paper's figures: languages side by side in the states, the weight of the cross-attention, the aligner's weights."""
+    _require("matplotlib", "rich")
     from layalign.analysis.run import analyze
 
-    _require("matplotlib", "rich")
     which = {"data": data, "texts": texts, "languages": _languages(languages), "limit": limit}
     analyze(model, task, **which, output=output, **running.given())
 

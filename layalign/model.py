@@ -119,7 +119,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
             ValueError: no LayAlign model at `path`, a base that cannot be found or does not fit, weights that are damaged or do
                 not fit.
         """
-        saved = saving.read_saved(str(path), encoder=encoder, llm=llm, config=config, dtype=dtype)
+        saved = saving.read_saved(str(path), encoder, llm, config, dtype)
         model = cls(saved.config, saved.encoder, saved.llm)
         saving.load_trained_part(model, saved.trained, str(path))
         if dtype is not None:

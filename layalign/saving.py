@@ -31,12 +31,7 @@ class SavedModel:
 
 
 def read_saved(
-    path: str,
-    *,
-    encoder: Source | None = None,
-    llm: Source | None = None,
-    config: LayAlignConfig | None = None,
-    dtype: torch.dtype | None = None,
+    path: str, encoder: Source | None, llm: Source | None, config: LayAlignConfig | None, dtype: torch.dtype | None
 ) -> SavedModel:
     """Read what `save_pretrained` wrote, and the bases it refers to.
 

@@ -72,18 +72,10 @@ def bases(tmp_path_factory):
     MT5EncoderModel(encoder).save_pretrained(folder / "encoder")
     tokenizer.save_pretrained(folder / "encoder")
     tokenizer = word_tokenizer(end_after_text=False)
-    llm = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.5,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    llm = LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **special, initializer_range=0.5)
     LlamaForCausalLM(llm).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
     return folder

@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-OPTIONAL = ("accelerate", "datasets", "gguf", "matplotlib", "num2words2", "rich", "sacrebleu")
+OPTIONAL = (
+    "accelerate",
+    "datasets",
+    "gguf",
+    "matplotlib",
+    "num2words2",
+    "sacrebleu",
+)  # and rich, which typer brings along
 WITHOUT = """
 import sys
 
@@ -20,19 +27,19 @@ class Without:
         found = (finder.find_spec(name, path, target) for finder in finders)
         return next((spec for spec in found if spec is not None), None)
 
+    @staticmethod
+    def find_distributions(*context):
+        every = (finder.find_distributions(*context) for finder in finders if hasattr(finder, "find_distributions"))
+        return (found for some in every for found in some if found.name not in missing)
+
 
 sys.meta_path[:] = [Without]
 """
 
 
 def run_without(missing, code):
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT.format(missing=tuple(missing)) + code],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    command = [sys.executable, "-c", WITHOUT.format(missing=tuple(missing)) + code]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
 def layalign_without(missing, *arguments):
@@ -40,25 +47,23 @@ def layalign_without(missing, *arguments):
     return run_without(missing, f"sys.argv = {arguments!r}\nfrom layalign.cli import main\nmain()")
 
 
+NEEDS = {
+    "train {tmp}/recipe.yaml": ("train", ["accelerate"]),
+    "evaluate {model} -t mgsm": ("eval", ["matplotlib", "rich", "datasets"]),
+    "analyze {model}": ("eval", ["matplotlib", "rich", "datasets"]),
+    "demo -o {tmp}/demo": ("demo", ["accelerate", "matplotlib", "num2words2", "rich"]),
+}
+
+
 @pytest.mark.parametrize(
-    ("command", "missing", "extra"),
-    [
-        ("train {tmp}/recipe.yaml", "accelerate", "train"),
-        ("evaluate {model} -t mgsm", "matplotlib", "eval"),
-        ("evaluate {model} -t mgsm", "rich", "eval"),
-        ("evaluate {model} -t mgsm", "datasets", "eval"),
-        ("analyze {model}", "matplotlib", "eval"),
-        ("analyze {model}", "datasets", "eval"),
-        ("demo -o {tmp}/demo", "accelerate", "demo"),
-        ("demo -o {tmp}/demo", "num2words2", "demo"),
-        ("demo -o {tmp}/demo", "matplotlib", "demo"),
-        ("demo --real", "gguf", "demo"),
-    ],
+    ("command", "missing"), [(command, package) for command, (_, packages) in NEEDS.items() for package in packages]
 )
-def test_a_missing_package_is_named_by_the_command_that_needs_it(command, missing, extra, model_folder, tmp_path):
+def test_a_missing_package_is_named_by_the_command_that_needs_it(command, missing, model_folder, tmp_path):
     words = command.format(tmp=tmp_path, model=model_folder).split()
     result = layalign_without([missing], *words)
-    expected = f'layalign: {words[0]} needs {missing}, which is not installed: pip install "layalign[{extra}]"\n'
+    expected = (
+        f'layalign: {words[0]} needs {missing}, which is not installed: pip install "layalign[{NEEDS[command][0]}]"\n'
+    )
     assert (result.returncode, result.stdout, result.stderr) == (2, "", expected)
     assert not list(tmp_path.iterdir())
 
