@@ -93,7 +93,7 @@ def demo(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="--real --train: budget in minutes.")] = None,
     steps: Annotated[int | None, typer.Option(help="--real --train: budget in steps over both stages.")] = None,
-):
+) -> None:
     """Train both stages on tiny bases shipped with the package and compare four systems, in minutes on a CPU."""
     if not real:
         _refuse({"--ask": ask, "--train": train_again}, "--real")
@@ -118,7 +118,7 @@ def demo(
     run_demo(output=output or Path("runs/demo"), seed=seed or 0)
 
 
-def _refuse(options, where):
+def _refuse(options: dict[str, Any], where: str) -> None:
     """options: {name: value as given}."""
     if given := [name for name, value in options.items() if value is not None and value is not False and value != []]:
         raise ValueError(f"{', '.join(given)} goes with {where}")
@@ -130,7 +130,7 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, such as stages.task.learning_rate=1e-4.")
     ] = None,
-):
+) -> None:
     """Train one or both stages of a recipe; run it again and it resumes."""
     _require("accelerate")
     from layalign.train.recipe import load_recipe
@@ -155,7 +155,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     *,
     running: Running,
-):
+) -> None:
     """Answer questions, in any language the encoder knows."""
     from layalign.generation.jobs import generate_texts
 
@@ -174,7 +174,7 @@ def evaluate(
     output: Output = None,
     *,
     running: Running,
-):
+) -> None:
     """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
     _require("matplotlib", "rich")
     from layalign.evaluation.run import evaluate
@@ -208,7 +208,7 @@ def analyze(
     output: Output = None,
     *,
     running: Running,
-):
+) -> None:
     """The paper's figures: languages side by side in the states, the weight of the cross-attention, the aligner's weights."""
     _require("matplotlib", "rich")
     from layalign.analysis.run import analyze
@@ -229,7 +229,7 @@ def convert(
         bool, typer.Option(help="Keep the published code's quirks (padding seen by cross-attention).")
     ] = False,
     to_published: Annotated[bool, typer.Option("--to-published", help="From ours to theirs.")] = False,
-):
+) -> None:
     """Convert a published checkpoint to ours and back."""
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 
@@ -254,9 +254,10 @@ def convert(
 class SeveralValues(typer.core.TyperCommand):
     """A command without arguments: a repeatable option takes all words up to the next option, and commas part them too."""
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        spread, option, words = [], None, iter(args)
+        spread: list[str] = []
+        option, words = None, iter(args)
         for word in words:
             name, _, values = word.partition("=")
             if name in repeatable:
@@ -280,7 +281,7 @@ def kernels(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line instead of a table.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Compilations at a time; one per core by default.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Compile again what was compiled before.")] = False,
-):
+) -> None:
     """Compile every kernel ahead of time, no GPU needed, into Triton's cache: registers, spills, shared memory, tensor cores."""
     import json
     import os

@@ -165,10 +165,18 @@ def _parts(parameter: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (parameter, parameter.to_local()) if hasattr(parameter, "to_local") else (parameter,)
 
 
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+class _Place(NamedTuple):
+    pointer: int | None
+    stride: tuple[int, ...] | None
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _place(tensor: torch.Tensor) -> _Place:
     """Where a tensor's values lie, the same for an alias; of a sharded one its shard tells."""
-    place = None if hasattr(tensor, "to_local") else (tensor.data_ptr(), tensor.stride())
-    return place, tensor.shape, tensor.dtype, tensor.device
+    pointer, stride = (None, None) if hasattr(tensor, "to_local") else (tensor.data_ptr(), tensor.stride())
+    return _Place(pointer, stride, tensor.shape, tensor.dtype, tensor.device)
 
 
 def _layer_weights(projections: Sequence[KeyValueProjection], dtype: torch.dtype) -> list[list[torch.Tensor] | None]:

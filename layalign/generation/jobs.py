@@ -142,8 +142,8 @@ def _show(answerer: Answerer, lines: list[Line], stream: bool, write: Callable[[
                 write(text + ("\n" if stream_end else ""))
 
         streamer = Streamer(answerer.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    for start in range(0, len(lines), answerer.batch_size):
-        part = lines[start : start + answerer.batch_size]
+    for first in range(0, len(lines), answerer.batch_size):
+        part = lines[first : first + answerer.batch_size]
         records += _records(part, answerer([line.text for line in part], streamer))
         if streamer is None:
             write("".join(record["answer"] + "\n" for record in records[-len(part) :]))
@@ -155,8 +155,8 @@ def _write(answerer: Answerer, lines: list[Line], journal: Journal, total: int) 
     started = time.perf_counter()
     window = answerer.batch_size * BATCHES_PER_WRITE
     with tqdm(total=total, initial=total - len(lines), unit="text", desc="generate") as bar:
-        for start in range(0, len(lines), window):
-            part = lines[start : start + window]
+        for first in range(0, len(lines), window):
+            part = lines[first : first + window]
             journal.append(_records(part, answerer([line.text for line in part])))
             bar.update(len(part))
     _report(len(lines), answerer.new_tokens, time.perf_counter() - started)

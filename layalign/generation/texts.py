@@ -78,8 +78,8 @@ class _BatchedAnswerer(ABC):
         extra = {} if streamer is None else {"streamer": streamer}
         answers: list[list[str]] = [[] for _ in texts]
         longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-        for start in range(0, len(texts), self.batch_size):
-            places = longest_first[start : start + self.batch_size]
+        for first in range(0, len(texts), self.batch_size):
+            places = longest_first[first : first + self.batch_size]
             with torch.inference_mode():
                 rows = self._generate([texts[place] for place in places], **self._arguments, **extra).cpu()
             for place, group in zip(places, rows.view(len(places), -1, rows.shape[1]), strict=True):
