@@ -12,6 +12,8 @@ What this does not support, or does not do well:
   `max_batch`.
 """
 
+from __future__ import annotations
+
 import argparse
 import queue
 import sys
@@ -21,9 +23,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
+from layalign.loading import load_model
+
 
 @dataclass
 class Request:
+    """One question, and what has been written so far of its answer."""
+
     text: str
     prompt: list[int]
     tokens_left: int
@@ -32,19 +39,35 @@ class Request:
 
 
 class Server:
-    """Answers texts from any number of threads; a context manager."""
+    """Answers texts from any number of threads; a context manager.
 
-    def __init__(self, model, processor, max_batch=8, tokens_per_round=16):
+    Args:
+        model, processor: as `layalign.loading.load_model` gives them.
+        max_batch: the most requests in a round.
+        tokens_per_round: tokens that a request gets before others may join.
+    """
+
+    def __init__(
+        self,
+        model: LayAlignForConditionalGeneration,
+        processor: LayAlignProcessor,
+        max_batch: int = 8,
+        tokens_per_round: int = 16,
+    ):
         self.model, self.processor = model.eval(), processor
         self.max_batch, self.tokens_per_round = max_batch, tokens_per_round
         ends = model.generation_config.eos_token_id
         self.ends = {processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self.waiting = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
 
-    def submit(self, text, max_new_tokens=64):
-        """A Future of the answer (str)."""
+    def submit(self, text: str, max_new_tokens: int = 64) -> Future:
+        """A Future of the answer (str).
+
+        Raises:
+            ValueError: an empty text, or no tokens.
+        """
         if not text.strip() or max_new_tokens < 1:
             raise ValueError(f"got text {text!r} and max_new_tokens {max_new_tokens}, takes a text and a positive int")
         ids = self.processor(text).get("input_ids")
@@ -52,21 +75,22 @@ class Server:
         self.waiting.put(request)
         return request.future
 
-    def __enter__(self):
+    def __enter__(self) -> Server:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         """What was submitted is still answered."""
         self.waiting.put(None)
         self.thread.join()
 
-    def _serve(self):
-        active, closing = [], False
+    def _serve(self) -> None:
+        active: list[Request] = []
+        closing = False
         while active or not closing:
             while not closing and len(active) < self.max_batch and (not active or not self.waiting.empty()):
                 request = self.waiting.get()
                 closing = request is None
-                active += [] if closing else [request]
+                active += [] if request is None else [request]
             if not active:
                 continue
             try:
@@ -77,7 +101,7 @@ class Server:
             active = [request for request in active if not request.future.done()]
 
     @torch.inference_mode()
-    def _round(self, active):
+    def _round(self, active: list[Request]) -> None:
         batch = self.processor([request.text for request in active], prompt=None)
         rows = [request.prompt + request.written for request in active]
         width = max(1, *map(len, rows))
@@ -100,9 +124,8 @@ class Server:
                 request.future.set_result(self.processor.decode(request.written, skip_special_tokens=True).strip())
 
 
-def main():
-    from layalign.generating import load_model
-
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Answer lines of standard input as they arrive.")
     parser.add_argument("model", help="folder of a trained model")
     parser.add_argument("--max-batch", type=int, default=8)

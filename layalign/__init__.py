@@ -1,14 +1,37 @@
 """LayAlign: join a frozen multilingual encoder to a frozen LLM, at the price of the bare LLM (arXiv 2502.11405).
 
 Everything public is imported on first use: `import layalign` alone loads neither torch nor transformers, and the operators load
-torch but not transformers.
+torch but not transformers. The same holds for what `layalign.kernels` and `layalign.train` export. These two are folders without
+an `__init__.py`, so it is listed here, which runs before either is imported.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the names below as type checkers see them
+    from layalign.configuration import LayAlignConfig as LayAlignConfig
+    from layalign.generation.pipeline import LayAlignPipeline as LayAlignPipeline
+    from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention as adaptive_fusion_attention
+    from layalign.kernels.adaptive_fusion_attention import (
+        adaptive_fusion_attention_reference as adaptive_fusion_attention_reference,
+    )
+    from layalign.kernels.layerwise_aligner import cross_key_values as cross_key_values
+    from layalign.kernels.layerwise_aligner import cross_key_values_reference as cross_key_values_reference
+    from layalign.kernels.layerwise_aligner import fold_key_values as fold_key_values
+    from layalign.kernels.layerwise_aligner import fold_key_values_reference as fold_key_values_reference
+    from layalign.kernels.layerwise_aligner import layer_mix as layer_mix
+    from layalign.kernels.layerwise_aligner import layer_mix_reference as layer_mix_reference
+    from layalign.kernels.layerwise_aligner import stream_linear as stream_linear
+    from layalign.kernels.layerwise_aligner import stream_linear_reference as stream_linear_reference
+    from layalign.model import LayAlignForConditionalGeneration as LayAlignForConditionalGeneration
+    from layalign.processor import LayAlignProcessor as LayAlignProcessor
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
+_OPERATORS = {
     "adaptive_fusion_attention": "layalign.kernels.adaptive_fusion_attention",
     "adaptive_fusion_attention_reference": "layalign.kernels.adaptive_fusion_attention",
     "layer_mix": "layalign.kernels.layerwise_aligner",
@@ -19,22 +42,50 @@ _EXPORTS = {
     "cross_key_values_reference": "layalign.kernels.layerwise_aligner",
     "fold_key_values": "layalign.kernels.layerwise_aligner",
     "fold_key_values_reference": "layalign.kernels.layerwise_aligner",
+}
+_EXPORTS = _OPERATORS | {
     "LayAlignConfig": "layalign.configuration",
     "LayAlignForConditionalGeneration": "layalign.model",
-    "LayAlignPipeline": "layalign.pipeline",
+    "LayAlignPipeline": "layalign.generation.pipeline",
     "LayAlignProcessor": "layalign.processor",
+}
+_TRAIN_EXPORTS = {
+    "train": "layalign.train.stages",
+    "load_recipe": "layalign.train.recipe",
+    "Recipe": "layalign.train.recipe",
+    "StageRecipe": "layalign.train.recipe",
+    "DataSource": "layalign.train.recipe",
 }
 
 __all__ = ["__version__", *_EXPORTS]
 
 
-def __getattr__(name):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'layalign' has no attribute {name!r}")
-    value = getattr(import_module(_EXPORTS[name]), name)
-    globals()[name] = value
+def _exported(module: ModuleType, exports: dict[str, str], name: str) -> Any:
+    if name not in exports:
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(exports[name]), name)
+    setattr(module, name, value)
     return value
 
 
-def __dir__():
+def _export(name: str, exports: dict[str, str]) -> None:
+    """Give a folder without an `__init__.py` exports that are imported on first use."""
+    module = import_module(name)
+    module.__dict__.update(
+        __all__=sorted(exports),
+        __getattr__=lambda name: _exported(module, exports, name),
+        __dir__=lambda: sorted({*exports, *module.__dict__}),
+    )
+
+
+def __getattr__(name: str) -> Any:
+    return _exported(import_module(__name__), _EXPORTS, name)
+
+
+def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# Not the attention: `layalign.kernels.adaptive_fusion_attention` is its folder, which a function must not shadow.
+_export("layalign.kernels", {name: home for name, home in _OPERATORS.items() if name != home.rpartition(".")[2]})
+_export("layalign.train", _TRAIN_EXPORTS)

@@ -1,11 +1,22 @@
 """The command line. Each command imports what it needs when it runs, so that `layalign --help` is instant."""
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import typer.core
+
+# What an installation of the core alone lacks, by the extra that installs it and the command whose work it is.
+TRAIN = ("accelerate", "datasets")
+EVAL = ("matplotlib", "rich", "datasets", "sacrebleu")
+EXTRAS = {"train": TRAIN, "eval": EVAL, "demo": (*TRAIN, *EVAL, "num2words2", "gguf")}
+EXTRA_OF = {"train": "train", "evaluate": "eval", "analyze": "eval", "bench": "eval", "demo": "demo"}
 
 app = typer.Typer(
     help="LayAlign: a frozen LLM answers in languages it never learned, through a frozen multilingual encoder.",
@@ -19,14 +30,53 @@ Texts = Annotated[
     list[str] | None, typer.Argument(help="Questions; left out, they are read from --file or standard input.")
 ]
 TaskData = Annotated[Path | None, typer.Option(help="Folder with the task's files; left out, a datasets name is used.")]
-BatchSize = Annotated[int, typer.Option(min=1)]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where results go.")]
-Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")]
-EncoderMaxLength = Annotated[
-    int | None,
-    typer.Option(min=1, help="Cut questions to so many of the encoder's tokens; else too long a one is refused."),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a command runs a model: an option for each field."""
+
+    batch_size: Annotated[int, typer.Option(min=1)] = 16
+    encoder_max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut questions to so many of the encoder's tokens; else too long a one is refused."),
+    ] = None
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that have a value: a journal of a job without them stays the same job's."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def runs_a_model(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command with the options of Running in place of its parameter `running`."""
+    names = [field.name for field in fields(Running)]
+
+    def spread(**options: Any) -> None:
+        running = Running(**{name: options.pop(name) for name in names})
+        command(**options, running=running)
+
+    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "running"]
+    added = inspect.signature(Running).parameters.values()
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *added)]
+    wrapped: Any = functools.wraps(command)(spread)
+    wrapped.__signature__ = inspect.Signature(parameters)
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
+
+
+def _require(*packages: str) -> None:
+    """Before work that ends with them; `main` says how to install the first that is missing."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def _languages(listed: str | None) -> list[str] | None:
+    return listed.split(",") if listed else None
 
 
 @app.command()
@@ -43,12 +93,14 @@ def demo(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="--real --train: budget in minutes.")] = None,
     steps: Annotated[int | None, typer.Option(help="--real --train: budget in steps over both stages.")] = None,
-):
+) -> None:
     """Train both stages on tiny bases shipped with the package and compare four systems, in minutes on a CPU."""
     if not real:
         _refuse({"--ask": ask, "--train": train_again}, "--real")
     if not (real and train_again):
         _refuse({"--data": data, "--minutes": minutes, "--steps": steps}, "--real --train")
+    if not real or train_again:
+        _require("accelerate", "matplotlib", "num2words2", "rich")
     if train_again:
         from layalign.train.real.proof.driver import run_proof
 
@@ -66,15 +118,10 @@ def demo(
     run_demo(output=output or Path("runs/demo"), seed=seed or 0)
 
 
-def _refuse(options, where):
+def _refuse(options: dict[str, Any], where: str) -> None:
     """options: {name: value as given}."""
     if given := [name for name, value in options.items() if value is not None and value is not False and value != []]:
         raise ValueError(f"{', '.join(given)} goes with {where}")
-
-
-def _given(**options):
-    """Those that were given: a journal of a job without them stays the same job's."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()
@@ -83,8 +130,9 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, such as stages.task.learning_rate=1e-4.")
     ] = None,
-):
+) -> None:
     """Train one or both stages of a recipe; run it again and it resumes."""
+    _require("accelerate")
     from layalign.train.recipe import load_recipe
     from layalign.train.stages import train
 
@@ -94,6 +142,7 @@ def train(
 
 
 @app.command()
+@runs_a_model
 def generate(
     model: Model,
     texts: Texts = None,
@@ -103,58 +152,41 @@ def generate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON lines; an interrupted job resumes.")
     ] = None,
-    batch_size: BatchSize = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    encoder_max_length: EncoderMaxLength = None,
-    dtype: Dtype = None,
-    device: Device = None,
-):
+    *,
+    running: Running,
+) -> None:
     """Answer questions, in any language the encoder knows."""
-    from layalign.generating import generate_texts
+    from layalign.generation.jobs import generate_texts
 
-    generate_texts(
-        model,
-        texts or (),
-        file=None if file is None else str(file),
-        output=output,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        dtype=dtype,
-        device=device,
-        **_given(encoder_max_length=encoder_max_length),
-    )
+    generate_texts(model, texts or (), file=file, output=output, max_new_tokens=max_new_tokens, **running.given())
 
 
 @app.command()
+@runs_a_model
 def evaluate(
     model: Model,
     task: Annotated[list[str], typer.Option("--task", "-t", help="mgsm, msvamp or problems; may be repeated.")],
     data: TaskData = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
-    batch_size: BatchSize = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    encoder_max_length: EncoderMaxLength = None,
     output: Output = None,
-    dtype: Dtype = None,
-    device: Device = None,
-):
+    *,
+    running: Running,
+) -> None:
     """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
+    _require("matplotlib", "rich")
     from layalign.evaluation.run import evaluate
     from layalign.evaluation.settings import GenerationSettings
 
-    settings = GenerationSettings(
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        encoder_max_length=encoder_max_length,
-        dtype=dtype,
-        device=device,
-    )
-    codes = languages.split(",") if languages else None
-    evaluate(model, task, data=data, languages=codes, limit=limit, output=output, settings=settings)
+    settings = GenerationSettings(max_new_tokens=max_new_tokens, **running.given())
+    which = {"data": data, "languages": _languages(languages), "limit": limit}
+    evaluate(model, task, **which, output=output, settings=settings)
 
 
 @app.command()
+@runs_a_model
 def analyze(
     model: Model,
     task: Annotated[
@@ -167,21 +199,17 @@ def analyze(
     ] = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes, en among them; all by default.")] = None,
     limit: Annotated[int, typer.Option(min=2, help="Texts per language.")] = 100,
-    batch_size: BatchSize = 16,
-    encoder_max_length: EncoderMaxLength = None,
     output: Output = None,
-    dtype: Dtype = None,
-    device: Device = None,
-):
+    *,
+    running: Running,
+) -> None:
     """The paper's figures: languages side by side in the states, the weight of the cross-attention, the aligner's weights."""
+    _require("matplotlib", "rich")
     from layalign.analysis.run import analyze
     from layalign.evaluation.settings import GenerationSettings
 
-    settings = GenerationSettings(
-        batch_size=batch_size, encoder_max_length=encoder_max_length, dtype=dtype, device=device
-    )
-    codes = languages.split(",") if languages else None
-    analyze(model, task, data=data, texts=texts, languages=codes, limit=limit, output=output, settings=settings)
+    which = {"data": data, "texts": texts, "languages": _languages(languages), "limit": limit}
+    analyze(model, task, **which, output=output, settings=GenerationSettings(**running.given()))
 
 
 @app.command()
@@ -196,7 +224,7 @@ def convert(
         bool, typer.Option(help="Keep the published code's quirks (padding seen by cross-attention).")
     ] = False,
     to_published: Annotated[bool, typer.Option("--to-published", help="From ours to theirs.")] = False,
-):
+) -> None:
     """Convert a published checkpoint to ours and back."""
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 
@@ -221,9 +249,10 @@ def convert(
 class SeveralValues(typer.core.TyperCommand):
     """A command without arguments: a repeatable option takes all words up to the next option, and commas part them too."""
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        spread, option, words = [], None, iter(args)
+        spread: list[str] = []
+        option, words = None, iter(args)
         for word in words:
             name, _, values = word.partition("=")
             if name in repeatable:
@@ -247,7 +276,7 @@ def kernels(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line instead of a table.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Compilations at a time; one per core by default.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Compile again what was compiled before.")] = False,
-):
+) -> None:
     """Compile every kernel ahead of time, no GPU needed, into Triton's cache: registers, spills, shared memory, tensor cores."""
     import json
     import os
@@ -291,13 +320,29 @@ def bench(context: typer.Context):
     benchmarks(context.args, prog_name="layalign bench")
 
 
-def main():
+def main() -> None:
     """Entry point: what a user can mend is one line on standard error and exit status 2; anything else keeps its traceback."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        missing = _missing_extra(error, next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
+        if missing is None:
+            raise
+        typer.echo(f"layalign: {missing}", err=True)
+        sys.exit(2)
     except ValueError as error:
         typer.echo(f"layalign: {error}", err=True)
         sys.exit(2)
+
+
+def _missing_extra(error: ModuleNotFoundError, command: str) -> str | None:
+    """What to install where a package is missing that an extra installs."""
+    package = (error.name or "").partition(".")[0]
+    having = [extra for extra, packages in EXTRAS.items() if package in packages]
+    if not having:
+        return None
+    extra = EXTRA_OF[command] if EXTRA_OF.get(command) in having else having[0]
+    return f'{command} needs {package}, which is not installed: pip install "layalign[{extra}]"'
 
 
 if __name__ == "__main__":

@@ -61,14 +61,14 @@ class LayAlignConfig(PreTrainedConfig):
     attention_backend: str = "auto"
     fold_at_inference: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.encoder_config = _as_config(self.encoder_config, "encoder_config")
         self.llm_config = _as_config(self.llm_config, "llm_config")
         self.llm_input = {"translation": False, "task": True} | dict(self.llm_input or {})
         super().__post_init__(**kwargs)
         self._check()
 
-    def _check(self):
+    def _check(self) -> None:
         for name, allowed in (
             ("adapter", ADAPTERS),
             ("aligner", ALIGNERS),
@@ -95,16 +95,16 @@ class LayAlignConfig(PreTrainedConfig):
             )
 
     @property
-    def _attn_implementation(self):
+    def _attn_implementation(self) -> str | None:
         return getattr(self, "_attn_implementation_internal", None)
 
     @_attn_implementation.setter
-    def _attn_implementation(self, value):
+    def _attn_implementation(self, value: str | dict[str, str] | None) -> None:
         """Own value only. transformers' setter also overwrites the bases': with None they would drop their padding masks silently."""
         self._attn_implementation_internal = value.get("") if isinstance(value, dict) else value
 
     @property
-    def mixed_states(self):
+    def mixed_states(self) -> list[int]:
         """Indices into the encoder's hidden states that the aligner reads."""
         depth = encoder_depth(self.encoder_config)
         if isinstance(self.encoder_states, (list, tuple)):
@@ -114,17 +114,15 @@ class LayAlignConfig(PreTrainedConfig):
         return list(range(depth)) if self.encoder_layers is None else list(self.encoder_layers)
 
     @property
-    def fused_layers(self):
+    def fused_layers(self) -> list[int]:
         """Indices of the LLM layers with cross-attention; empty without an aligner."""
         if self.aligner is None:
             return []
-        return (
-            list(range(self.llm_config.get_text_config().num_hidden_layers))
-            if self.llm_layers is None
-            else list(self.llm_layers)
-        )
+        if self.llm_layers is not None:
+            return list(self.llm_layers)
+        return list(range(self.llm_config.get_text_config().num_hidden_layers))
 
-    def get_text_config(self, decoder=None, encoder=None):
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The LLM's configuration (caches and generation are sized by it); the encoder's with `encoder=True`."""
         if self.llm_config is None:
             return self
@@ -133,13 +131,13 @@ class LayAlignConfig(PreTrainedConfig):
         return self.llm_config.get_text_config(decoder=True)
 
 
-def encoder_depth(config):
+def encoder_depth(config: PreTrainedConfig) -> int:
     """Number of layers of an encoder: encoder-decoder configs (NLLB, M2M100) name it `encoder_layers`."""
     depth = getattr(config, "encoder_layers", None)
     return config.num_hidden_layers if depth is None else depth
 
 
-def _as_config(value, name):
+def _as_config(value: Any, name: str) -> PreTrainedConfig | None:
     if value is None or isinstance(value, PreTrainedConfig):
         return value
     if not isinstance(value, dict) or "model_type" not in value:
@@ -150,7 +148,7 @@ def _as_config(value, name):
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
-def _check_indices(name, indices, count, what):
+def _check_indices(name: str, indices: list[Any], count: int, what: str) -> None:
     wrong = [index for index in indices if not isinstance(index, int) or not 0 <= index < count]
     if wrong or len(set(indices)) != len(indices) or (not indices and name == "encoder_states"):
         raise ValueError(f"{name} must be distinct indices from 0 to {count - 1} ({count} {what}), got {indices}")

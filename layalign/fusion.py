@@ -5,10 +5,13 @@ travel as the keyword argument `fusion`, so that checkpointing, two forwards bef
 only the gate lives on the attention module.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import (
     AttentionMaskInterface,
     causal_mask_function,
@@ -33,30 +36,86 @@ class FusionMask(NamedTuple):
     window: int | None
 
 
-class CrossStates:
-    """Cross keys and values (B, L, Hkv, T, D) of the fused layers, their mask (B, T), and which layers used them."""
+class CrossInputs(NamedTuple):
+    """Cross keys and values of the fused layers, as a forward call takes them."""
 
-    def __init__(self, keys, values, mask, layers, backend):
+    keys: torch.Tensor  # (B, L, Hkv, T, D)
+    values: torch.Tensor  # (B, L, Hkv, T, D)
+    mask: torch.Tensor | None  # (B, T) bool
+
+
+class CrossStates:
+    """One forward call's cross keys and values, layer by layer, and which layers used them.
+
+    Args:
+        cross: the keys, values and mask.
+        layers: indices of the L fused layers.
+        backend: of the fused operator.
+    """
+
+    def __init__(self, cross: CrossInputs, layers: Sequence[int], backend: str):
         # Taken apart once: indexing in every layer would make a full-size gradient of zeros for each.
-        self.keys, self.values = keys.unbind(1), values.unbind(1)
-        self.mask = None if mask is None else drop_full(mask)
+        self.keys, self.values = cross.keys.unbind(1), cross.values.unbind(1)
+        self.mask = None if cross.mask is None else drop_full(cross.mask)
         self.backend = backend
-        self.slots = {layer: slot for slot, layer in enumerate(layers)}
-        self.used = set()
+        self.indices = {layer: index for index, layer in enumerate(layers)}
+        self.used: set[int] = set()
+
+
+def swap_attention(llm: PreTrainedModel) -> None:
+    """Make LayAlign's the attention function of an LLM.
+
+    Raises:
+        ValueError: an LLM whose attention cannot be set.
+    """
+    llm.set_attn_implementation(NAME)
+    if llm.config.get_text_config(decoder=True)._attn_implementation != NAME:
+        raise ValueError(
+            f"{type(llm).__name__} does not let its attention be set: it does not go through transformers' attention interface, "
+            "so LayAlign cannot be joined to it"
+        )
+
+
+def check_swapped(llm: PreTrainedModel) -> None:
+    """Before a forward call.
+
+    Raises:
+        RuntimeError: the LLM's attention function is no longer LayAlign's.
+    """
+    current = llm.config.get_text_config(decoder=True)._attn_implementation
+    if current != NAME:
+        raise RuntimeError(
+            f"the LLM's attention implementation was set to {current!r}, which drops the cross-attention; "
+            f"call model.llm.set_attn_implementation({NAME!r})"
+        )
+
+
+def check_used(llm: PreTrainedModel, cross: CrossStates) -> None:
+    """After a forward call: every fused layer must have called the attention function; a few families ignore it silently.
+
+    Raises:
+        RuntimeError: one has not.
+    """
+    missing = sorted(cross.indices.keys() - cross.used)
+    if missing:
+        raise RuntimeError(
+            f"{type(llm).__name__} did not call LayAlign's attention function in layers {missing}: its attention does not go "
+            "through transformers' attention interface, so LayAlign cannot be joined to it"
+        )
 
 
 def fusion_mask(
-    batch_size,
-    q_length,
-    kv_length,
-    q_offset=0,
-    kv_offset=0,
-    mask_function=causal_mask_function,
-    attention_mask=None,
-    local_size=None,
-    config=None,
-    **kwargs,
-):
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    config: PreTrainedConfig | None = None,
+    **kwargs: Any,
+) -> FusionMask:
     """Mask function of the pair: keeps the 2-D padding mask, the window and the query's place; refuses patterns it would lose."""
     key_mask = attention_mask
     if key_mask is not None:
@@ -67,13 +126,13 @@ def fusion_mask(
     return FusionMask(key_mask, q_offset - kv_offset, _window(mask_function, local_size, config))
 
 
-def drop_full(mask):
+def drop_full(mask: torch.Tensor) -> torch.Tensor | None:
     """None for an all-true mask on a CPU, where a mask costs SDPA its fast path; on a GPU looking would be a synchronisation."""
     looking_is_free = mask.device.type == "cpu" and not torch.compiler.is_compiling()
     return None if looking_is_free and bool(mask.all()) else mask
 
 
-def _window(mask_function, local_size, config):
+def _window(mask_function: Callable, local_size: int | None, config: PreTrainedConfig | None) -> int | None:
     """The sliding window in a mask function of transformers: None for plain causal, the width for sliding causal."""
     if mask_function is causal_mask_function:
         return None
@@ -83,7 +142,7 @@ def _window(mask_function, local_size, config):
             if local_size is not None and local_size == getattr(config, "sliding_window", None):
                 return local_size
             raise ValueError(UNCOVERED)
-        (parts,) = (cell.cell_contents for cell in mask_function.__closure__)
+        (parts,) = (cell.cell_contents for cell in mask_function.__closure__ or ())
         overlay = [part for part in parts if part.__code__ is sliding_window_overlay(1).__code__]
         if len(parts) == 2 and len(overlay) == 1 and causal_mask_function in parts:
             (window,) = (cell.cell_contents for cell in overlay[0].__closure__)
@@ -91,7 +150,17 @@ def _window(mask_function, local_size, config):
     raise ValueError(UNCOVERED)
 
 
-def fused_attention(module, query, key, value, attention_mask, scaling=None, softcap=None, fusion=None, **kwargs):
+def fused_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: FusionMask,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    fusion: CrossStates | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """Attention function of the pair: query (B, Hq, S, D) after RoPE, key and value (B, Hkv, N, D) -> ((B, S, Hq, D), None)."""
     if not isinstance(attention_mask, FusionMask):
         raise ValueError(
@@ -102,15 +171,15 @@ def fused_attention(module, query, key, value, attention_mask, scaling=None, sof
         raise ValueError(
             f"{type(module).__name__} uses attention sinks, which LayAlign's fused attention does not support"
         )
-    slot = None if fusion is None else fusion.slots.get(module.layer_idx)
-    if slot is None:
+    index = None if fusion is None else fusion.indices.get(module.layer_idx)
+    if fusion is None or index is None:
         empty = key[:, :, :0]
         cross_key, cross_value, cross_mask, gate = empty, empty, None, query.new_zeros(1)
     else:
-        cross_key, cross_value = fusion.keys[slot], fusion.values[slot]
+        cross_key, cross_value = fusion.keys[index], fusion.values[index]
         cross_mask = fusion.mask
-        gate = kwargs.get("fusion_gate")
-        gate = module.fusion_gate(None) if gate is None else gate
+        made = kwargs.get("fusion_gate")
+        gate = module.fusion_gate(None) if made is None else made
         fusion.used.add(module.layer_idx)
     out = adaptive_fusion_attention(
         query,
@@ -131,7 +200,9 @@ def fused_attention(module, query, key, value, attention_mask, scaling=None, sof
     return out.transpose(1, 2), None
 
 
-def dynamic_gate_hook(module, args, kwargs):
+def dynamic_gate_hook(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Forward pre-hook of an attention module: the dynamic gate needs the hidden states, which the attention function never sees."""
     if kwargs.get("fusion") is None:
         return None

@@ -1,27 +1,34 @@
 """The trained part: adapter, layer-wise aligner, gates."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from layalign.kernels.layerwise_aligner import cross_key_values, fold_key_values, layer_mix, stream_linear
+from layalign.projections import KeyValueProjection
 
 
 class Adapter(nn.Module):
-    """Maps the encoder's last state (B, T, De) to soft prompt embeddings (B, T, Dl); holds the learned boundary embedding (Dl,)."""
+    """Maps the encoder's last state (B, T, De) to soft prompt embeddings (B, T, Dl); holds the learned boundary embedding (Dl,).
 
-    def __init__(self, kind, encoder_size, llm_size):
+    Args:
+        kind: "mlp" or "linear", as in LayAlignConfig.
+        encoder_size, llm_size: De and Dl.
+    """
+
+    def __init__(self, kind: str, encoder_size: int, llm_size: int):
         super().__init__()
-        if kind == "mlp":
-            self.linear1 = nn.Linear(encoder_size, 2 * encoder_size)
-            self.linear2 = nn.Linear(2 * encoder_size, llm_size)
-        else:
-            self.linear1 = None
-            self.linear2 = nn.Linear(encoder_size, llm_size)
+        inner = 2 * encoder_size
+        self.linear1 = nn.Linear(encoder_size, inner) if kind == "mlp" else None
+        self.linear2 = nn.Linear(encoder_size if self.linear1 is None else inner, llm_size)
         self.boundary = nn.Parameter(torch.zeros(llm_size))
 
-    def forward(self, state):
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        """The encoder's last state (B, T, De) -> (B, T, Dl), in the adapter's dtype."""
         state = state.to(self.linear2.weight.dtype)
         if self.linear1 is not None:
             state = torch.relu(self.linear1(state))
@@ -33,22 +40,37 @@ class LayerwiseAligner(nn.Module):
 
     Stream 2i feeds the keys of the i-th fused layer, stream 2i+1 its values. `mix` is (2L, E), `project` (Dl, De); kind "mlp" adds a
     ReLU and `project2` (Dl, Dl). The projection into each layer's keys and values uses the LLM's own frozen weights.
+
+    Args:
+        kind: "linear" or "mlp", as in LayAlignConfig.
+        states, layers: E and L.
+        encoder_size, llm_size: De and Dl.
+        average: mix the mean of the E states instead of these.
     """
 
-    def __init__(self, kind, states, layers, encoder_size, llm_size, average=False):
+    def __init__(self, kind: str, states: int, layers: int, encoder_size: int, llm_size: int, average: bool = False):
         super().__init__()
         self.average = average
         self.mix = nn.Linear(1 if average else states, 2 * layers)
         self.project = nn.Linear(encoder_size, llm_size)
         self.project2 = nn.Linear(llm_size, llm_size) if kind == "mlp" else None
-        self._kept = None  # FoldedWeights
+        self._kept: FoldedWeights | None = None
 
-    def forward(self, states, projections, dtype, backend="auto", fold=False):
+    def forward(
+        self,
+        states: Sequence[torch.Tensor],
+        projections: Sequence[KeyValueProjection],
+        dtype: torch.dtype,
+        backend: str = "auto",
+        fold: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (L, B, T, kv) in `dtype`, which may be strided.
 
         Args:
             states: E tensors (B, T, De).
-            projections: L KeyValueProjection. Where one is not plain, all streams are made and each layer's projection is called.
+            projections: those of the L layers. Where one is not plain, all streams are made and each layer's projection is called.
+            dtype: of the mixing, the projecting and the results.
+            backend: of the operators.
             fold: use folded weights, and keep them, where `folded_weights` has them.
         """
         if self.average:
@@ -69,7 +91,9 @@ class LayerwiseAligner(nn.Module):
         keys, values = zip(*pairs, strict=True)
         return torch.stack(keys).to(dtype), torch.stack(values).to(dtype)
 
-    def folded_weights(self, projections, dtype, backend="auto"):
+    def folded_weights(
+        self, projections: Sequence[KeyValueProjection], dtype: torch.dtype, backend: str = "auto"
+    ) -> tuple[Any, ...] | None:
         """Key and value weights and biases with `project` multiplied into them, as `cross_key_values` takes them; kept until what
         they were made from changes, the module moves, is trained or is copied.
 
@@ -99,20 +123,21 @@ class LayerwiseAligner(nn.Module):
                 kept = self._kept = FoldedWeights(made, dtype, aliases, [part._version for part in seen])
         return kept.weights
 
-    def _is_plain(self, projections):
+    def _is_plain(self, projections: Sequence[KeyValueProjection]) -> bool:
         return self.project2 is None and all(projection.is_plain for projection in projections)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> LayerwiseAligner:
+        """Training mode; folded weights are given up."""
         if mode:
             self._kept = None
         return super().train(mode)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable, recurse: bool = True) -> LayerwiseAligner:
         """What `to`, `half`, `cuda` and the like go through."""
         self._kept = None
         return super()._apply(fn, recurse)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles fold anew."""
         return self.__dict__ | {"_kept": None}
 
@@ -120,12 +145,12 @@ class LayerwiseAligner(nn.Module):
 class FoldedWeights(NamedTuple):
     """Folded weights and the tensors they were made from: aliases of these, so that their memory goes to no other tensor meanwhile."""
 
-    weights: tuple
+    weights: tuple[Any, ...]
     dtype: torch.dtype
-    sources: list
-    versions: list
+    sources: list[torch.Tensor]
+    versions: list[int]
 
-    def made_from(self, tensors):
+    def made_from(self, tensors: list[torch.Tensor]) -> bool:
         """Whether they are these tensors, unchanged."""
         if len(tensors) != len(self.sources):
             return False
@@ -135,27 +160,41 @@ class FoldedWeights(NamedTuple):
         )
 
 
-def _parts(parameter):
+def _parts(parameter: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors whose versions and places tell of a change: of a sharded one itself and its shard."""
     return (parameter, parameter.to_local()) if hasattr(parameter, "to_local") else (parameter,)
 
 
-def _place(tensor):
+class _Place(NamedTuple):
+    pointer: int | None
+    stride: tuple[int, ...] | None
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _place(tensor: torch.Tensor) -> _Place:
     """Where a tensor's values lie, the same for an alias; of a sharded one its shard tells."""
-    place = None if hasattr(tensor, "to_local") else (tensor.data_ptr(), tensor.stride())
-    return place, tensor.shape, tensor.dtype, tensor.device
+    pointer, stride = (None, None) if hasattr(tensor, "to_local") else (tensor.data_ptr(), tensor.stride())
+    return _Place(pointer, stride, tensor.shape, tensor.dtype, tensor.device)
 
 
-def _layer_weights(projections, dtype):
+def _layer_weights(projections: Sequence[KeyValueProjection], dtype: torch.dtype) -> list[list[torch.Tensor] | None]:
     """Key weights, value weights, key biases and value biases of plain projections, as the operators take them."""
     kinds = zip(*(projection.weights() for projection in projections), strict=True)
     return [None if kind[0] is None else [tensor.to(dtype) for tensor in kind] for kind in kinds]
 
 
 class Gate(nn.Module):
-    """The gate of one LLM layer, 0 at the start so that training begins at the bare LLM; it lives on the layer's attention module."""
+    """The gate of one LLM layer, 0 at first so that training begins at the bare LLM; it lives on the layer's attention module.
 
-    def __init__(self, kind, heads, llm_size):
+    Args:
+        kind: "scalar", "head" or "dynamic", as in LayAlignConfig.
+        heads: query heads of the layer.
+        llm_size: Dl.
+    """
+
+    def __init__(self, kind: str, heads: int, llm_size: int):
         super().__init__()
         self.kind = kind
         if kind == "dynamic":
@@ -165,8 +204,8 @@ class Gate(nn.Module):
         else:
             self.value = nn.Parameter(torch.zeros(heads if kind == "head" else 1))
 
-    def forward(self, hidden_states):
-        """hidden_states (B, S, Dl) -> (1,), (Hq,) or (B, 1, S), as `adaptive_fusion_attention` takes gates."""
-        if self.kind != "dynamic":
+    def forward(self, hidden_states: torch.Tensor | None) -> torch.Tensor:
+        """hidden_states (B, S, Dl), which only "dynamic" reads -> (1,), (Hq,) or (B, 1, S), as `adaptive_fusion_attention` takes gates."""
+        if hidden_states is None or self.kind != "dynamic":
             return self.value
         return self.linear(hidden_states.to(self.linear.weight.dtype)).transpose(1, 2)

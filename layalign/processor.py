@@ -1,14 +1,25 @@
 """LayAlignProcessor: two tokenizers, one call."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from layalign.configuration import LayAlignConfig
+from layalign.loading import resolve
 
-DEFAULT = object()
+DEFAULT: Any = object()  # a prompt that was left out: None is one that says nothing
+
+
+class Row(NamedTuple):
+    """Token ids of one example."""
+
+    prompt: list[int]
+    target: list[int]  # with end of sequence
 
 
 class LayAlignProcessor(ProcessorMixin):
@@ -24,7 +35,13 @@ class LayAlignProcessor(ProcessorMixin):
     tokenizer_class = "AutoTokenizer"
     encoder_tokenizer_class = "AutoTokenizer"
 
-    def __init__(self, tokenizer, encoder_tokenizer, prompt_template=None, **kwargs):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        encoder_tokenizer: PreTrainedTokenizerBase,
+        prompt_template: str | None = None,
+        **kwargs: Any,
+    ):
         if prompt_template is not None:
             _fill(prompt_template, "")
         self.prompt_template = prompt_template
@@ -32,15 +49,15 @@ class LayAlignProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        text,
-        prompt=DEFAULT,
-        target=None,
+        text: str | Sequence[str],
+        prompt: str | Sequence[str] | None = DEFAULT,
+        target: str | Sequence[str] | None = None,
         *,
-        max_length=None,
-        encoder_max_length=None,
-        padding_side="left",
-        return_tensors="pt",
-    ):
+        max_length: int | None = None,
+        encoder_max_length: int | None = None,
+        padding_side: str = "left",
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
         """Tokenize a batch.
 
         Args:
@@ -49,7 +66,8 @@ class LayAlignProcessor(ProcessorMixin):
             target: text or list of B texts the LLM shall write; its end-of-sequence token is added.
             max_length, encoder_max_length: longest prompt + target and longest question, in tokens. A prompt that is too long loses
                 its beginning; a target that alone is too long loses its end.
-            padding_side: where input_ids are padded; it changes no result.
+            padding_side: where input_ids are padded, "left" or "right"; it changes no result.
+            return_tensors: "pt", torch's.
 
         Returns:
             BatchFeature: encoder_input_ids, encoder_attention_mask (B, T); input_ids, attention_mask (B, M) where there is a prompt or a
@@ -76,8 +94,8 @@ class LayAlignProcessor(ProcessorMixin):
             batch |= self._pad(rows, targets is not None, padding_side)
         return BatchFeature(batch)
 
-    def _row(self, index, prompts, targets, max_length):
-        """(prompt ids, target ids with end of sequence) of one example, cut to max_length."""
+    def _row(self, index: int, prompts: list[str] | None, targets: list[str] | None, max_length: int | None) -> Row:
+        """One example, cut to max_length."""
         prompt = [] if prompts is None else self.tokenizer(prompts[index], add_special_tokens=False)["input_ids"]
         target = []
         if targets is not None:
@@ -88,9 +106,9 @@ class LayAlignProcessor(ProcessorMixin):
             target = target[:max_length]
             room = max_length - len(target)
             prompt = prompt[-room:] if room else []
-        return prompt, target
+        return Row(prompt, target)
 
-    def _pad(self, rows, with_labels, side):
+    def _pad(self, rows: list[Row], with_labels: bool, side: str) -> dict[str, torch.Tensor]:
         width = max(len(prompt) + len(target) for prompt, target in rows)
         pad = self.tokenizer.pad_token_id
         ids = torch.full((len(rows), width), pad if pad is not None else self.tokenizer.eos_token_id or 0)
@@ -98,26 +116,27 @@ class LayAlignProcessor(ProcessorMixin):
         labels = torch.full((len(rows), width), -100)
         for i, (prompt, target) in enumerate(rows):
             length = len(prompt) + len(target)
-            start = width - length if side == "left" else 0
-            ids[i, start : start + length] = torch.tensor(prompt + target, dtype=torch.long)
-            mask[i, start : start + length] = 1
-            labels[i, start + len(prompt) : start + length] = torch.tensor(target, dtype=torch.long)
+            first = width - length if side == "left" else 0
+            ids[i, first : first + length] = torch.tensor(prompt + target, dtype=torch.long)
+            mask[i, first : first + length] = 1
+            labels[i, first + len(prompt) : first + length] = torch.tensor(target, dtype=torch.long)
         return {"input_ids": ids, "attention_mask": mask} | ({"labels": labels} if with_labels else {})
 
-    def batch_decode(self, *args, **kwargs):
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """The LLM tokenizer's batch_decode."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
-    def decode(self, *args, **kwargs):
+    def decode(self, *args: Any, **kwargs: Any) -> str:
         """The LLM tokenizer's decode."""
         return self.tokenizer.decode(*args, **kwargs)
 
     @property
-    def model_input_names(self):
+    def model_input_names(self) -> list[str]:
+        """What a call makes."""
         return ["encoder_input_ids", "encoder_attention_mask", "input_ids", "attention_mask"]
 
     @classmethod
-    def from_pretrained(cls, path, **kwargs):
+    def from_pretrained(cls, path: str | Path, **kwargs: Any) -> LayAlignProcessor:
         """Load what `save_pretrained` wrote.
 
         Raises:
@@ -131,15 +150,13 @@ class LayAlignProcessor(ProcessorMixin):
             ) from error
 
     @classmethod
-    def from_bases(cls, encoder, llm, prompt_template=None):
+    def from_bases(cls, encoder: str | Path, llm: str | Path, prompt_template: str | None = None) -> LayAlignProcessor:
         """The processor of two bases, given by name, folder or `layalign:NAME`."""
-        from layalign.bases import resolve
-
         tokenizer = AutoTokenizer.from_pretrained(resolve(llm))
         return cls(tokenizer, AutoTokenizer.from_pretrained(resolve(encoder)), prompt_template)
 
 
-def _as_list(name, value, count=None):
+def _as_list(name: str, value: Any, count: int | None = None) -> list[str] | None:
     if value is None:
         return None
     values = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else value
@@ -150,7 +167,7 @@ def _as_list(name, value, count=None):
     return values
 
 
-def _fill(template, text):
+def _fill(template: str, text: str) -> str:
     if template.count("{text}") != 1:
         raise ValueError(f"prompt_template must contain {{text}} once, got {template!r}")
     return template.replace("{text}", text)

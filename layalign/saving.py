@@ -1,36 +1,49 @@
-"""Saving and loading the trained part, with references to the bases instead of the bases."""
+"""Saved models on disk: the trained part, with references to the bases instead of the bases. Builds no model: `model.py` does."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
-from layalign import bases
 from layalign.configuration import LayAlignConfig, encoder_depth
+from layalign.loading import PREFIX, load_encoder, load_llm
+
+Source = str | Path | torch.nn.Module
+Weights = dict[str, torch.Tensor]
 
 
-def is_trained(name):
-    """Whether a state-dict key belongs to the trained part: adapter, aligner or a gate."""
-    return name.startswith(("adapter.", "aligner.")) or ".fusion_gate." in name
+@dataclass(frozen=True)
+class SavedModel:
+    """What a model is built from: its settings, trained part and bases, all checked against each other."""
+
+    config: LayAlignConfig
+    trained: Weights
+    encoder: PreTrainedModel
+    llm: PreTrainedModel
 
 
-def reference(source, module):
-    """What to write down so that a base is found again: a hub name, `layalign:NAME`, or a folder's absolute path; None if unknown."""
-    name = module.config.name_or_path if isinstance(source, torch.nn.Module) else str(source)
-    if not name or name.startswith(bases.PREFIX):
-        return name or None
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+def read_saved(
+    path: str, encoder: Source | None, llm: Source | None, config: LayAlignConfig | None, dtype: torch.dtype | None
+) -> SavedModel:
+    """Read what `save_pretrained` wrote, and the bases it refers to.
 
-
-def from_pretrained(cls, path, *, encoder=None, llm=None, config=None, dtype=None, **kwargs):
-    """Bases by reference, then the trained part.
+    Args:
+        path: folder or hub name.
+        encoder, llm: other places (or modules) for the same bases.
+        config: settings instead of those at `path`.
+        dtype: dtype of the bases; None: as stored.
 
     Raises:
-        ValueError: no LayAlign model at `path`, a base that cannot be found or does not fit, weights that are damaged or do not fit.
+        ValueError: no LayAlign model at `path`, a base that cannot be found or does not fit, weights that are damaged.
     """
-    path = str(path)
     if config is None:
         try:
             config = LayAlignConfig.from_pretrained(path)
@@ -42,30 +55,39 @@ def from_pretrained(cls, path, *, encoder=None, llm=None, config=None, dtype=Non
         raise ValueError(f"{path!r} holds no LayAlign model: it has no config.json that names two bases")
     if config.model_type != LayAlignConfig.model_type:
         raise ValueError(f"{path!r} holds a {config.model_type!r} model, not a LayAlign model")
-    weights = _trained_weights(path)
+    trained = _trained_weights(path)
     encoder = _base("encoder", encoder, config.encoder_name_or_path)
     llm = _base("llm", llm, config.llm_name_or_path)
-    expected_encoder, expected_llm = config.encoder_config, config.llm_config
-    encoder_module, llm_module = bases.load_encoder(encoder, dtype), bases.load_llm(llm, dtype)
-    _check_fit("encoder", encoder, encoder_module.config, expected_encoder)
-    _check_fit("llm", llm, llm_module.config, expected_llm)
+    encoder_module, llm_module = load_encoder(encoder, dtype), load_llm(llm, dtype)
+    _check_fit("encoder", encoder, encoder_module.config, config.encoder_config)
+    _check_fit("llm", llm, llm_module.config, config.llm_config)
     config.encoder_name_or_path = reference(encoder, encoder_module)
     config.llm_name_or_path = reference(llm, llm_module)
-    model = cls(config, encoder_module, llm_module)
-    load_trained_part(model, weights, path)
-    if dtype is not None:
-        for _, parameter in model.trained_parameters():
-            parameter.data = parameter.data.to(llm_module.dtype)
-    return model.eval()
+    return SavedModel(config, trained, encoder_module, llm_module)
 
 
-def load_trained_part(model, weights, origin):
+def is_trained(name: str) -> bool:
+    """Whether a state-dict key belongs to the trained part: adapter, aligner or a gate."""
+    return name.startswith(("adapter.", "aligner.")) or ".fusion_gate." in name
+
+
+def trained_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """(name, parameter) of a model's adapter, aligner and gates."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if is_trained(name))
+
+
+def load_trained_part(model: torch.nn.Module, weights: Weights, origin: str) -> None:
     """Copy a trained part into a model, strictly.
+
+    Args:
+        model: a LayAlignForConditionalGeneration.
+        weights: a tensor for each of its trained parameters.
+        origin: where the weights come from, for messages.
 
     Raises:
         ValueError: names or shapes that do not match, listed.
     """
-    parameters = dict(model.trained_parameters())
+    parameters = dict(trained_parameters(model))
     missing, unexpected = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
     if missing or unexpected:
         raise ValueError(f"{origin!r} does not fit this model: missing {missing}, unexpected {unexpected}")
@@ -79,7 +101,15 @@ def load_trained_part(model, weights, origin):
             parameter.copy_(weights[name])
 
 
-def _trained_weights(path):
+def reference(source: Source, module: PreTrainedModel) -> str | None:
+    """What to write down so that a base is found again: a hub name, `layalign:NAME`, or a folder's absolute path; None if unknown."""
+    name = module.config.name_or_path if isinstance(source, torch.nn.Module) else str(source)
+    if not name or name.startswith(PREFIX):
+        return name or None
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _trained_weights(path: str) -> Weights:
     try:
         file = cached_file(path, SAFE_WEIGHTS_NAME)
     except OSError as error:
@@ -90,7 +120,7 @@ def _trained_weights(path):
         raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
 
 
-def _base(role, given, recorded):
+def _base(role: str, given: Source | None, recorded: str | None) -> Source:
     source = recorded if given is None else given
     if source is None:
         raise ValueError(
@@ -99,15 +129,21 @@ def _base(role, given, recorded):
     return source
 
 
-def _check_fit(role, source, found, expected):
-    if role == "encoder":
-        sizes = {"hidden_size": lambda c: c.hidden_size, "layers": encoder_depth, "vocab_size": lambda c: c.vocab_size}
-    else:
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-        sizes = {name: (lambda c, name=name: getattr(c.get_text_config(), name)) for name in names}
-    wrong = {name: (size(found), size(expected)) for name, size in sizes.items() if size(found) != size(expected)}
+def _check_fit(role: str, source: Source, found: PreTrainedConfig, expected: PreTrainedConfig) -> None:
+    found_sizes, expected_sizes = _sizes(role, found), _sizes(role, expected)
+    wrong = [
+        f"{name} {got} instead of {expected_sizes[name]}"
+        for name, got in found_sizes.items()
+        if got != expected_sizes[name]
+    ]
     if wrong:
-        listed = ", ".join(f"{name} {got} instead of {want}" for name, (got, want) in wrong.items())
-        raise ValueError(
-            f"{role} {source if isinstance(source, str) else type(source).__name__!r} is not the one trained with: {listed}"
-        )
+        shown = source if isinstance(source, str) else type(source).__name__
+        raise ValueError(f"{role} {shown!r} is not the one trained with: {', '.join(wrong)}")
+
+
+def _sizes(role: str, config: PreTrainedConfig) -> dict[str, Any]:
+    if role == "encoder":
+        return {"hidden_size": config.hidden_size, "layers": encoder_depth(config), "vocab_size": config.vocab_size}
+    text = config.get_text_config()
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    return {name: getattr(text, name) for name in names}

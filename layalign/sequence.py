@@ -1,5 +1,7 @@
 """What the LLM reads, [bos] [adapter output] [boundary] [prompt and target] with its padding squeezed out, and its loss."""
 
+from __future__ import annotations
+
 import torch
 from torch.nn import functional as F
 
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 PACKED_FROM = 0.1
 
 
-def squeeze(mask, side):
+def squeeze(mask: torch.Tensor, side: str) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Gather indices that move the padding of each row to one side and drop columns that are padding in every row.
 
     Args:
@@ -31,7 +33,7 @@ def squeeze(mask, side):
     return index, mask.gather(1, index), tokens
 
 
-def real_tokens(mask, tokens):
+def real_tokens(mask: torch.Tensor, tokens: int) -> torch.Tensor | None:
     """Where the real tokens lie in the flattened mask (B, T), (tokens,) long; None where they are too many for packing to pay."""
     if torch.compiler.is_compiling() or mask.numel() - tokens <= PACKED_FROM * mask.numel():
         return None
@@ -39,12 +41,12 @@ def real_tokens(mask, tokens):
     return (~mask).flatten().to(torch.int8).argsort(stable=True)[:tokens]
 
 
-def pack(values, places):
+def pack(values: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
     """values (B, T, ...) -> (1, tokens, ...) at `places` of `real_tokens`; as they are where that is None."""
     return values if places is None else values.flatten(0, 1).index_select(0, places)[None]
 
 
-def unpack(values, places, mask, dim=0):
+def unpack(values: torch.Tensor, places: torch.Tensor | None, mask: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """The inverse of `pack`, with zeros at padding, for values whose dimensions `dim` and the next are (1, tokens)."""
     if places is None:
         return values
@@ -53,18 +55,32 @@ def unpack(values, places, mask, dim=0):
     return padded.index_copy_(dim, places, values).unflatten(dim, mask.shape)
 
 
-def take(values, index):
+def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """values (B, N, ...) at index (B, N') along the sequence."""
     shape = index.shape + (1,) * (values.dim() - 2)
     return values.gather(1, index.view(shape).expand(*index.shape, *values.shape[2:]))
 
 
-def positions(mask):
-    """Position of every token, counting real tokens only: (B, N) long, 0 for padding."""
-    return (mask.long().cumsum(1) - 1).clamp_(min=0)
+def positions(mask: torch.Tensor, count_padding: bool = False) -> torch.Tensor:
+    """Position of every token, counting real tokens only unless told otherwise: (B, N) long, 0 for padding in front."""
+    counted = torch.ones_like(mask, dtype=torch.long) if count_padding else mask.bool().long()
+    return (counted.cumsum(1) - 1).clamp_(min=0)
 
 
-def ids_and_mask(name, ids, mask, vocabulary):
+def ids_and_mask(
+    name: str, ids: torch.Tensor, mask: torch.Tensor | None, vocabulary: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (B, N) that were looked at, and their mask (B, N) as bool; without one all are real.
+
+    Args:
+        name: what the ids are called in messages.
+        ids: (B, N) of int64 or int32.
+        mask: (B, N), True or 1 = real token; None = all real.
+        vocabulary: how many tokens there are.
+
+    Raises:
+        ValueError: a wrong shape or dtype, or, on a CPU, a token outside the vocabulary.
+    """
     if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be (batch, length) of token ids, got shape {tuple(ids.shape)} of {ids.dtype}")
     # Free on a CPU; on a GPU it would wait for the device, whose own range check then has to do.
@@ -81,7 +97,9 @@ def ids_and_mask(name, ids, mask, vocabulary):
     return ids, mask.bool()
 
 
-def token_loss(logits, targets, num_items_in_batch=None):
+def token_loss(
+    logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: int | torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross-entropy of logits (B, C, V) against targets (B, C), -100 ignored, summed and divided by the number of label tokens."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
@@ -89,7 +107,23 @@ def token_loss(logits, targets, num_items_in_batch=None):
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
 
-def predicting_columns(labels):
+def align_labels(labels: torch.Tensor, mask: torch.Tensor, index: torch.Tensor, published: bool) -> torch.Tensor:
+    """Labels moved with the tokens they belong to.
+
+    Args:
+        labels: (B, M) of the last M columns of the sequence; -100: none.
+        mask: (B, S) bool of the sequence before `squeeze`, True = real token.
+        index: (B, S'), what `squeeze` made of it.
+        published: leave labels in their columns, as the published code does.
+
+    Returns:
+        (B, S'), -100 at padding and where no label was given.
+    """
+    labels = F.pad(labels, (mask.shape[1] - labels.shape[1], 0), value=-100).masked_fill(~mask, -100)
+    return labels[:, -index.shape[1] :] if published else labels.gather(1, index)
+
+
+def predicting_columns(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Targets (B, C) of aligned labels (B, S), and the C columns that predict a label in at least one row."""
     shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
     columns = (shifted != -100).any(0).nonzero().squeeze(1)

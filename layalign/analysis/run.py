@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from layalign.analysis import measures, plots
 from layalign.analysis.states import joined_states, llm_states
 from layalign.analysis.texts import parallel_texts
-from layalign.answering import Answerer
 from layalign.evaluation import report
 from layalign.evaluation.output import check_output
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
+from layalign.generation.texts import Answerer
 from layalign.kernels.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def analyze(
     Raises:
         ValueError: anything missing or malformed.
     """
-    from layalign.generating import check_model_path, load_model
+    from layalign.loading import check_model_path, load_model
 
     check_model_path(model_path)
     folder = Path(output) if output else Path("runs") / "analyze" / Path(model_path).name

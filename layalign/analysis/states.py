@@ -112,7 +112,7 @@ def branch_ratios() -> Iterator[dict[int, torch.Tensor]]:
 
     def attention(module, query, key, value, attention_mask, fusion=None, **kwargs):
         out, weights = fused_attention(module, query, key, value, attention_mask, fusion=fusion, **kwargs)
-        if fusion is not None and module.layer_idx in fusion.slots:
+        if fusion is not None and module.layer_idx in fusion.indices:
             alone, _ = fused_attention(module, query, key, value, attention_mask, **kwargs)
             crossing, alone = (part.float().flatten(2).norm(dim=-1) for part in (out.float() - alone.float(), alone))
             mask = torch.ones_like(alone) if attention_mask.key_mask is None else attention_mask.key_mask

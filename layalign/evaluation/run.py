@@ -15,9 +15,9 @@ from typing import Any
 from tqdm import tqdm
 
 from layalign.evaluation import report
-from layalign.evaluation.journal import Journal
 from layalign.evaluation.output import check_output
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
+from layalign.journal import Journal
 from layalign.kernels.files import write_json, write_text
 from layalign.tasks import Scoring, load_tasks
 from layalign.tasks.registry import Data
@@ -96,8 +96,9 @@ def evaluate(
     Raises:
         ValueError: anything missing or malformed.
     """
-    from layalign.answering import DEFAULT, Answerer
-    from layalign.generating import check_model_path, fingerprint, load_model
+    from layalign.generation.texts import Answerer
+    from layalign.loading import check_model_path, fingerprint, load_model
+    from layalign.processor import DEFAULT
 
     check_model_path(model_path)
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from layalign.answering import LLMAnswerer
-from layalign.bases import SHIPPED, load_encoder, load_llm, resolve
 from layalign.evaluation.run import evaluate_problems
+from layalign.generation.texts import LLMAnswerer
+from layalign.loading import SHIPPED, load_encoder, load_llm, resolve
 from layalign.train.demo.problems import LANGUAGES, evaluation_problems, problems
 from layalign.train.demo.run import ENCODER, LLM, PROMPT
 

@@ -12,7 +12,7 @@ from layalign.analysis import measures
 from layalign.analysis.run import analyze
 from layalign.analysis.states import branch_ratios, joined_states, llm_states
 from layalign.evaluation.settings import GenerationSettings
-from layalign.generating import load_model
+from layalign.loading import load_model
 
 FIGURES = {"english.png", "components.png", "encoder_layers.png"}
 CPU = GenerationSettings(device="cpu")

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from layalign.answering import Answerer
 from layalign.evaluation.run import evaluate, evaluate_problems
 from layalign.evaluation.settings import GenerationSettings
+from layalign.generation.texts import Answerer
 from layalign.tasks import Task, registry
 
 PROBLEMS = [
@@ -176,7 +176,7 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
     monkeypatch.setattr(
         Answerer, "_generate", lambda self, texts, **rest: (asked.extend(texts), generate(self, texts, **rest))[1]
     )
-    monkeypatch.setattr("layalign.generating.load_model", lambda *_: loaded)
+    monkeypatch.setattr("layalign.loading.load_model", lambda *_: loaded)
     ends = [place for place, byte in enumerate(content) if byte == ord("\n")]
     for length in (0, 5, ends[0], ends[0] + 1, ends[9] + 4, len(content) - 1):
         path.write_bytes(content[:length])
@@ -193,7 +193,7 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
 def test_a_finished_evaluation_only_reads_its_records(call, monkeypatch):
     results = evaluate(**call)
     (call["output"] / "results.json").unlink()
-    monkeypatch.setattr("layalign.generating.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("layalign.loading.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert evaluate(**call)["tasks"] == results["tasks"]
     assert (call["output"] / "results.json").is_file()
 

@@ -87,29 +87,25 @@ ENCODERS = {
 }
 
 
-def make(kind, table):
-    model, config, settings = table[kind]
-    return getattr(transformers, model)(getattr(transformers, config)(**settings)).eval()
+def builder(table, default, seed):
+    """name -> tiny random model of that family, the same weights every time."""
+
+    def build(name=default):
+        torch.manual_seed(seed)
+        model, config, settings = table[name]
+        return getattr(transformers, model)(getattr(transformers, config)(**settings)).eval()
+
+    return build
 
 
 @pytest.fixture
 def make_llm():
-    """name -> tiny random LLM of that family, the same weights every time."""
-
-    def build(name="llama"):
-        torch.manual_seed(11)
-        return make(name, LLMS)
-
-    return build
+    return builder(LLMS, "llama", seed=11)
 
 
 @pytest.fixture
 def make_encoder():
-    def build(name="mt5"):
-        torch.manual_seed(12)
-        return make(name, ENCODERS)
-
-    return build
+    return builder(ENCODERS, "mt5", seed=12)
 
 
 @pytest.fixture

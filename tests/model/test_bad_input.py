@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from layalign import LayAlignConfig, LayAlignForConditionalGeneration, LayAlignProcessor
-from layalign.bases import encoder_half, resolve
+from layalign.loading import encoder_half, resolve
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,9 @@ def test_beams_and_samples_share_their_examples_cross_states(way, rows, make_mod
     (_, mask, keys, values) = encoded[0]
     assert len(calls) == 12
     for call in calls:
-        for name, own in (("cross_keys", keys), ("cross_values", values), ("cross_mask", mask)):
-            assert call[name].shape == (rows, *own.shape[1:]) and call[name].data_ptr() == own.data_ptr(), name
+        for name, own in (("keys", keys), ("values", values), ("mask", mask)):
+            got = getattr(call["cross"], name)
+            assert got.shape == (rows, *own.shape[1:]) and got.data_ptr() == own.data_ptr(), name
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

@@ -6,8 +6,8 @@ import statistics
 import pytest
 from safetensors import safe_open
 
-from layalign.answering import Answerer
 from layalign.evaluation.run import evaluate_problems
+from layalign.generation.texts import Answerer
 from layalign.train.checkpoints import damage
 from layalign.train.real.problems import LANGUAGES, evaluation_problems
 from layalign.train.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, load_shipped

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from layalign.bases import SHIPPED
+from layalign.loading import SHIPPED
 from layalign.train.demo.base_glosses import glosses, part_of
 from layalign.train.demo.base_text import english, multilingual, sample_texts
 from layalign.train.demo.base_tokenizers import encoder_tokenizer, llm_tokenizer

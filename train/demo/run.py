@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from layalign.answering import Answerer, LLMAnswerer
-from layalign.bases import load_llm
 from layalign.evaluation.report import plot_accuracy, plot_gates, plot_losses, print_table
 from layalign.evaluation.run import evaluate_problems
+from layalign.generation.texts import Answerer, LLMAnswerer
+from layalign.loading import load_llm
 from layalign.processor import LayAlignProcessor
 from layalign.train.demo.problems import evaluation_problems, task_records, translation_records
 from layalign.train.recipe import DataSource, Recipe, StageRecipe

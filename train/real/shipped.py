@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from layalign.answering import Answerer
+from layalign.generation.texts import Answerer
 from layalign.kernels.files import write_json
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor

@@ -12,8 +12,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layalign.analysis.run import measured, measured_alone
 from layalign.analysis.texts import parallel_questions
-from layalign.answering import Answerer, LLMAnswerer
 from layalign.evaluation.run import evaluate_problems
+from layalign.generation.texts import Answerer, LLMAnswerer
 from layalign.kernels.files import write_json
 from layalign.saving import load_trained_part
 from layalign.tasks import load_task

@@ -7,10 +7,11 @@ import torch
 from transformers import BertConfig, BertModel
 
 from layalign import LayAlignForConditionalGeneration, LayAlignPipeline, LayAlignProcessor
-from layalign.answering import Answerer
 from layalign.evaluation.run import evaluate
 from layalign.evaluation.settings import GenerationSettings
-from layalign.generating import generate_texts, load_model
+from layalign.generation.jobs import generate_texts
+from layalign.generation.texts import Answerer
+from layalign.loading import load_model
 
 POSITIONS = 12
 SHORT, LONG = "what is 3 plus 4", " ".join(["what is 3 plus 4"] * 4)

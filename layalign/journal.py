@@ -4,27 +4,41 @@ The job's description lies beside the lines, in a small JSON file written before
 where the description is the same; a file with lines and no description, or another, is refused and left as it is.
 """
 
+from __future__ import annotations
+
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from layalign.kernels.files import write_json
 
 try:
     import fcntl
 except ImportError:  # Windows has none; two jobs at once on one file go unnoticed there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
+
+Record = dict[str, Any]
 
 
 class Journal:
     """The lines of one job, opened for adding; a context manager.
 
-    path: the JSON-lines file; job: dict of JSON values that tells this job from others; job_path: where the description
-        goes (default: the path with `.job.json` added). `records` holds the lines already there (list of dict).
+    Args:
+        path: the JSON-lines file.
+        job: JSON values that tell this job from others.
+        job_path: where the description goes (default: the path with `.job.json` added).
 
-    Raises ValueError, changing nothing, where the file has lines of another job or of none, holds a broken line before
-    its last, or is being written by another process.
+    Attributes:
+        records: the lines already there.
+
+    Raises:
+        ValueError: changing nothing, where the file has lines of another job or of none, holds a broken line before its
+            last, or is being written by another process.
     """
 
-    def __init__(self, path, job, job_path=None):
+    def __init__(self, path: str | Path, job: Record, job_path: str | Path | None = None):
         self.path = Path(path)
         self.job_path = Path(job_path) if job_path else self.path.with_name(self.path.name + ".job.json")
         if self.path.is_dir():
@@ -39,7 +53,7 @@ class Journal:
             self._file.close()
             raise
 
-    def append(self, records):
+    def append(self, records: Sequence[Record]) -> None:
         """Write `records` (dicts), each as one line, and wait until the disk has them."""
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         self._file.write(lines.encode("utf-8"))
@@ -47,13 +61,13 @@ class Journal:
         os.fsync(self._file.fileno())
         self.records.extend(records)
 
-    def __enter__(self):
+    def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def _lock(self):
+    def _lock(self) -> None:
         if fcntl is None:
             return
         try:
@@ -61,13 +75,13 @@ class Journal:
         except BlockingIOError:
             raise ValueError(f"output: {self.path} is being written by another process") from None
 
-    def _claim(self, job):
+    def _claim(self, job: Record) -> None:
         """Check that the lines there are this job's; an empty file has no job, or one that never wrote a line."""
         written = self._written_job()
         if written == job:
             return
         if not os.fstat(self._file.fileno()).st_size:
-            write_text(self.job_path, json.dumps(job, ensure_ascii=False, indent=2) + "\n")
+            write_json(self.job_path, job, indent=2)
         elif written is None:
             raise ValueError(f"output: {self.path} exists and was not written by such a job; choose another output")
         else:
@@ -77,7 +91,7 @@ class Journal:
                 f"choose another output, or remove it and {self.job_path}"
             )
 
-    def _written_job(self):
+    def _written_job(self) -> Record | None:
         """The description beside the lines, None where there is none that can be read."""
         try:
             written = json.loads(self.job_path.read_text(encoding="utf-8"))
@@ -85,7 +99,7 @@ class Journal:
             return None
         return written if isinstance(written, dict) else None
 
-    def _read(self):
+    def _read(self) -> list[Record]:
         """The complete lines; what a killed writer left after the last of them is cut off."""
         self._file.seek(0)
         content = self._file.read()
@@ -98,14 +112,3 @@ class Journal:
                 raise ValueError(f"{self.path}:{number}: not JSON; mend or remove this file to go on") from None
         self._file.truncate(len(complete))
         return records
-
-
-def write_text(path, text):
-    """Write a file so that a reader finds it whole or not at all."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)

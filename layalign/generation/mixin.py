@@ -1,9 +1,13 @@
 """LayAlign's side of transformers' generate: the inputs of the first step, cross states shared by beams, what cannot work."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 from transformers import GenerationMixin
+from transformers.utils import ModelOutput
 
-CROSS = ("cross_keys", "cross_values", "cross_mask")
 UNSUPPORTED = {
     "inputs_embeds": "they are made from encoder_input_ids and input_ids; give these",
     "assistant_model": "a draft model would see neither the encoder's output nor the prompt; use prompt_lookup_num_tokens instead",
@@ -20,24 +24,28 @@ class LayAlignGenerationMixin(GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        inputs=None,
+        inputs: None = None,
         *,
-        encoder_input_ids=None,
-        encoder_attention_mask=None,
-        input_ids=None,
-        attention_mask=None,
-        labels=None,
-        **kwargs,
-    ):
+        encoder_input_ids: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor | ModelOutput:
         """Generate from the encoder's tokens and, where given, a prompt.
 
         Arguments of transformers' generate apply: sampling, beams, `num_return_sequences`, streamers, dynamic, static and sliding
         caches. Encoder, adapter and aligner run once per input, whatever the number of tokens, beams and samples.
 
         Args:
-            encoder_input_ids, encoder_attention_mask: (B, T).
-            input_ids, attention_mask: (B, M), the prompt; leave out for the translation stage.
+            inputs: not taken; transformers would read it as input_ids.
+            encoder_input_ids: (B, T) long.
+            encoder_attention_mask: (B, T), True or 1 = real token; None = all real.
+            input_ids: (B, M) long, the prompt; leave out for the translation stage.
+            attention_mask: (B, M), likewise.
             labels: ignored, so that a training batch can be passed as it is with its target cut off.
+            kwargs: transformers' arguments of generate.
 
         Returns:
             (B, new) long, new tokens only, or transformers' generate output with `return_dict_in_generate=True`.
@@ -52,14 +60,15 @@ class LayAlignGenerationMixin(GenerationMixin):
                 "layalign.LayAlignPipeline takes texts"
             )
         self._check_way_of_decoding(len(encoder_input_ids), kwargs)
-        soft, cross_mask, cross_keys, cross_values = self.encode(encoder_input_ids, encoder_attention_mask)
-        inputs_embeds, mask, _ = self.assemble(soft, cross_mask, input_ids, attention_mask)
-        if cross_keys is not None:
-            kwargs |= dict(zip(CROSS, (cross_keys, cross_values, cross_mask), strict=True))
+        encoded = self.encode(encoder_input_ids, encoder_attention_mask)
+        inputs_embeds, mask, _ = self.assemble(encoded.soft, encoded.mask, input_ids, attention_mask)
+        # One argument that is no tensor: transformers repeats tensors for beams and samples, which share these.
+        if encoded.cross is not None:
+            kwargs["cross"] = encoded.cross
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=mask.long(), **kwargs)
 
-    def _check_way_of_decoding(self, rows, kwargs):
-        def setting(name):
+    def _check_way_of_decoding(self, rows: int, kwargs: dict[str, Any]) -> None:
+        def setting(name: str) -> Any:
             given = kwargs.get(name, getattr(kwargs.get("generation_config"), name, None))
             return getattr(self.generation_config, name, None) if given is None else given
 
@@ -82,19 +91,11 @@ class LayAlignGenerationMixin(GenerationMixin):
             raise ValueError(f"prompt_lookup_num_tokens: needs a dynamic cache, got cache_implementation={cache!r}")
 
     @staticmethod
-    def create_masks_for_generate(attention_mask=None, **kwargs):
+    def create_masks_for_generate(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
         """transformers calls this for static caches; the fused attention takes the 2-D mask as it is, a 4-D one would bypass it."""
         return attention_mask
 
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """Beams and samples of an example read its cross keys and values: the operator takes fewer rows of these than queries."""
-        cross = {name: model_kwargs.pop(name) for name in CROSS if name in model_kwargs}
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        return input_ids, model_kwargs | cross
-
-    def init_continuous_batching(self, *args, **kwargs):
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
         """Not supported; `generate_batch` and the continuous batching manager end here.
 
         Raises:

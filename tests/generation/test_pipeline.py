@@ -13,7 +13,7 @@ import transformers
 from torch.utils.data import Dataset
 
 from layalign import LayAlignPipeline
-from layalign.answering import Answerer
+from layalign.generation.texts import Answerer
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"max_new_tokens": 6}

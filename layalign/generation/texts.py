@@ -1,22 +1,46 @@
 """Callables that answer lists of texts with a model: sorted by length, batched, returned in order."""
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 
-DEFAULT = object()
+from layalign.processor import DEFAULT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
+
+    from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
+
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
-def checked_template(template):
-    """`template` if it is a str with one {text}, else ValueError."""
+def checked_template(template: Any) -> str:
+    """`template`, a str with one {text}.
+
+    Raises:
+        ValueError: anything else.
+    """
     if not isinstance(template, str) or template.count("{text}") != 1:
         raise ValueError(f"prompt: got {template!r}, takes a text that contains {{text}} once")
     return template
 
 
-class _BatchedAnswerer:
+class _BatchedAnswerer(ABC):
     """Sorting, batching and decoding; what is generated for one batch is the subclass's."""
 
-    def __init__(self, model, tokenizer, max_new_tokens, batch_size, generate_kwargs):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        batch_size: int,
+        generate_kwargs: dict[str, Any],
+    ):
         _check_count("max_new_tokens", max_new_tokens)
         _check_count("batch_size", batch_size)
         self.model = model
@@ -30,8 +54,16 @@ class _BatchedAnswerer:
         if self._ends:
             self._arguments["eos_token_id"] = self._ends
 
-    def __call__(self, texts, streamer=None):
-        """The answers to `texts` (list of str), in their order; `streamer`: a transformers streamer, for one text."""
+    def __call__(self, texts: Iterable[str], streamer: BaseStreamer | None = None) -> list[str]:
+        """The answers to `texts`, in their order.
+
+        Args:
+            texts: one str each.
+            streamer: a transformers streamer, for one text.
+
+        Raises:
+            ValueError: a text that cannot be answered, or several sequences a text.
+        """
         sequences = self.sequences(texts, streamer)
         if any(len(answers) != 1 for answers in sequences):
             raise ValueError(
@@ -39,28 +71,40 @@ class _BatchedAnswerer:
             )
         return [answers[0] for answers in sequences]
 
-    def sequences(self, texts, streamer=None):
+    def sequences(self, texts: Iterable[str], streamer: BaseStreamer | None = None) -> list[list[str]]:
         """The same with every returned sequence: a list of `num_return_sequences` answers for each text."""
         texts = list(texts)
         self.check(texts)
         extra = {} if streamer is None else {"streamer": streamer}
-        answers = [[] for _ in texts]
+        answers: list[list[str]] = [[] for _ in texts]
         longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-        for start in range(0, len(texts), self.batch_size):
-            places = longest_first[start : start + self.batch_size]
+        for first in range(0, len(texts), self.batch_size):
+            places = longest_first[first : first + self.batch_size]
             with torch.inference_mode():
                 rows = self._generate([texts[place] for place in places], **self._arguments, **extra).cpu()
             for place, group in zip(places, rows.view(len(places), -1, rows.shape[1]), strict=True):
                 answers[place] = [self._decode(row) for row in group]
         return answers
 
-    def check(self, texts, name="texts[{}]".format):
-        """Raise ValueError for a text that cannot be answered; name: what its place in `texts` is called."""
+    def check(self, texts: Sequence[str], name: Callable[[int], str] = "texts[{}]".format) -> None:
+        """Look at texts before any is answered.
+
+        Args:
+            texts: one str each.
+            name: what a text's place in `texts` is called in a message.
+
+        Raises:
+            ValueError: a text that cannot be answered.
+        """
         for place, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name(place)}: got {text!r}, takes a text that is not empty")
 
-    def _decode(self, row):
+    @abstractmethod
+    def _generate(self, texts: list[str], **arguments: Any) -> torch.Tensor:
+        """Rows (len(texts) * sequences a text, new) of token ids."""
+
+    def _decode(self, row: torch.Tensor) -> str:
         """The text of one row (new,) of token ids, up to its end of sequence; what follows that is padding."""
         ends = torch.isin(row, torch.tensor(self._ends, dtype=row.dtype)).nonzero()
         written = row[: ends[0]] if len(ends) else row
@@ -71,26 +115,33 @@ class _BatchedAnswerer:
 class Answerer(_BatchedAnswerer):
     """A callable list[str] -> list[str] over a LayAlign model: greedy unless `generate_kwargs` say otherwise.
 
-    model, processor: LayAlignForConditionalGeneration and LayAlignProcessor.
-    max_new_tokens, batch_size: positive ints; the batch size changes the speed and no answer.
-    prompt: what the LLM reads beside the encoder, a str with {text}; None: nothing; left out: the processor's template.
-    encoder_max_length: questions are cut to so many of the encoder's tokens; None: a question of more than the encoder
-        reads (BERT's kind: 512) is refused before any is answered.
-    generate_kwargs: anything transformers' generate takes.
+    Args:
+        model: a LayAlignForConditionalGeneration.
+        processor: its LayAlignProcessor.
+        max_new_tokens: the most tokens of an answer.
+        batch_size: texts at a time; it changes the speed and no answer.
+        prompt: what the LLM reads beside the encoder, a str with {text}; None: nothing; left out: the processor's template.
+        encoder_max_length: questions are cut to so many of the encoder's tokens; None: a question of more than the encoder
+            reads (BERT's kind: 512) is refused before any is answered.
+        generate_kwargs: anything transformers' generate takes.
 
-    `new_tokens` counts the tokens written so far.
+    Attributes:
+        new_tokens: the tokens written so far.
+
+    Raises:
+        ValueError: a setting outside of these.
     """
 
     def __init__(
         self,
-        model,
-        processor,
+        model: LayAlignForConditionalGeneration,
+        processor: LayAlignProcessor,
         *,
-        max_new_tokens=256,
-        batch_size=8,
-        prompt=DEFAULT,
-        encoder_max_length=None,
-        **generate_kwargs,
+        max_new_tokens: int = 256,
+        batch_size: int = 8,
+        prompt: str | None = DEFAULT,
+        encoder_max_length: int | None = None,
+        **generate_kwargs: Any,
     ):
         super().__init__(model, processor.tokenizer, max_new_tokens, batch_size, generate_kwargs)
         limit = model.encoder_limit
@@ -102,7 +153,8 @@ class Answerer(_BatchedAnswerer):
         self.processor = processor
         self.prompt = prompt if prompt is None or prompt is DEFAULT else checked_template(prompt)
 
-    def check(self, texts, name="texts[{}]".format):
+    def check(self, texts: Sequence[str], name: Callable[[int], str] = "texts[{}]".format) -> None:
+        """As for any texts; too long a one is refused here, by its number of tokens, unless questions are cut."""
         super().check(texts, name)
         limit = self.model.encoder_limit
         if limit is None or self.encoder_max_length is not None:
@@ -116,30 +168,38 @@ class Answerer(_BatchedAnswerer):
                         f"{name(place)}: got {count} tokens, the encoder takes {limit}; encoder_max_length={limit} cuts it"
                     )
 
-    def _generate(self, texts, **arguments):
-        prompt = {} if self.prompt is DEFAULT else {"prompt": None}
-        if isinstance(self.prompt, str):
-            prompt = {"prompt": [self.prompt.replace("{text}", text) for text in texts]}
-        batch = self.processor(texts, encoder_max_length=self.encoder_max_length, **prompt).to(self.model.device)
+    def _generate(self, texts: list[str], **arguments: Any) -> torch.Tensor:
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            prompt = [prompt.replace("{text}", text) for text in texts]
+        batch = self.processor(texts, prompt, encoder_max_length=self.encoder_max_length).to(self.model.device)
         return self.model.generate(**batch, **arguments)
 
 
 class LLMAnswerer(_BatchedAnswerer):
-    """The same over an LLM alone: a transformers causal LM and its tokenizer, with or without a padding token.
+    """The same over an LLM alone.
 
-    prompt_template: a str with {text}; add_bos: put the beginning of sequence first where the tokenizer does not do so.
+    Args:
+        llm: a transformers causal LM.
+        tokenizer: its tokenizer, with or without a padding token.
+        prompt_template: what it reads, a str with {text}.
+        max_new_tokens, batch_size, generate_kwargs: as for `Answerer`.
+        add_bos: put the beginning of sequence first where the tokenizer does not do so.
+
+    Raises:
+        ValueError: a setting outside of these.
     """
 
     def __init__(
         self,
-        llm,
-        tokenizer,
-        prompt_template="{text}",
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_template: str = "{text}",
         *,
-        max_new_tokens=256,
-        batch_size=8,
-        add_bos=False,
-        **generate_kwargs,
+        max_new_tokens: int = 256,
+        batch_size: int = 8,
+        add_bos: bool = False,
+        **generate_kwargs: Any,
     ):
         super().__init__(llm, tokenizer, max_new_tokens, batch_size, generate_kwargs)
         if add_bos and tokenizer.bos_token_id is None:
@@ -147,7 +207,7 @@ class LLMAnswerer(_BatchedAnswerer):
         self.prompt_template = checked_template(prompt_template)
         self.add_bos = add_bos
 
-    def _generate(self, texts, **arguments):
+    def _generate(self, texts: list[str], **arguments: Any) -> torch.Tensor:
         rows = [self._prompt(text) for text in texts]
         width = max(map(len, rows))
         ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.model.device)
@@ -155,7 +215,7 @@ class LLMAnswerer(_BatchedAnswerer):
         mask = (torch.arange(width, device=self.model.device) >= width - lengths).long()
         return self.model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, width:]
 
-    def _prompt(self, text):
+    def _prompt(self, text: str) -> list[int]:
         """Token ids without the end of sequence that some tokenizers add."""
         ids = self.tokenizer(self.prompt_template.replace("{text}", text))["input_ids"]
         if ids and ids[-1] == self.tokenizer.eos_token_id:
@@ -166,12 +226,12 @@ class LLMAnswerer(_BatchedAnswerer):
         return ids
 
 
-def _check_count(name, value):
+def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: got {value!r}, takes a positive int")
 
 
-def _end_tokens(own, tokenizer):
+def _end_tokens(own: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids that end an answer: `own` (int, list or None) and the tokenizer's, put after every training target."""
-    own = own if isinstance(own, list) else [own]
-    return list(dict.fromkeys(token for token in [tokenizer.eos_token_id, *own] if token is not None))
+    tokens = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return list(dict.fromkeys(token for token in tokens if token is not None))

@@ -1,0 +1,224 @@
+"""Files of `layalign generate` that survive interruptions and belong to one job."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from tqdm import tqdm
+
+from layalign.generation.jobs import generate_texts
+from layalign.generation.texts import Answerer
+from layalign.journal import Journal
+
+
+@pytest.fixture
+def job(model_folder, questions, tmp_path):
+    """Arguments of a file job that has 23 lines."""
+    (tmp_path / "texts.txt").write_text("\n".join(questions), encoding="utf-8")
+    return dict(
+        model_path=model_folder,
+        file=tmp_path / "texts.txt",
+        output=tmp_path / "out" / "a.jsonl",
+        batch_size=1,
+        max_new_tokens=6,
+        device="cpu",
+    )
+
+
+def test_a_job_cut_anywhere_goes_on_without_repeating_or_losing_a_line(job, loaded, monkeypatch):
+    generate_texts(**job)
+    output = job["output"]
+    whole = output.read_bytes()
+    records = [json.loads(line) for line in whole.splitlines()]
+    assert [record["line"] for record in records] == list(range(1, 24))
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
+    for length in (0, 1, whole.index(b"\n"), whole.index(b"\n") + 1, len(whole) // 2, len(whole) - 1, len(whole)):
+        output.write_bytes(whole[:length])
+        assert generate_texts(**job | {"batch_size": 3}) == records
+        assert output.read_bytes() == whole
+    output.unlink()
+    generate_texts(**job)
+    assert output.read_bytes() == whole
+
+
+def test_a_finished_job_is_not_done_again(job, monkeypatch):
+    records = generate_texts(**job)
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_: pytest.fail("the model was loaded"))
+    assert generate_texts(**job) == records
+
+
+def test_a_killed_process_is_continued(job):
+    code = f"""
+import time
+from layalign.generation import jobs, texts
+answer = texts.Answerer.__call__
+texts.Answerer.__call__ = lambda self, texts, streamer=None: (time.sleep(0.2), answer(self, texts))[1]
+jobs.generate_texts({str(job["model_path"])!r}, file={str(job["file"])!r}, output={str(job["output"])!r},
+                     batch_size=1, max_new_tokens=6, device="cpu")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (job["output"].exists() and job["output"].stat().st_size):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = job["output"].read_bytes()
+    assert 0 < kept.count(b"\n") < 23
+    records = generate_texts(**job)
+    assert [record["line"] for record in records] == list(range(1, 24))
+    assert job["output"].read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+
+
+def answer_until_killed(job, loaded, delay):
+    """In a child process: the job with a model already loaded and a disk so slow that a kill can fall between two parts of a line."""
+
+    class SlowDisk:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, content):
+            for start in range(0, len(content), 40):
+                time.sleep(0.002)
+                self.file.write(content[start : start + 40])
+                self.file.flush()
+
+    append, answer = Journal.append, Answerer.__call__
+
+    def slow_append(journal, records):
+        journal._file = SlowDisk(journal._file)
+        append(journal, records)
+        journal._file = journal._file.file
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
+        patch.setattr(Journal, "append", slow_append)
+        patch.setattr(Answerer, "__call__", lambda self, texts: (time.sleep(delay), answer(self, texts))[1])
+        generate_texts(**job)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(job, loaded, questions, monkeypatch, capfd):
+    """200 lines; every run but the last ends by SIGKILL while it answers or writes, none is told beforehand."""
+    texts = [f"{questions[index % len(questions)]} and {index % 40}" for index in range(200)]
+    job["file"].write_text("\n".join(texts), encoding="utf-8")
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
+    whole_job = job | {"output": job["output"].with_name("whole.jsonl"), "batch_size": 8}
+    generate_texts(**whole_job)
+    whole = whole_job["output"].read_bytes()
+    moments = random.Random(5)
+    lines = 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                tqdm.set_lock(
+                    threading.RLock()
+                )  # the parent's is shared: killed while holding it, the child would keep it
+                answer_until_killed(job, loaded, delay=0.08)
+                status = 0
+            finally:
+                os._exit(status)
+        time.sleep(moments.uniform(0.0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "the child ended before it was killed"
+        kept = job["output"].read_bytes() if job["output"].exists() else b""
+        assert whole.startswith(kept)
+        assert kept.count(b"\n") >= lines, "a line that was on the disk is gone"
+        lines = kept.count(b"\n")
+    assert 0 < lines < 200
+    records = generate_texts(**job)
+    assert [(record["line"], record["text"]) for record in records] == list(enumerate(texts, 1))
+    assert job["output"].read_bytes() == whole
+
+
+def change_texts(job, loaded):
+    job["file"].write_text("what is 5\n")
+
+
+def change_tokens(job, loaded):
+    job["max_new_tokens"] = 7
+
+
+def change_prompt(job, loaded):
+    job["prompt"] = None
+
+
+def change_model(job, loaded):
+    folder = job["file"].parent / "other"
+    loaded[0].save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    job["model_path"] = folder
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(change_texts, "texts"), (change_tokens, "max_new_tokens"), (change_prompt, "prompt"), (change_model, "model")],
+)
+def test_another_jobs_output_is_refused_and_kept(job, loaded, change, named):
+    generate_texts(**job)
+    before = job["output"].read_bytes()
+    change(job, loaded)
+    with pytest.raises(ValueError, match=rf"belongs to another job \(different {named}\)"):
+        generate_texts(**job)
+    assert job["output"].read_bytes() == before
+
+
+def not_ours(job):
+    job["output"].parent.mkdir()
+    job["output"].write_text("my notes, without an end of line")
+
+
+def broken_line(job):
+    generate_texts(**job)
+    lines = job["output"].read_bytes().split(b"\n")
+    job["output"].write_bytes(b"\n".join([lines[0], lines[1][:-5], *lines[2:]]))
+
+
+def broken_description(job):
+    generate_texts(**job)
+    job["output"].with_name("a.jsonl.job.json").write_text("{")
+
+
+def a_folder(job):
+    job["output"].mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (not_ours, "a.jsonl exists and was not written by such a job"),
+        (broken_line, "a.jsonl:2: not JSON"),
+        (broken_description, "a.jsonl exists and was not written by such a job"),
+        (a_folder, "a.jsonl is a folder"),
+    ],
+)
+def test_a_spoilt_output_is_refused_and_kept(job, spoil, message):
+    spoil(job)
+    before = job["output"].read_bytes() if job["output"].is_file() else None
+    with pytest.raises(ValueError, match=message):
+        generate_texts(**job)
+    assert (job["output"].read_bytes() if job["output"].is_file() else None) == before
+
+
+def test_two_processes_cannot_write_one_file(tmp_path):
+    pytest.importorskip("fcntl")
+    with Journal(tmp_path / "a.jsonl", {"kind": "x"}) as journal:
+        journal.append([{"line": 1}])
+        with pytest.raises(ValueError, match="being written by another process"):
+            Journal(tmp_path / "a.jsonl", {"kind": "x"})
+    with Journal(tmp_path / "a.jsonl", {"kind": "x"}) as journal:
+        assert journal.records == [{"line": 1}]
