@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 
+from tests.tiny_models import save_bases, word_tokenizer
+
 torch.set_num_threads(1)  # the models are tiny, and the processes share the cores
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when it is first imported
@@ -45,39 +47,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device and compiled Triton kernels"))
 
 
-def word_tokenizer(end_after_text):
-    """A WordLevel tokenizer over WORDS and NUMBERS, with </s> after each text if asked."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS, *NUMBERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    if end_after_text:
-        tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
     """Folders of a tiny mT5 and a tiny Llama."""
-    from transformers import LlamaConfig, LlamaForCausalLM, MT5Config, MT5EncoderModel
-
     folder = tmp_path_factory.mktemp("bases")
-    torch.manual_seed(0)
-    tokenizer = word_tokenizer(end_after_text=True)
-    encoder = MT5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-    MT5EncoderModel(encoder).save_pretrained(folder / "encoder")
-    tokenizer.save_pretrained(folder / "encoder")
-    tokenizer = word_tokenizer(end_after_text=False)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    llm = LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **special, initializer_range=0.5)
-    LlamaForCausalLM(llm).save_pretrained(folder / "llm")
-    tokenizer.save_pretrained(folder / "llm")
+    tokenizers = (
+        word_tokenizer([*WORDS, *NUMBERS], end_after_text=end, apart_from_signs=True) for end in (True, False)
+    )
+    save_bases(folder, *tokenizers, encoder_heads=4, initializer_range=0.5)
     return folder
 
 
