@@ -61,7 +61,7 @@ setup(
         "layalign": ["bases/**/*"],
         "layalign.train": ["recipes/*.yaml"],
         "layalign.train.demo": ["sentences/*.json"],
-        "layalign.train.demo.real": ["shipped/*"],
+        "layalign.train.demo.real": ["trained/*"],
     },
     install_requires=CORE,
     extras_require={"real": REAL, "test": TEST, "tensorboard": ["tensorboard>=2.18"]},

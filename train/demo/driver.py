@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Comparison(ABC):
         write_json(run.folder / DONE, done)
 
 
-def made(folder: Path, pieces: dict[str, Callable[[], Any]], progress: bool = True) -> dict[str, Any]:
+def made(folder: Path, pieces: Mapping[str, Callable[[], Any]], progress: bool = True) -> dict[str, Any]:
     """Every piece of an evaluation, {piece: result}; those that are in folder/evaluation are read, not made again."""
     results = {}
     for name, make in pieces.items():

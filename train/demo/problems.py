@@ -220,8 +220,8 @@ class TinyProblems(ProblemSource):
     def draw(self, kind: tuple[str, ...], split: str, choose: random.Random) -> Problem:
         clauses = tuple(choose.randrange(self.patterns) for _ in (*kind, "questions"))
         numbers = self.draw_numbers(kind, choose)
-        words = [choose.randrange(count) for count in (self.names, self.nouns, self.containers)]
-        return Problem(kind, clauses, numbers, *words)
+        name, noun, container = (choose.randrange(count) for count in (self.names, self.nouns, self.containers))
+        return Problem(kind, clauses, numbers, name, noun, container)
 
     def draw_numbers(self, kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
         """Numbers for a kind of problem, such that no result leaves the range from 1 to 99."""

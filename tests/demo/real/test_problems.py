@@ -3,23 +3,16 @@ import re
 
 import pytest
 
-from layalign.train.real.problems import (
-    KINDS,
-    LANGUAGES,
-    NEW,
-    PATTERNS,
-    evaluation_problems,
-    mixed_problems,
-    task_records,
-    translation_records,
-)
-from layalign.train.real.wordings import WORDINGS
+from layalign.train.demo.problems import REAL
+from layalign.train.demo.wording import wording
+
+LANGUAGES = REAL.languages
 
 CALCULATE = {"+": int.__add__, "-": int.__sub__}
 
 
 def drawn(seed, split, count=1500):
-    return list(itertools.islice(mixed_problems(seed, split), count))
+    return list(itertools.islice(REAL.problems(seed, split), count))
 
 
 def pair(problem):
@@ -34,36 +27,38 @@ def test_evaluation_shares_no_numbers_and_no_wording_with_training(split):
     assert not {(p.kind, p.clauses) for p in seen} & {(p.kind, p.clauses) for p in unseen}
     assert not {p.text("en") for p in seen} & {p.text("en") for p in unseen}
     for problems in (seen, unseen):
-        assert {problem.kind for problem in problems} == set(KINDS)
+        assert {problem.kind for problem in problems} == set(REAL.kinds)
         assert all(0 < problem.number <= 40 and max(problem.numbers) <= 20 for problem in problems)
 
 
 def test_new_wording_is_of_patterns_that_training_never_has():
-    assert not any(NEW in problem.clauses for problem in drawn(0, "training", 3000))
-    assert all(set(problem.clauses) == {NEW} for problem in drawn(0, "new_wording", 50))
+    assert not any(REAL.new in problem.clauses for problem in drawn(0, "training", 3000))
+    assert all(set(problem.clauses) == {REAL.new} for problem in drawn(0, "new_wording", 50))
 
 
 def test_held_out_patterns_are_each_known_from_training():
     seen = drawn(0, "training", 3000)
     for place in range(3):
-        assert {(p.kind, p.clauses[place]) for p in seen} == {(kind, clause) for kind in KINDS for clause in range(NEW)}
+        assert {(p.kind, p.clauses[place]) for p in seen} == {
+            (kind, clause) for kind in REAL.kinds for clause in range(REAL.new)
+        }
 
 
 def test_records_hold_every_language_and_the_right_answer():
-    records = task_records(200, 1)
+    records = REAL.task_records(200, 1)
     assert {record["lang"] for record in records} == set(LANGUAGES) and len(LANGUAGES) == 10
     for record in records:
         left, sign, right, equals, result = record["target"].split()
         assert equals == "=" and int(result) == CALCULATE[sign](int(left), int(right))
-    for record in translation_records(20, 1):
+    for record in REAL.translation_records(20, 1):
         assert (record["source"] == record["target"]) == (record["lang"] == "en")
 
 
-@pytest.mark.parametrize("make", [task_records, translation_records])
+@pytest.mark.parametrize("make", [REAL.task_records, REAL.translation_records])
 def test_no_language_tells_the_sign(make):
     """With kinds and languages both in turn, a language had one sign alone, and nothing was learned of the question."""
     records, seen = make(4000, 1), {}
-    problems = itertools.islice(mixed_problems(f"{make.__name__.split('_')[0]} 1"), len(records))
+    problems = itertools.islice(REAL.problems(f"{make.__name__.split('_')[0]} 1"), len(records))
     for record, problem in zip(records, problems, strict=True):
         seen.setdefault(record["lang"], []).append(problem.steps[0][1] == "-")
     assert set(seen) == set(LANGUAGES)
@@ -72,7 +67,7 @@ def test_no_language_tells_the_sign(make):
 
 
 def test_a_problem_is_the_same_in_every_language():
-    rows = evaluation_problems(20, 0)
+    rows = REAL.evaluation_problems(20, 0)
     for index in range(20):
         same = [row for row in rows if row["index"] == index]
         assert [row["lang"] for row in same] == list(LANGUAGES)
@@ -83,10 +78,10 @@ def test_a_problem_is_the_same_in_every_language():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_wordings_are_complete(language):
-    english, wording = WORDINGS["en"], WORDINGS[language]
+    english, words = wording("en"), wording(language)
     for part in ("openings", "gains", "losses", "questions"):
-        assert len(getattr(wording, part)) == len(set(getattr(wording, part))) == PATTERNS
-    assert len(wording.names) == len(english.names) and len(wording.nouns) == len(english.nouns)
+        assert len(getattr(words, part)) == len(set(getattr(words, part))) == REAL.patterns
+    assert len(words.names) == len(english.names) and len(words.nouns) == len(english.nouns)
     texts = [problem.text(language) for problem in drawn(3, "training", 300)]
     assert not any(re.search(r"[{}\x02-\x04]|  ", text) for text in texts)
     if language == "en":
@@ -108,7 +103,6 @@ def test_wordings_are_complete(language):
     ],
 )
 def test_numerals_agree(language, noun, number, expected):
-    wording = WORDINGS[language]
-    assert wording.clause(wording.openings[0], 0, noun, 0, (number,)) == expected
-    digits = wording.written(True).clause(wording.openings[0], 0, noun, 0, (number,))
-    assert str(number) in digits
+    words = wording(language)
+    assert words.clause(words.openings[0], (0, noun, 0), (number,)) == expected
+    assert str(number) in words.clause(words.openings[0], (0, noun, 0), (number,), digits=True)

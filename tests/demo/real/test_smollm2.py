@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from layalign.train.real import smollm2
+from layalign.train.demo.real import smollm2
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 import pytest
 
-from layalign.train.real import tatoeba
+from layalign.train.demo.real import tatoeba
 
 
 def test_training_pairs(tmp_path, monkeypatch):

@@ -9,15 +9,15 @@ from transformers import AutoModel, AutoTokenizer
 from layalign.answering import LLMAnswerer
 from layalign.bases import SHIPPED, load_encoder, load_llm, resolve
 from layalign.evaluation.run import evaluate_problems
-from layalign.train.demo.problems import LANGUAGES, evaluation_problems, problems
-from layalign.train.demo.run import ENCODER, LLM, PROMPT
+from layalign.train.demo.problems import TINY
+from layalign.train.demo.tiny.run import ENCODER, LLM, PROMPT
 
 
 @pytest.fixture(scope="module")
 def accuracy():
     tokenizer = AutoTokenizer.from_pretrained(resolve(LLM))
     answer = LLMAnswerer(load_llm(LLM), tokenizer, PROMPT.format(source="{text}"), max_new_tokens=32, batch_size=64)
-    asked = [problem for problem in evaluation_problems(63, 11) if problem["lang"] in ("en", "sw", "bn", "th")]
+    asked = [problem for problem in TINY.evaluation_problems(63, 11) if problem["lang"] in ("en", "sw", "bn", "th")]
     return evaluate_problems(answer, asked, batch_size=len(asked), progress=False)["accuracy"]["strict"]
 
 
@@ -47,10 +47,10 @@ def test_encoder_loads_through_auto_model_with_the_stored_weights():
     torch.testing.assert_close(states, ours(ids).last_hidden_state)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", TINY.languages)
 def test_encoder_tokenizer_knows_every_text(language):
     tokenizer = AutoTokenizer.from_pretrained(resolve(ENCODER))
-    for problem, _ in zip(problems("tokens"), range(90), strict=False):
+    for problem, _ in zip(TINY.problems("tokens"), range(90), strict=False):
         ids = tokenizer(problem.text(language)).input_ids
         assert tokenizer.unk_token_id not in ids
         assert ids[-1] == tokenizer.eos_token_id and len(ids) <= 64
@@ -58,8 +58,8 @@ def test_encoder_tokenizer_knows_every_text(language):
 
 def test_llm_tokenizer_gives_back_what_it_read():
     tokenizer = AutoTokenizer.from_pretrained(resolve(LLM))
-    for problem, _ in zip(problems("tokens"), range(90), strict=False):
-        text = f"{problem.text('en')} Answer: {problem.worked_answer}"
+    for problem, _ in zip(TINY.problems("tokens"), range(90), strict=False):
+        text = f"{problem.text('en')} Answer: {TINY.worked_answer(problem)}"
         ids = tokenizer(text).input_ids
         assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -68,7 +68,7 @@ def test_llm_tokenizer_gives_back_what_it_read():
 def test_encoder_tells_meanings_apart_across_languages():
     """The same problem in two languages is nearer in mean state than another problem of the same kind, mostly."""
     tokenizer, encoder = AutoTokenizer.from_pretrained(resolve(ENCODER)), load_encoder(ENCODER)
-    chosen = [problem for problem, _ in zip(problems("states"), range(63), strict=False)]
+    chosen = [problem for problem, _ in zip(TINY.problems("states"), range(63), strict=False)]
 
     def states(language):
         batch = tokenizer([problem.text(language) for problem in chosen], padding=True, return_tensors="pt")

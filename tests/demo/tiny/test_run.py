@@ -5,8 +5,8 @@ import json
 import pytest
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
-from layalign.train.demo.problems import LANGUAGES
-from layalign.train.demo.run import SYSTEMS, run_demo
+from layalign.train.demo.problems import TINY
+from layalign.train.demo.tiny.run import TRAINED, run_demo
 
 BUDGET = {"translation_steps": 3, "task_steps": 3, "batch_size": 4, "questions": 2}
 
@@ -22,7 +22,7 @@ def test_results_have_the_documented_form(miniature):
     assert json.loads((output / "results.json").read_text(encoding="utf-8")) == results
     assert list(results["accuracy"]) == ["llm", "langbridge", "mindmerger", "layalign"]
     for scores in results["accuracy"].values():
-        assert list(scores) == list(LANGUAGES)
+        assert list(scores) == list(TINY.languages)
         assert all(0 <= score <= 100 for score in scores.values())
     assert (
         results["seconds"]["total"] >= sum(value for name, value in results["seconds"].items() if name != "total") - 0.1
@@ -48,8 +48,7 @@ def test_the_saved_model_answers_as_the_run_did(miniature):
 
 def test_the_systems_are_the_papers(miniature):
     configs = {
-        system.name: json.loads((miniature[0] / "training" / system.name / "model" / "config.json").read_text())
-        for system in SYSTEMS
+        name: json.loads((miniature[0] / "training" / name / "model" / "config.json").read_text()) for name in TRAINED
     }
     told = {name: (c["adapter"], c["aligner"], c["llm_input"]["task"]) for name, c in configs.items()}
     assert told == {

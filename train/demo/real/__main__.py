@@ -38,9 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.pop("ship"):
             print(ship(given["output"]))
         else:
-            which = [given.pop(name) for name in ("output", "systems", "seeds")]
-            cache = given.pop("cache")
-            run_experiment(*which, Settings(**given), cache)
+            output, systems, seeds, cache = (given.pop(name) for name in ("output", "systems", "seeds", "cache"))
+            run_experiment(output, systems, seeds, Settings(**given), cache)
     except ValueError as error:
         print(f"experiment: {error}", file=sys.stderr)
         sys.exit(2)

@@ -57,9 +57,9 @@ def decontaminated(records: list[dict], tests: dict[str, list[str]]) -> tuple[li
                 runs.setdefault(run, name)
     kept, removed = [], {name: Counter(exact=0, overlap=0) for name in tests}
     for record in records:
-        plain = [normalised(record[side]) for side in ("source", "target")]
-        equal = next((exact[text] for text in plain if text in exact), None)
-        shared = next((runs[run] for text in plain for run in _runs(text) if run in runs), None)
+        sides = [normalised(record[side]) for side in ("source", "target")]
+        equal = next((exact[text] for text in sides if text in exact), None)
+        shared = next((runs[run] for text in sides for run in _runs(text) if run in runs), None)
         if equal is not None:
             removed[equal]["exact"] += 1
         elif shared is not None:

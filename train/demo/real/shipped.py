@@ -12,7 +12,7 @@ from layalign.train.checkpoints import problem as damage
 from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.bases import encoder_folder, llm_folder
 
-SHIPPED = Path(__file__).with_name("shipped")
+SHIPPED = Path(__file__).with_name("trained")
 ANSWER_TOKENS = 16
 
 

@@ -1,16 +1,31 @@
 """Converter of a llama-architecture GGUF file (SmolLM2-135M-Instruct, Q4_1) to a transformers folder."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy
 import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from layalign.train.demo.real.conversion import published_value, renamed, write_folder
+
 CONVERTER_VERSION = 1
 _CONTROL = 3
+_CONFIG = {
+    "hidden_size": "llama.embedding_length",
+    "intermediate_size": "llama.feed_forward_length",
+    "num_hidden_layers": "llama.block_count",
+    "num_attention_heads": "llama.attention.head_count",
+    "num_key_value_heads": "llama.attention.head_count_kv",
+    "max_position_embeddings": "llama.context_length",
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "pad_token_id": "tokenizer.ggml.padding_token_id",
+}
 _NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -25,10 +40,11 @@ _LAYER_NAMES = {
 }
 
 
-def convert(source, folder):
-    """Writes config.json, generation_config.json, model.safetensors (fp32) and the tokenizer's files into `folder`.
+def convert(source: str | Path, folder: str | Path) -> None:
+    """Write config.json, generation_config.json, model.safetensors (fp32) and the tokenizer's files into `folder`.
 
-    Raises ValueError naming the file where it is no GGUF file, is cut short, or holds another kind of model.
+    Raises:
+        ValueError: naming the file, which is no GGUF file, cut short, or of another kind of model.
     """
     try:
         reader = gguf.GGUFReader(source)
@@ -38,35 +54,24 @@ def convert(source, folder):
         tokenizer = _tokenizer(fields)
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{source}: not a whole GGUF file of a SmolLM2 model ({error})") from error
-    config.save_pretrained(folder)
+    write_folder(folder, config, state, tokenizer)
     GenerationConfig.from_model_config(config).save_pretrained(folder)
-    save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save_pretrained(folder)
 
 
-def _config(fields):
+def _config(fields: dict[str, Any]) -> LlamaConfig:
     if fields["general.architecture"] != "llama":
         raise ValueError(f"architecture {fields['general.architecture']!r}, this converter reads 'llama'")
     return LlamaConfig(
+        **renamed(_CONFIG, fields),
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
-        hidden_size=fields["llama.embedding_length"],
-        intermediate_size=fields["llama.feed_forward_length"],
-        num_hidden_layers=fields["llama.block_count"],
-        num_attention_heads=fields["llama.attention.head_count"],
-        num_key_value_heads=fields["llama.attention.head_count_kv"],
-        max_position_embeddings=fields["llama.context_length"],
-        # stored as fp32; the shortest decimal that rounds to it is the published value
-        rms_norm_eps=float(str(numpy.float32(fields["llama.attention.layer_norm_rms_epsilon"]))),
+        rms_norm_eps=published_value(fields["llama.attention.layer_norm_rms_epsilon"]),
         rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
-        bos_token_id=fields["tokenizer.ggml.bos_token_id"],
-        eos_token_id=fields["tokenizer.ggml.eos_token_id"],
-        pad_token_id=fields["tokenizer.ggml.padding_token_id"],
         architectures=["LlamaForCausalLM"],
         dtype="float32",
     )
 
 
-def _state_dict(tensors, config):
+def _state_dict(tensors: list[gguf.ReaderTensor], config: LlamaConfig) -> dict[str, torch.Tensor]:
     state = {}
     for tensor in tensors:
         short = tensor.name.removesuffix(".weight")
@@ -74,8 +79,7 @@ def _state_dict(tensors, config):
         if short.startswith("blk."):
             _, layer, short = short.split(".")
             name = f"model.layers.{layer}.{_LAYER_NAMES[short]}.weight"
-            if short in ("attn_q", "attn_k"):
-                heads = config.num_attention_heads if short == "attn_q" else config.num_key_value_heads
+            if heads := {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(short):
                 weight = _split_halves(weight, heads)
         else:
             name = f"{_NAMES[short]}.weight"
@@ -87,13 +91,13 @@ def _state_dict(tensors, config):
     return state
 
 
-def _split_halves(weight, heads):
+def _split_halves(weight: numpy.ndarray, heads: int) -> numpy.ndarray:
     """Rows of each head from GGUF's interleaved rotary pairs (0, h, 1, h + 1, ...) to transformers' two halves."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def _tokenizer(fields):
+def _tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
     if (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) != ("gpt2", "smollm"):
         raise ValueError(f"tokenizer {fields['tokenizer.ggml.model']}/{fields['tokenizer.ggml.pre']}, not gpt2/smollm")
     pieces = fields["tokenizer.ggml.tokens"]

@@ -17,7 +17,7 @@ def multilingual(seed: int | str) -> Iterator[tuple[Problem, Sequence[int], str]
     """(problem, which of its sentences in which order, language), for the encoder: whole problems and parts of them."""
     choose = random.Random(f"multilingual {seed}")
     for problem in TINY.problems(f"encoder {seed}"):
-        order = range(len(problem.clauses))
+        order: Sequence[int] = range(len(problem.clauses))
         if choose.random() < 0.5:
             # In any order and company, so that a sentence comes to mean the same anywhere.
             order = choose.sample(order, choose.randint(1, len(order)))
@@ -65,7 +65,7 @@ def unreadable(text: str, choose: random.Random) -> str:
 
 def sums(choose: random.Random, count: int) -> list[str]:
     """Sums that evaluation does not ask for."""
-    lines = []
+    lines: list[str] = []
     while len(lines) < count:
         sign = choose.choice("+-*")
         left = choose.randint(3, TINY.limit - 3) if sign != "*" else choose.randint(2, 9)

@@ -30,7 +30,7 @@ def glosses(
     text = part_of(problem, order, language)
     encoded = tokenizer(text, return_offsets_mapping=True)
     spans = encoded["offset_mapping"]
-    words = [[] for _ in spans]
+    words: list[list[str]] = [[] for _ in spans]
     position = 0
     for i in order:
         literal, taken = [], set()

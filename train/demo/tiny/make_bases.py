@@ -40,7 +40,7 @@ def batches(pairs: Iterator[tuple], size: int) -> Iterator[list[tuple]]:
             yield pool[i * size : (i + 1) * size]
 
 
-def padded(rows: list[list[int]], value: int) -> Tensor:
+def padded(rows: Sequence[list[int]], value: int) -> Tensor:
     """(rows, longest row) int64, filled up on the right."""
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
@@ -151,7 +151,7 @@ def causal_model(words: int, *, layers: int, pad: int, bos: int, eos: int) -> Ll
             eos_token_id=eos,
         )
     )
-    nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
+    nn.init.normal_(model.model.embed_tokens.weight, std=1.0)
     return model
 
 

@@ -106,19 +106,16 @@ class TinyComparison(Comparison):
     def __init__(self, folder: Path, settings: Settings, progress: bool):
         self.settings, self.progress = settings, progress
         self.show: Callable[..., None] = print if progress else lambda *_: None
-        self.llm_folder = folder / LLM_ALONE
+        self.llm_folder = llm = folder / LLM_ALONE
         self.runs = [Run(SYSTEMS[name], settings.seed, folder / name) for name in TRAINED]
+        # Of the LLM alone and of each run.
+        self.folders = [llm, *(run.folder for run in self.runs)]
         self.problems = TINY.evaluation_problems(settings.questions, settings.seed)
         self.steps = {"translation": settings.translation_steps, "task": settings.task_steps}
         self.records = {
             name: make(self.steps[name] * settings.batch_size, settings.seed)
             for name, make in (("translation", TINY.translation_records), ("task", TINY.task_records))
         }
-
-    @property
-    def folders(self) -> list[Path]:
-        """Of the LLM alone and of each run."""
-        return [self.llm_folder, *(run.folder for run in self.runs)]
 
     def recipe(self, run: Run) -> Recipe:
         """Two stages of the same batches, learning rate and schedule for every system."""
