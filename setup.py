@@ -60,8 +60,8 @@ setup(
     package_data={
         "layalign": ["bases/**/*"],
         "layalign.train": ["recipes/*.yaml"],
-        "layalign.train.demo": ["**/*.json", "**/*.yaml"],
-        "layalign.train.real": ["shipped/*"],
+        "layalign.train.demo": ["sentences/*.json"],
+        "layalign.train.demo.real": ["trained/*"],
     },
     install_requires=CORE,
     extras_require={"real": REAL, "test": TEST, "tensorboard": ["tensorboard>=2.18"]},

@@ -102,18 +102,20 @@ def demo(
     if not real or train_again:
         _require("accelerate", "matplotlib", "num2words2", "rich")
     if train_again:
-        from layalign.train.real.proof.driver import run_proof
+        from layalign.train.demo.real.experiment import run_experiment
+        from layalign.train.demo.real.plan import Settings
 
         _refuse({"--ask": ask}, "--real without --train")
-        run_proof(output or Path("runs/proof"), data, ["layalign"], [seed or 0], steps=steps, minutes=minutes)
+        settings = Settings(data=data, steps=steps, minutes=minutes)
+        run_experiment(output or Path("runs/experiment"), ["layalign"], [seed or 0], settings)
         return
     if real:
-        from layalign.train.real.shipped import answer_shipped
+        from layalign.train.demo.real.shipped import answer_shipped
 
         _refuse({"--output": output, "--seed": seed}, "a training: add --train or leave out --real")
         answer_shipped(ask)
         return
-    from layalign.train.demo.run import run_demo
+    from layalign.train.demo.tiny.run import run_demo
 
     run_demo(output=output or Path("runs/demo"), seed=seed or 0)
 

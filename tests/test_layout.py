@@ -153,4 +153,4 @@ def test_wheel_holds_everything_once(tmp_path):
             assert expected in names, expected
     assert any(name.startswith("layalign/bases/") and name.endswith(".safetensors") for name in names)
     assert "layalign/train/recipes/math.yaml" in names
-    assert "layalign/train/real/shipped/model.safetensors" in names
+    assert "layalign/train/demo/real/trained/model.safetensors" in names

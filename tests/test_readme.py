@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from layalign.train.real.proof import __main__ as proof
+from layalign.train.demo.real import __main__ as experiment
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -127,9 +127,9 @@ def test_every_command(demo, monkeypatch):
         if words[0] == "make":
             done.add(words[1])  # test_make_commands and the fixture
             continue
-        if words[:3] == ["python", "-m", "layalign.train.real.proof"]:
-            monkeypatch.setattr(proof, "run_proof", lambda **given: done.add("proof"))
-            proof.main(words[3:])
+        if words[:3] == ["python", "-m", "layalign.train.demo.real"]:
+            monkeypatch.setattr(experiment, "run_experiment", lambda *given: done.add("experiment"))
+            experiment.main(words[3:])
             continue
         if words[0] == "python":
             assert (ROOT / "tests/bench" / f"test_{Path(words[1]).stem}.py").is_file()  # runs it with small sizes
@@ -164,7 +164,7 @@ def test_every_command(demo, monkeypatch):
             assert "--real" in words  # tests/real runs it, where the real models have been fetched
         else:
             pytest.fail(f"no test runs {command!r}")
-    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "analyze", "convert", "proof"}
+    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "analyze", "convert", "experiment"}
     first, second = (folder / "pytorch_model.bin").read_bytes(), (folder / "back.bin").read_bytes()
     assert len(first) == len(second)
 

@@ -1,55 +1,59 @@
-"""Generated word problems of one and two steps, the same problem in every language of the demo.
+"""Generated word problems, the same problem in every language of a pair of bases, and what of them evaluation keeps.
 
-A problem is a kind (which steps, in which order), one clause template per part (opening or groups, events, question),
-numbers, a name, a noun and a container. All numbers and results stay below 100. What evaluation uses is held out of
-every training there is, that of the shipped bases included:
+A problem is a kind (which steps, in which order), one pattern per part (opening or groups, events, question), numbers, a
+name, a noun and a container. The strings that seed and hash them stay as they are, byte by byte: what the shipped weights
+were never trained on depends on them.
 
-- templates: about a quarter of the clause combinations of each kind. Each clause alone is seen in training, its
-  combination with the others is not: the bases are far too small to understand wordings they never saw.
+The tiny pair's problems have one or two steps, numbers in words and results below 100. Kept from every training there is,
+that of the shipped bases included:
+
+- patterns: about a quarter of their combinations in each kind. Each pattern alone is seen in training, its combination
+  with the others is not: the bases are far too small to understand wordings they never saw.
 - numbers: one in six pairs of an addition (in either order) and of a subtraction. In an evaluation problem every
   addition and subtraction is such a pair; in training none is, not as a step of a longer problem either. Tables that a
   pupil learns by heart cannot be worked out from their other entries: sums and differences of two numbers up to 20 are
   never held out (and never evaluated), and of a multiplication only the one-step question is held out (in either order)
   while the product occurs as first step of two-step training problems.
+
+The real pair's have one step, numbers up to 20, in words or digits. Kept from training: a quarter of the combinations of
+patterns likewise, one in six pairs of numbers, small ones too, and the last pattern of every part altogether. "held_out"
+problems have such a combination and such a pair; "new_wording" problems have such a pair and consist of last patterns.
 """
+
+from __future__ import annotations
 
 import itertools
 import random
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from layalign.train.demo.templates import WORDINGS
+from layalign.train.demo.wording import wording
 
-LANGUAGES = tuple(WORDINGS)
-# Steps of each kind: "groups" sets up a product, "opening" a number; gains add, losses subtract.
-KINDS = (
-    ("opening", "gains"),
-    ("opening", "losses"),
-    ("groups",),
-    ("opening", "gains", "gains"),
-    ("opening", "gains", "losses"),
-    ("opening", "losses", "gains"),
-    ("opening", "losses", "losses"),
-    ("groups", "gains"),
-    ("groups", "losses"),
-)
 SIGNS = {"groups": "*", "gains": "+", "losses": "-"}
-LIMIT = 100
-BY_HEART = 20
+TRAINING, HELD_OUT, NEW_WORDING = "training", "held_out", "new_wording"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """kind: parts without the question; clauses: a template index per part and one for the question; numbers: two for
-    groups, one for each other part; name, noun, container: indices into the words of every language."""
+    """A word problem in no language yet.
+
+    Attributes:
+        kind: its parts without the question: "groups" sets up a product, "opening" a number; gains add, losses subtract.
+        clauses: index of the pattern of each part, and of the question's.
+        numbers: two for groups, one for each other part.
+        name, noun, container: indices into the words of every language.
+        digits: for each statement whether its number is written in digits; empty where all are in words.
+    """
 
     kind: tuple[str, ...]
     clauses: tuple[int, ...]
     numbers: tuple[int, ...]
     name: int
     noun: int
-    container: int
+    container: int = 0
+    digits: tuple[bool, ...] = ()
 
     @property
     def steps(self) -> list[tuple[int, str, int, int]]:
@@ -66,24 +70,30 @@ class Problem:
         return steps
 
     @property
+    def pairs(self) -> list[tuple[int, str, int]]:
+        """(left, sign, right) of each step whose numbers may be held out: of a product only where it is the only step."""
+        pairs = [step[:3] for step in self.steps]
+        return [pair for pair in pairs if pair[1] != "*" or len(pairs) == 1]
+
+    @property
     def number(self) -> int:
         """The answer."""
         return self.steps[-1][3]
 
     @property
-    def worked_answer(self) -> str:
-        """What the LLM is to write, in English for every language."""
-        steps = " ".join(f"{left} {sign} {right} = {result}." for left, sign, right, result in self.steps)
-        return f"{steps} The answer is {self.number}."
+    def equations(self) -> list[str]:
+        """`7 + 5 = 12` for each step."""
+        return [f"{left} {sign} {right} = {result}" for left, sign, right, result in self.steps]
 
     def segments(self, language: str) -> list[list[tuple[str, str]]]:
         """Of each statement, then of the question: (what it is, text) pieces, as in `Wording.segments`."""
-        wording = WORDINGS[language]
-        numbers, sentences = list(self.numbers), []
-        for part, clause in zip((*self.kind, "questions"), self.clauses, strict=True):
+        words, numbers, sentences = wording(language), list(self.numbers), []
+        for place, (part, clause) in enumerate(zip((*self.kind, "questions"), self.clauses, strict=True)):
             taken = {"groups": 2, "questions": 0}.get(part, 1)
-            pattern = getattr(wording, "openings" if part == "opening" else part)[clause]
-            sentences.append(wording.segments(pattern, self.name, self.noun, self.container, tuple(numbers[:taken])))
+            pattern = getattr(words, "openings" if part == "opening" else part)[clause]
+            digits = place < len(self.digits) and self.digits[place]
+            chosen = (self.name, self.noun, self.container)
+            sentences.append(words.segments(pattern, chosen, tuple(numbers[:taken]), digits))
             del numbers[:taken]
         return sentences
 
@@ -92,91 +102,200 @@ class Problem:
         return ["".join(text for _, text in sentence) for sentence in self.segments(language)]
 
     def text(self, language: str) -> str:
-        return WORDINGS[language].space.join(self.sentences(language))
+        """The whole problem."""
+        return wording(language).space.join(self.sentences(language))
 
 
-def template_held_out(kind: tuple[str, ...], clauses: tuple[int, ...]) -> bool:
-    """Whether this combination of clauses is kept for evaluation."""
+def patterns_held_out(kind: tuple[str, ...], clauses: tuple[int, ...]) -> bool:
+    """Whether this combination of patterns is kept for evaluation."""
     return zlib.crc32(repr((kind, clauses)).encode()) % 4 == 0
 
 
-def pair_held_out(left: int, sign: str, right: int) -> bool:
-    """Whether this pair of numbers is kept for evaluation; a sum or product counts in either order."""
-    if sign != "*" and max(left, right) <= BY_HEART:
-        return False
-    pair = (left, right) if sign == "-" else (min(left, right), max(left, right))
-    return zlib.crc32(repr((sign, *pair)).encode()) % 6 == 0
+class ProblemSource(ABC):
+    """Where the problems of a pair of bases come from.
 
+    Attributes:
+        languages: codes, in the order in which problems are asked.
+        kinds: of problem, drawn in turn.
+        names, nouns, containers, patterns: so many of each wording's are used, the first ones.
+    """
 
-def numbers_seen(problem: Problem) -> bool:
-    """Whether training may hold the numbers of this problem: none of its pairs is held out."""
-    pairs = [step[:3] for step in problem.steps]
-    return not any(pair_held_out(*pair) for pair in pairs if pair[1] != "*" or len(pairs) == 1)
+    languages: tuple[str, ...]
+    kinds: tuple[tuple[str, ...], ...]
+    names: int
+    nouns: int
+    containers: int
+    patterns: int
 
-
-def numbers_held_out(problem: Problem) -> bool:
-    """Whether evaluation may ask this problem: all its pairs are held out (a product only if it is the only step)."""
-    pairs = [step[:3] for step in problem.steps]
-    return all(pair_held_out(*pair) for pair in pairs if pair[1] != "*" or len(pairs) == 1)
-
-
-def draw_numbers(kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
-    """Numbers for a kind of problem, such that no result leaves the range from 1 to 99."""
-    numbers = [choose.randint(2, 9), choose.randint(2, 9)] if kind[0] == "groups" else [choose.randint(2, LIMIT - 3)]
-    value = numbers[0] * numbers[1] if kind[0] == "groups" else numbers[0]
-    for part in kind[1:]:
-        most = value - 1 if part == "losses" else LIMIT - 1 - value
-        if most < 2:
-            return draw_numbers(kind, choose)
-        numbers.append(choose.randint(2, most))
-        value += -numbers[-1] if part == "losses" else numbers[-1]
-    return tuple(numbers)
-
-
-def problems(seed: int | str, *, held_out: bool = False) -> Iterator[Problem]:
-    """An endless stream of problems for training, or with `held_out` for evaluation (every kind in turn)."""
-    choose = random.Random(f"{seed}/{held_out}")
-    numbers_fit = numbers_held_out if held_out else numbers_seen
-    english = WORDINGS["en"]
-    while True:
-        for kind in KINDS:
+    def problems(self, seed: int | str, split: str = TRAINING) -> Iterator[Problem]:
+        """An endless stream of problems of one split, every kind in turn."""
+        choose = random.Random(self.seeded_by(seed, split))
+        for kind in itertools.cycle(self.kinds):
             while True:
-                problem = Problem(
-                    kind,
-                    tuple(choose.randrange(3) for _ in (*kind, "questions")),
-                    draw_numbers(kind, choose),
-                    choose.randrange(len(english.names)),
-                    choose.randrange(len(english.nouns)),
-                    choose.randrange(len(english.containers)),
-                )
-                if template_held_out(problem.kind, problem.clauses) == held_out and numbers_fit(problem):
+                problem = self.draw(kind, split, choose)
+                if self.split_of(problem) == split:
                     yield problem
                     break
 
+    def task_records(self, count: int, seed: int | str) -> list[dict]:
+        """Training records of the task stage: a problem in any language and its worked answer."""
+        return [
+            {"source": problem.text(language), "target": self.worked_answer(problem), "lang": language}
+            for problem, language in self._training("task", count, seed)
+        ]
 
-def translation_records(count: int, seed: int) -> list[dict]:
-    """Training records of the translation stage: a problem in any language and the same text in English."""
-    stream = problems(f"translation {seed}")
-    return [
-        {"source": problem.text(language), "target": problem.text("en"), "lang": language}
-        for problem, language in zip(stream, itertools.islice(itertools.cycle(LANGUAGES), count), strict=False)
-    ]
+    def translation_records(self, count: int, seed: int | str) -> list[dict]:
+        """Training records of the translation stage: a problem in any language and the same text in English."""
+        return [
+            {"source": problem.text(language), "target": problem.text("en"), "lang": language}
+            for problem, language in self._training("translation", count, seed)
+        ]
+
+    def evaluation_problems(self, per_language: int, seed: int | str, split: str = HELD_OUT) -> list[dict]:
+        """The same problems of a split in every language.
+
+        Returns:
+            dicts of task (the split), lang, index, question, answer, and in English text and worked_answer.
+        """
+        chosen = list(itertools.islice(self.problems(f"evaluation {seed}", split), per_language))
+        return [
+            {"task": split, "lang": language, "index": index, "question": problem.text(language)}
+            | {"answer": problem.number, "text": problem.text("en"), "worked_answer": self.worked_answer(problem)}
+            for language in self.languages
+            for index, problem in enumerate(chosen)
+        ]
+
+    def pair_held_out(self, left: int, sign: str, right: int) -> bool:
+        """Whether this pair of numbers is kept for evaluation; a sum or product counts in either order."""
+        pair = (left, right) if sign == "-" else (min(left, right), max(left, right))
+        return zlib.crc32(repr((sign, *pair)).encode()) % 6 == 0
+
+    @abstractmethod
+    def seeded_by(self, seed: int | str, split: str) -> str:
+        """The string that seeds the stream of a seed and a split."""
+
+    @abstractmethod
+    def draw(self, kind: tuple[str, ...], split: str, choose: random.Random) -> Problem:
+        """A problem of this kind, of whichever split it happens to be."""
+
+    @abstractmethod
+    def split_of(self, problem: Problem) -> str | None:
+        """The split a problem belongs to; None: half of it is held out, so it is of no use to any."""
+
+    @abstractmethod
+    def worked_answer(self, problem: Problem) -> str:
+        """What the LLM is to write, in every language."""
+
+    @abstractmethod
+    def languages_of(self, seed: int | str) -> Iterator[str]:
+        """The languages of the training records, without end."""
+
+    def _training(self, purpose: str, count: int, seed: int | str) -> Iterator[tuple[Problem, str]]:
+        languages = itertools.islice(self.languages_of(seed), count)
+        return zip(self.problems(f"{purpose} {seed}"), languages, strict=False)
 
 
-def task_records(count: int, seed: int) -> list[dict]:
-    """Training records of the task stage: a problem in any language and its worked answer in English."""
-    stream = problems(f"task {seed}")
-    return [
-        {"source": problem.text(language), "target": problem.worked_answer, "lang": language}
-        for problem, language in zip(stream, itertools.islice(itertools.cycle(LANGUAGES), count), strict=False)
-    ]
+class TinyProblems(ProblemSource):
+    """Problems of the tiny pair."""
+
+    languages = ("en", "de", "es", "fr", "zh", "sw", "bn", "th")
+    kinds = (
+        ("opening", "gains"),
+        ("opening", "losses"),
+        ("groups",),
+        ("opening", "gains", "gains"),
+        ("opening", "gains", "losses"),
+        ("opening", "losses", "gains"),
+        ("opening", "losses", "losses"),
+        ("groups", "gains"),
+        ("groups", "losses"),
+    )
+    names, nouns, containers, patterns = 8, 10, 4, 3
+    limit = 100
+    by_heart = 20
+
+    def seeded_by(self, seed: int | str, split: str) -> str:
+        return f"{seed}/{split == HELD_OUT}"
+
+    def draw(self, kind: tuple[str, ...], split: str, choose: random.Random) -> Problem:
+        clauses = tuple(choose.randrange(self.patterns) for _ in (*kind, "questions"))
+        numbers = self.draw_numbers(kind, choose)
+        name, noun, container = (choose.randrange(count) for count in (self.names, self.nouns, self.containers))
+        return Problem(kind, clauses, numbers, name, noun, container)
+
+    def draw_numbers(self, kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
+        """Numbers for a kind of problem, such that no result leaves the range from 1 to 99."""
+        grouped = kind[0] == "groups"
+        numbers = [choose.randint(2, 9), choose.randint(2, 9)] if grouped else [choose.randint(2, self.limit - 3)]
+        value = numbers[0] * numbers[1] if grouped else numbers[0]
+        for part in kind[1:]:
+            most = value - 1 if part == "losses" else self.limit - 1 - value
+            if most < 2:
+                return self.draw_numbers(kind, choose)
+            numbers.append(choose.randint(2, most))
+            value += -numbers[-1] if part == "losses" else numbers[-1]
+        return tuple(numbers)
+
+    def split_of(self, problem: Problem) -> str | None:
+        held_out = [self.pair_held_out(*pair) for pair in problem.pairs]
+        if patterns_held_out(problem.kind, problem.clauses):
+            return HELD_OUT if all(held_out) else None
+        return None if any(held_out) else TRAINING
+
+    def pair_held_out(self, left: int, sign: str, right: int) -> bool:
+        known_by_heart = sign != "*" and max(left, right) <= self.by_heart
+        return not known_by_heart and super().pair_held_out(left, sign, right)
+
+    def worked_answer(self, problem: Problem) -> str:
+        return " ".join(f"{equation}." for equation in problem.equations) + f" The answer is {problem.number}."
+
+    def languages_of(self, seed: int | str) -> Iterator[str]:
+        return itertools.cycle(self.languages)
 
 
-def evaluation_problems(per_language: int, seed: int) -> list[dict]:
-    """The same held-out problems in every language: {"lang", "question", "answer"}."""
-    chosen = list(itertools.islice(problems(f"evaluation {seed}", held_out=True), per_language))
-    return [
-        {"lang": language, "question": problem.text(language), "answer": problem.number}
-        for language in LANGUAGES
-        for problem in chosen
-    ]
+class RealProblems(ProblemSource):
+    """Problems of the real pair."""
+
+    languages = ("en", "de", "es", "fr", "sw", "bn", "th", "zh", "ru", "ja")
+    kinds = (("opening", "gains"), ("opening", "losses"))
+    names, nouns, containers, patterns = 16, 14, 1, 7
+    least, most = 2, 20
+    new = patterns - 1
+    # A third all digits, a third all words.
+    digits = ((False, False), (True, True), (False, True), (True, False), (False, False), (True, True))
+
+    def seeded_by(self, seed: int | str, split: str) -> str:
+        return f"mixed {seed} {split}"
+
+    def draw(self, kind: tuple[str, ...], split: str, choose: random.Random) -> Problem:
+        new = split == NEW_WORDING
+        clauses = (self.new,) * 3 if new else tuple(choose.randrange(self.new) for _ in range(3))
+        numbers = self.draw_numbers(kind, choose)
+        name, noun = choose.randrange(self.names), choose.randrange(self.nouns)
+        return Problem(kind, clauses, numbers, name, noun, 0, choose.choice(self.digits))
+
+    def draw_numbers(self, kind: tuple[str, ...], choose: random.Random) -> tuple[int, int]:
+        """Two numbers of which the difference is positive where one is lost."""
+        first = choose.randint(self.least + 1, self.most)
+        return first, choose.randint(self.least, first - 1 if "losses" in kind else self.most)
+
+    def split_of(self, problem: Problem) -> str | None:
+        held_out = self.pair_held_out(*problem.pairs[0])
+        if self.new in problem.clauses:
+            return NEW_WORDING if held_out and set(problem.clauses) == {self.new} else None
+        if patterns_held_out(problem.kind, problem.clauses) != held_out:
+            return None
+        return HELD_OUT if held_out else TRAINING
+
+    def worked_answer(self, problem: Problem) -> str:
+        return problem.equations[0]
+
+    def languages_of(self, seed: int | str) -> Iterator[str]:
+        """Each language once in every ten, in any order: the kinds alternate, and in a fixed order a language would have
+        one kind alone, so that its sign says nothing of the question."""
+        choose = random.Random(f"languages {seed}")
+        while True:
+            yield from choose.sample(self.languages, len(self.languages))
+
+
+TINY, REAL = TinyProblems(), RealProblems()

@@ -1,67 +1,88 @@
-"""How one language words the generated problems: the words it needs and one sentence pattern per clause."""
+"""How one language words the generated problems: words and sentence patterns, read from sentences/CODE.json."""
 
+from __future__ import annotations
+
+import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from num2words2 import num2words
-
-
-def spell(number: int, language: str) -> str:
-    """The numeral as words, as num2words2 writes it."""
-    return num2words(number, lang=language)
-
-
+SENTENCES = Path(__file__).with_name("sentences")
 # What a form stands for, the same in every language; other forms (classifiers, agreeing verbs) are literal text.
-MEANT_BY = {"name": "name", "genitive": "name", "noun": "noun"} | dict.fromkeys(
+MEANT_BY = {"name": "name", "genitive": "name", "noun": "noun", "few": "noun"} | dict.fromkeys(
     ("boxes_noun", "box", "each_box", "in_each", "into_each", "in_box"), "container"
 )
 MARKED = re.compile("\x02(\\w+)\x03(.*?)\x04")
+# Counts below it take the form "few", where a language has one.
+MANY = 5
+
+Forms = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
     """The words and sentence patterns of one language.
 
-    Clause i of each tuple means the same in every language, as do name, noun and container i. Patterns are filled by
-    `str.format` with the forms below; `count`, `boxes` and `how_many` are phrases made from `count_pattern`,
-    `boxes_pattern` and `how_many_pattern`.
+    Pattern i of each part means the same in every language, as do name, noun and container i. Patterns are filled by
+    `str.format` with the words' forms; `count`, `boxes` and `how_many` are phrases made from the patterns of these names.
+
+    Attributes:
+        code: of the language, as num2words2 knows it.
+        names, nouns, containers: the forms of each word; "class" is the one that numerals agree with.
+        count_pattern, few_pattern: a number of nouns; few_pattern for counts below `MANY`, where the language has one.
+        boxes_pattern, how_many_pattern: a number of containers; the question for a number of nouns.
+        openings, groups, gains, losses, questions: sentence patterns.
+        numerals: {class of the word: {regular expression: what it becomes}}, of which the first that is found counts; words
+            without a class are of class "any". Numbers in digits have no form to agree.
+        space: what stands between two sentences.
+        note: for readers of the file.
     """
 
     code: str
-    names: tuple[dict[str, str], ...]
-    nouns: tuple[dict[str, str], ...]
-    containers: tuple[dict[str, str], ...]
+    names: tuple[Forms, ...]
+    nouns: tuple[Forms, ...]
     count_pattern: str
-    boxes_pattern: str
     how_many_pattern: str
     openings: tuple[str, ...]
-    groups: tuple[str, ...]
     gains: tuple[str, ...]
     losses: tuple[str, ...]
     questions: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    containers: tuple[Forms, ...] = ()
+    few_pattern: str | None = None
+    boxes_pattern: str = "{number}"
+    numerals: dict[str, dict[str, str]] = field(default_factory=dict)
     space: str = " "
-    agree: Callable[[str, int, dict[str, str]], str] = lambda words, number, forms: words
+    note: str = ""
 
-    def clause(self, pattern: str, name: int, noun: int, container: int, numbers: tuple[int, ...]) -> str:
-        """Fills a pattern. numbers: (count,), (boxes, count) or () as the pattern needs them."""
-        return "".join(text for _, text in self.segments(pattern, name, noun, container, numbers))
+    def clause(self, pattern: str, words: tuple[int, int, int], numbers: tuple[int, ...], digits: bool = False) -> str:
+        """The filled pattern; arguments as of `segments`."""
+        return "".join(text for _, text in self.segments(pattern, words, numbers, digits))
 
     def segments(
-        self, pattern: str, name: int, noun: int, container: int, numbers: tuple[int, ...]
+        self, pattern: str, words: tuple[int, int, int], numbers: tuple[int, ...], digits: bool = False
     ) -> list[tuple[str, str]]:
-        """The filled pattern in pieces: (what it is, text), such as ("number", "seven") or ("literal", " has ")."""
-        forms = {
-            key: _marked(MEANT_BY.get(key), text)
-            for key, text in (self.names[name] | self.nouns[noun] | self.containers[container]).items()
-        }
+        """The filled pattern in pieces: (what it is, text), such as ("number", "seven") or ("literal", " has ").
+
+        Args:
+            pattern: one of this wording's sentence patterns.
+            words: indices of name, noun and container.
+            numbers: (count,), (boxes, count) or () as the pattern needs them.
+            digits: whether numbers are written in digits.
+        """
+        name, noun = self.names[words[0]], self.nouns[words[1]]
+        container = self.containers[words[2]] if self.containers else {}
+        forms = {key: _marked(MEANT_BY.get(key), text) for key, text in (name | noun | container).items()}
         forms["how_many"] = self.how_many_pattern.format(**forms)
         if numbers:
-            words = self._agreeing(numbers[-1], self.nouns[noun])
-            forms["count"] = self.count_pattern.format(number=_marked("number", words), **forms)
+            few = self.few_pattern if numbers[-1] < MANY else None
+            number = _marked("number", self._written(numbers[-1], noun, digits))
+            forms["count"] = (few or self.count_pattern).format(number=number, **forms)
         if len(numbers) == 2:
-            words = self._agreeing(numbers[0], self.containers[container])
-            forms["boxes"] = self.boxes_pattern.format(number=_marked("boxes", words), **forms)
+            number = _marked("boxes", self._written(numbers[0], container, digits))
+            forms["boxes"] = self.boxes_pattern.format(number=number, **forms)
         pieces = MARKED.split(pattern.format(**forms))
         # re.split alternates literal text and (what, text).
         found = [("literal", pieces[0])]
@@ -71,21 +92,32 @@ class Wording:
         what, first = found[0]
         return [(what, first[0].upper() + first[1:]), *found[1:]]
 
-    def _agreeing(self, number: int, forms: dict[str, str]) -> str:
-        return self.agree(spell(number, self.code), number, forms)
+    def _written(self, number: int, word: Forms, digits: bool) -> str:
+        """The number in digits, or in words that agree with the word it counts."""
+        if digits:
+            return str(number)
+        words = spell(number, self.code)
+        for ending, becomes in self.numerals.get(word.get("class", "any"), {}).items():
+            words, found = re.subn(ending, becomes, words)
+            if found:
+                break
+        return words
+
+
+@cache
+def wording(code: str) -> Wording:
+    """The wording of a language, from its file."""
+    read: dict[str, Any] = json.loads((SENTENCES / f"{code}.json").read_text(encoding="utf-8"))
+    lists: dict[str, Any] = {key: tuple(value) for key, value in read.items() if isinstance(value, list)}
+    return Wording(code=code, **read | lists)
+
+
+def spell(number: int, language: str) -> str:
+    """The numeral as words, as num2words2 writes it."""
+    from num2words2 import num2words
+
+    return num2words(number, lang=language)
 
 
 def _marked(what: str | None, text: str) -> str:
     return text if what is None else f"\x02{what}\x03{text}\x04"
-
-
-def forms(keys: str, rows: str) -> tuple[dict[str, str], ...]:
-    """One dict of word forms a line; the forms stand between commas in the order of `keys`.
-
-    >>> forms("noun, unit", "pen, piece")
-    ({'noun': 'pen', 'unit': 'piece'},)
-    """
-    names = [key.strip() for key in keys.split(",")]
-    return tuple(
-        dict(zip(names, (value.strip() for value in row.split(",")), strict=True)) for row in rows.strip().splitlines()
-    )

