@@ -43,7 +43,7 @@ lint: $(VENV)/.installed-lint
 
 # The site into runs/site; a broken link or reference fails.
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Rows are kept as soon as they are measured, and reported of even where one fails.
 bench: $(READY)
