@@ -20,9 +20,9 @@ RESULTS ?= bench/results
 BENCH ?=  # further options of `pytest bench/`, such as --full
 SUITES ?= bench/
 TOLERANCE ?= 0.10
-PAGE ?=  # PAGE=docs/benchmarks.md writes its section of results too
+README ?=  # README=docs/benchmarks.md writes that page's section of results too
 GPU_WORKERS ?= 4
-REPORT = $(RUN) -m layalign bench report $(RESULTS)/*/benchmarks.json $(if $(PAGE),--readme $(PAGE))
+REPORT = $(RUN) -m layalign bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
 # Suites in the order in which their figures are missed most, should a run be cut.
 FIRST := $(wildcard bench/test_attention.py bench/test_decode.py bench/test_model.py)
 GPU_SUITES := $(FIRST) $(filter-out $(FIRST),$(wildcard bench/test_*.py))

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import triton
 
-from .files import cache_folder, write_json
 from .compile_calls import SHARED_LIMITS, SHIPPED_CALLS
+from .files import cache_folder, write_json
 from .launch import architecture
 
 TENSOR_MEMORY_COLUMNS = 512

@@ -173,7 +173,8 @@ def test_every_command_has_help_without_the_extras(installed, tmp_path):
     for names in known:
         result = in_wheel(installed, ["-c", without_extras(), *names, "--help"], tmp_path)
         assert result.returncode == 0, (names, result.stderr)
-        assert "Usage" in result.stdout and str(installed) in result.stderr, names
+        expected = "bench/" if names[:1] == ("bench",) else "Usage"  # the benchmarks stay in the repository
+        assert expected in result.stdout and str(installed) in result.stderr, names
 
 
 def without_extras():
