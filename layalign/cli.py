@@ -19,7 +19,7 @@ app = typer.Typer(
 EXTRAS = {
     "train": ("accelerate", "datasets", "yaml"),
     "eval": ("datasets", "matplotlib", "rich"),
-    "demo": ("accelerate", "datasets", "gguf", "matplotlib", "num2words", "rich"),
+    "demo": ("accelerate", "datasets", "gguf", "matplotlib", "num2words2", "rich"),
 }
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of a LayAlign model.")]

@@ -18,7 +18,7 @@ from layalign.cli import app
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"layalign.kernels": "kernels", "layalign": "layalign", "layalign.train": "train"}
-OPTIONAL = ("accelerate", "datasets", "gguf", "matplotlib", "num2words", "sacrebleu", "tensorboard")
+OPTIONAL = ("accelerate", "datasets", "gguf", "matplotlib", "num2words2", "sacrebleu", "tensorboard")
 # Command -> the extra that brings what it needs beyond the core; with arguments that fail later than the import does.
 NEEDS = {
     "demo": ("demo", []),
