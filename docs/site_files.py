@@ -8,7 +8,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-REAL_PAIR = ROOT / "train" / "real" / "shipped"  # report of the trained part that comes with the package
+# Report of the trained part that comes with the package.
+REAL_PAIR = next(path for path in (ROOT / "train/demo/real/report", ROOT / "train/real/shipped") if path.is_dir())
 INSTALLED = ROOT / "runs" / "site_sources"  # mkdocs.yml names it
 PAGES = {
     "changelog.md": ROOT / "CHANGELOG.md",

@@ -1,7 +1,6 @@
 """The command line. Each command imports what it needs when it runs, so that `layalign --help` is instant."""
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +13,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-# Extra -> what it brings beyond the core. A command names its extra before it does anything.
-EXTRAS = {
-    "train": ("accelerate", "datasets", "yaml"),
-    "eval": ("datasets", "matplotlib", "rich"),
-    "demo": ("accelerate", "datasets", "gguf", "matplotlib", "num2words2", "rich"),
-}
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of a LayAlign model.")]
 Texts = Annotated[
@@ -53,7 +45,6 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="--real --train: budget in steps over both stages.")] = None,
 ):
     """Train both stages on tiny bases shipped with the package and compare four systems, in minutes on a CPU."""
-    _need("demo")
     if not real:
         _refuse({"--ask": ask, "--train": train_again}, "--real")
     if not (real and train_again):
@@ -75,11 +66,6 @@ def demo(
     run_demo(output=output or Path("runs/demo"), seed=seed or 0)
 
 
-def _need(extra):
-    if missing := [name for name in EXTRAS[extra] if find_spec(name) is None]:
-        raise ValueError(f"{', '.join(missing)} not installed here; pip install 'layalign[{extra}]'")
-
-
 def _refuse(options, where):
     """options: {name: value as given}."""
     if given := [name for name, value in options.items() if value is not None and value is not False and value != []]:
@@ -99,7 +85,6 @@ def train(
     ] = None,
 ):
     """Train one or both stages of a recipe; run it again and it resumes."""
-    _need("train")
     from layalign.train.recipe import load_recipe
     from layalign.train.stages import train
 
@@ -155,7 +140,6 @@ def evaluate(
     device: Device = None,
 ):
     """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
-    _need("eval")
     from layalign.evaluation.run import evaluate
 
     evaluate(
@@ -193,7 +177,6 @@ def analyze(
     device: Device = None,
 ):
     """The paper's figures: languages side by side in the states, the weight of the cross-attention, the aligner's weights."""
-    _need("eval")
     from layalign.analysis.run import analyze
 
     analyze(

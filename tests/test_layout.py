@@ -17,6 +17,9 @@ MAY_IMPORT = {
     "layalign.train": {"layalign.kernels", "layalign", "layalign.train"},
 }
 FOLDERS = {"layalign.kernels": "kernels", "layalign": "layalign", "layalign.train": "train"}
+# What the extras bring: the core imports it inside the function that needs it, the trainer its own at the top of a file.
+OPTIONAL = {"accelerate", "datasets", "gguf", "matplotlib", "num2words2", "rich", "sacrebleu", "yaml"}
+TRAINER_MAY_IMPORT = {"accelerate", "datasets", "yaml"}
 FORBIDDEN = {"layalign.kernels": {"transformers", "datasets", "accelerate", "safetensors"}, "layalign": {"accelerate"}}
 
 
@@ -68,6 +71,30 @@ def test_imports_go_one_way(package):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
             if module.split(".")[0] in FORBIDDEN.get(package, ()):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def imported_at_once(path):
+    """(line, first name) of the imports that importing a file runs: those of function bodies are not."""
+    nodes = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.lineno, node.module.split(".")[0]
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            nodes += ast.iter_child_nodes(node)
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_what_the_extras_bring_is_imported_when_needed(package):
+    allowed = TRAINER_MAY_IMPORT if package == "layalign.train" else set()
+    wrong = []
+    for path in source_files(package):
+        if ROOT / "train" / "demo" not in path.parents:  # the demonstration is an extra of its own
+            found = [(line, name) for line, name in imported_at_once(path) if name in OPTIONAL - allowed]
+            wrong += [f"{path.relative_to(ROOT)}:{line} imports {name}" for line, name in found]
     assert not wrong, "\n".join(wrong)
 
 

@@ -19,13 +19,6 @@ from layalign.cli import app
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"layalign.kernels": "kernels", "layalign": "layalign", "layalign.train": "train"}
 OPTIONAL = ("accelerate", "datasets", "gguf", "matplotlib", "num2words2", "sacrebleu", "tensorboard")
-# Command -> the extra that brings what it needs beyond the core; with arguments that fail later than the import does.
-NEEDS = {
-    "demo": ("demo", []),
-    "train": ("train", ["math"]),
-    "evaluate": ("eval", ["model", "--task", "problems", "--data", "problems.jsonl"]),
-    "analyze": ("eval", ["model", "--task", "problems", "--data", "problems.jsonl"]),
-}
 
 
 def python(arguments, **kwargs):
@@ -202,18 +195,6 @@ def test_core_runs_without_the_extras(installed, tmp_path):
     words = ["-c", without_extras(), "generate", "model", "Tom has two pens.", "--max-new-tokens", "2"]
     result = in_wheel(installed, words, tmp_path)
     assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.parametrize("command", NEEDS)
-def test_a_missing_extra_is_named(command, installed, tmp_path):
-    """By the command that needs it, in one line, before it has done anything."""
-    extra, arguments = NEEDS[command]
-    line = {"question": "Tom has two pens. How many?", "answer": 2, "lang": "en"}
-    (tmp_path / "problems.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-    result = in_wheel(installed, ["-c", without_extras(), command, *arguments], tmp_path)
-    assert result.returncode == 2, result.stderr
-    assert f"layalign[{extra}]" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_sdist_holds_what_a_distributor_needs(built):
