@@ -338,7 +338,7 @@ class LayAlignForConditionalGeneration(PreTrainedModel, LayAlignGenerationMixin)
         return "auto" if backend == "flash" else backend
 
     def assemble(self, soft, soft_mask, input_ids=None, attention_mask=None, labels=None):
-        """The LLM's input sequence: `[bos][soft prompts][boundary][input_ids]`, padding squeezed to the left.
+        """The LLM's input sequence: [bos][soft prompts][boundary][input_ids], padding squeezed to the left.
 
         Returns:
             embeddings (B, S, Dl), mask (B, S) bool, and labels (B, S) moved with them (-100 elsewhere) or None.
@@ -398,7 +398,7 @@ class LayAlignForConditionalGeneration(PreTrainedModel, LayAlignGenerationMixin)
         num_items_in_batch=None,
         **kwargs,
     ):
-        """Loss and logits of `[bos][soft prompts][boundary][input_ids]`.
+        """Loss and logits of [bos][soft prompts][boundary][input_ids].
 
         Args:
             encoder_input_ids, encoder_attention_mask: (B, T), the question for the encoder.
