@@ -33,6 +33,7 @@ TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 HUB = {"google/mt5-xl": "layalign:tiny_encoder", "meta-math/MetaMath-7B-V1.0": "layalign:tiny_llm"}
 LOW_RESOURCE = ("bn", "sw", "th")
+SERVING = "examples/continuous_serving.py"
 # What the Python blocks of a page print, and how often.
 PRINTED = {
     "README.md": {"answer is": 1},
@@ -70,6 +71,23 @@ def layalign(arguments, folder, **kwargs):
         **kwargs,
     )
     assert result.returncode == 0, f"layalign {' '.join(arguments)}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    return result.stdout
+
+
+def example(words, folder):
+    """What `python words` prints, with `< FILE` at its end."""
+    *arguments, _, file = words
+    with (folder / file).open(encoding="utf-8") as lines:
+        result = subprocess.run(
+            [sys.executable, ROOT / arguments[0], *arguments[1:]],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=lines,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 0, result.stderr
     return result.stdout
 
 
@@ -170,7 +188,9 @@ def test_every_command(demo, monkeypatch):
             proof.main(words[3:])
             continue
         if words[0] == "python":
-            assert (ROOT / "tests/bench" / f"test_{Path(words[1]).stem}.py").is_file()  # runs it with small sizes
+            done.add(words[1])
+            printed = example(words[1:], folder)
+            assert "Tom has two pens.\n  " in printed and "Lina hat drei Stifte.\n  " in printed
             continue
         assert words[0] == "layalign", f"no test runs {command!r}"
         name = words[1]
@@ -202,7 +222,7 @@ def test_every_command(demo, monkeypatch):
             assert "--real" in words  # tests/real runs it, where the real models have been fetched
         else:
             pytest.fail(f"no test runs {command!r}")
-    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "analyze", "convert", "proof"}
+    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "analyze", "convert", "proof", SERVING}
     first, second = (folder / "pytorch_model.bin").read_bytes(), (folder / "back.bin").read_bytes()
     assert len(first) == len(second)
 
