@@ -75,7 +75,7 @@ def test_imports_go_one_way(package):
 
 
 def imported_at_once(path):
-    """(line, first name) of the imports that importing a file runs: those of function bodies are not."""
+    """(line, first name) of the imports that importing a file runs: not those of function bodies and for types alone."""
     nodes = list(ast.parse(path.read_text(encoding="utf-8")).body)
     while nodes:
         node = nodes.pop()
@@ -83,6 +83,8 @@ def imported_at_once(path):
             yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.lineno, node.module.split(".")[0]
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
         elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             nodes += ast.iter_child_nodes(node)
 
