@@ -1,4 +1,4 @@
-# `make demo` and `make test` work on a fresh machine: they make .venv and install into it first.
+# `make demo` and `make test` work on a fresh machine: they make .venv and install what they need into it first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,26 +14,36 @@ RUN := $(PYTHON)
 READY :=
 else
 RUN := $(BIN)/python
-READY := install
+READY := $(VENV)/.installed-test
 endif
 RESULTS ?= bench/results
 BENCH ?=  # further options of `pytest bench/`, such as --full
 SUITES ?= bench/
 TOLERANCE ?= 0.10
-README ?=  # README=README.md writes its section of results too
+README ?=  # README=docs/benchmarks.md writes that page's section of results too
 GPU_WORKERS ?= 4
 REPORT = $(RUN) -m bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
 # Suites in the order in which their figures are missed most, should a run be cut.
 FIRST := $(wildcard bench/test_attention.py bench/test_decode.py bench/test_model.py)
 GPU_SUITES := $(FIRST) $(filter-out $(FIRST),$(wildcard bench/test_*.py))
 
-.PHONY: demo test bench bench-report bench-check gpu gpu-tests gpu-bench gpu-sanitize lint install clean
+.PHONY: demo test lint docs bench bench-report bench-check gpu gpu-tests gpu-bench gpu-sanitize install clean
 
-demo: install
+demo: $(VENV)/.installed-demo
 	$(BIN)/layalign demo
 
-test: install
+test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Types of the public modules only: [tool.mypy] lists them.
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The site into runs/site; a broken link or reference fails.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Rows are kept as soon as they are measured, and reported of even where one fails.
 bench: $(READY)
@@ -71,21 +81,19 @@ gpu-bench: $(READY)
 gpu-sanitize: $(READY)
 	$(RUN) -m pytest tests/kernels -m gpu -k compute_sanitizer
 
-lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+install: $(VENV)/.installed-test
 
-install: $(VENV)/.installed
-
-$(VENV)/.installed: setup.py
+# One environment; each target adds its extra of pyproject.toml. Several at a time would install over each other.
+.NOTPARALLEL:
+$(VENV)/.installed-%: pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(CPU_ONLY),1)
 	@# pip takes the CPU build where its configuration has one; elsewhere uv knows where PyTorch keeps it.
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || \
 	  { $(BIN)/pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"; }
 endif
-	$(BIN)/pip install -q -e ".[test]"
+	$(BIN)/pip install -q -e ".[$*]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist runs/site *.egg-info

@@ -275,7 +275,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The LLM's input sequence: [bos][soft prompts][boundary][input_ids], padding squeezed to the left.
+        """The LLM's input sequence: `[bos][soft prompts][boundary][input_ids]`, padding squeezed to the left.
 
         Args:
             soft: (B, T, Dl), soft prompts, or None.
@@ -333,7 +333,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> LayAlignOutput:
-        """Loss and logits of [bos][soft prompts][boundary][input_ids].
+        """Loss and logits of `[bos][soft prompts][boundary][input_ids]`.
 
         Args:
             input_ids, attention_mask, labels: (B, M), prompt and target in one row; labels -100 where no loss. Masks may have holes.

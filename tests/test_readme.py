@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README is run.
+"""Every command and every Python block of the README and of the site's pages is run.
 
 The demo is run once, at its full budget; the other commands use the model it leaves. Hub names in commands are replaced by the tiny
 bases, as nothing is downloaded here.
@@ -17,18 +17,45 @@ import pytest
 from layalign.train.demo.real import __main__ as experiment
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/concepts.md",
+    "docs/kernels.md",
+    "docs/training.md",
+    "docs/generation.md",
+    "docs/evaluation.md",
+    "docs/published.md",
+    "docs/results.md",
+    "docs/benchmarks.md",
+)
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS["README.md"]
 HUB = {"google/mt5-xl": "layalign:tiny_encoder", "meta-math/MetaMath-7B-V1.0": "layalign:tiny_llm"}
 LOW_RESOURCE = ("bn", "sw", "th")
+SERVING = "examples/continuous_serving.py"
+# What the Python blocks of a page print, and how often.
+PRINTED = {
+    "README.md": {"answer is": 1},
+    "docs/index.md": {"answer is": 1},
+    "docs/kernels.md": {},
+    "docs/training.md": {"trained parameters": 1},
+    "docs/generation.md": {"answer is": 2},
+}
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language, *pages):
+    """Contents of the blocks of a language, of all pages where none is named."""
+    pattern = rf"^```{language}\n(.*?)^```"
+    return [
+        block for page in pages or PAGES for block in re.findall(pattern, TEXTS[page], flags=re.MULTILINE | re.DOTALL)
+    ]
 
 
 def commands():
+    """Each command of any page once, without its comment, in the order of the pages."""
     lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [line.split("   #")[0].split("    #")[0].strip() for line in lines if line.strip()]
+    return list(dict.fromkeys(re.split(r" {3,}#", line)[0].strip() for line in lines if line.strip()))
 
 
 def layalign(arguments, folder, **kwargs):
@@ -44,6 +71,23 @@ def layalign(arguments, folder, **kwargs):
         **kwargs,
     )
     assert result.returncode == 0, f"layalign {' '.join(arguments)}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    return result.stdout
+
+
+def example(words, folder):
+    """What `python words` prints, with `< FILE` at its end."""
+    *arguments, _, file = words
+    with (folder / file).open(encoding="utf-8") as lines:
+        result = subprocess.run(
+            [sys.executable, ROOT / arguments[0], *arguments[1:]],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=lines,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 0, result.stderr
     return result.stdout
 
 
@@ -82,11 +126,19 @@ def test_demo_keeps_its_promise(demo):
         assert word in printed
 
 
+def test_every_page_is_tested():
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")} <= set(PAGES)
+    assert {page for page in PAGES if blocks("python", page)} == set(PRINTED)
+    (recipe,) = blocks("yaml")
+    assert "stages:" in recipe
+
+
 @pytest.mark.slow
-def test_python_blocks(demo):
+@pytest.mark.parametrize("page", PRINTED)
+def test_python_blocks(demo, page):
     """One after the other in one process, as a reader would paste them."""
     folder, _ = demo
-    code = "\n".join(blocks("python"))
+    code = "\n".join(blocks("python", page))
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -96,13 +148,13 @@ def test_python_blocks(demo):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "answer is" in result.stdout
-    assert "trained parameters" in result.stdout
+    for words, times in PRINTED[page].items():
+        assert result.stdout.count(words) == times, result.stdout
 
 
 def test_make_commands():
     """`make demo` and `make test` install first, then run the demo and pytest; both are running right now, so only planned here."""
-    for target, expected in {"demo": "layalign demo", "test": "-m pytest"}.items():
+    for target, expected, extra in (("demo", "layalign demo", "demo"), ("test", "-m pytest", "test")):
         # Without the variables of the make that may be running this test.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
         plan = subprocess.run(
@@ -114,7 +166,7 @@ def test_make_commands():
             check=True,
         ).stdout
         assert expected in plan.splitlines()[-1]
-        assert 'install -q -e ".[test]"' in plan
+        assert f'install -q -e ".[{extra}]"' in plan
 
 
 @pytest.mark.slow
@@ -127,12 +179,18 @@ def test_every_command(demo, monkeypatch):
         if words[0] == "make":
             done.add(words[1])  # test_make_commands and the fixture
             continue
+        if words[:3] == ["pip", "install", "-e"]:
+            extra = words[3].removeprefix(".").strip("[]")
+            assert not extra or f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8"), command
+            continue
         if words[:3] == ["python", "-m", "layalign.train.demo.real"]:
             monkeypatch.setattr(experiment, "run_experiment", lambda *given: done.add("experiment"))
             experiment.main(words[3:])
             continue
         if words[0] == "python":
-            assert (ROOT / "tests/bench" / f"test_{Path(words[1]).stem}.py").is_file()  # runs it with small sizes
+            done.add(words[1])
+            printed = example(words[1:], folder)
+            assert "Tom has two pens.\n  " in printed and "Lina hat drei Stifte.\n  " in printed
             continue
         assert words[0] == "layalign", f"no test runs {command!r}"
         name = words[1]
@@ -164,7 +222,18 @@ def test_every_command(demo, monkeypatch):
             assert "--real" in words  # tests/real runs it, where the real models have been fetched
         else:
             pytest.fail(f"no test runs {command!r}")
-    assert done == {"demo", "test", "kernels", "generate", "train", "evaluate", "analyze", "convert", "experiment"}
+    assert done == {
+        "demo",
+        "test",
+        "kernels",
+        "generate",
+        "train",
+        "evaluate",
+        "analyze",
+        "convert",
+        "experiment",
+        SERVING,
+    }
     first, second = (folder / "pytorch_model.bin").read_bytes(), (folder / "back.bin").read_bytes()
     assert len(first) == len(second)
 
@@ -196,6 +265,16 @@ def test_bad_command_lines_are_one_line(tmp_path):
         assert re.search(message, result.stderr), (arguments, result.stderr)
         assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_readme_takes_five_minutes():
+    """At most 200 lines, and nothing that a package index would break: no pictures, no links to files beside it."""
+    assert len(README.splitlines()) <= 200
+    assert "![" not in README and "<img" not in README
+    targets = re.findall(r"\]\(([^)]+)\)|^\[[^\]]+\]: (\S+)", README, flags=re.MULTILINE)
+    assert targets
+    for target in map("".join, targets):
+        assert target.startswith("https://"), target
 
 
 def test_the_tree_names_what_exists():

@@ -38,7 +38,7 @@ def joined_states(
     progress: str | None = None,
     **prompt: Any,
 ) -> States:
-    """States where the model has read each text and not answered yet: [bos][soft prompts][boundary][prompt].
+    """States where the model has read each text and not answered yet: `[bos][soft prompts][boundary][prompt]`.
 
     Args:
         model, processor: LayAlign's.
