@@ -29,7 +29,7 @@ def choose_backend(backend: object, available: Sequence[str], operator: str, ten
     """
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise malformed("backend", repr(backend), f"one of {', '.join(map(repr, BACKENDS))}")
-    device = tensor.device if isinstance(tensor, torch.Tensor) else torch.device("cpu")
+    device = tensor.device if isinstance(tensor, Tensor) else torch.device("cpu")
     if backend == "auto":
         return "triton" if device.type == "cuda" and "triton" in available and _covered(device) else "torch"
     if backend not in available:
@@ -40,7 +40,7 @@ def choose_backend(backend: object, available: Sequence[str], operator: str, ten
                 "CUDA or HIP tensors (TRITON_INTERPRET=1, set before the start, runs the kernels on a CPU to test them)"
             )
             raise malformed(f'backend="triton" of {operator}', f"tensors on {device}", takes)
-        if tensor.dtype == torch.bfloat16:
+        if isinstance(tensor, Tensor) and tensor.dtype == torch.bfloat16:
             takes = "float32 or float16: Triton's interpreter computes with the bits of bfloat16"
             raise malformed(f'backend="triton" of {operator}', "bfloat16 under TRITON_INTERPRET=1", takes)
     return backend

@@ -82,8 +82,13 @@ def dot_precision(dtype: torch.dtype, architecture: str) -> str:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: LaunchConfig, *args: Any, **constants: Any) -> None:
-    """Start `kernel` on `grid`. Floating-point fusion is asked for by name: Triton's default changes with 3.10."""
+    """Start `kernel` on `grid`; C: a named tuple of what it is compiled for.
+
+    Floating-point fusion is asked for by name: Triton's default changes with 3.10.
+    """
     options = dict(num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
+    if "C" in constants and not INTERPRETING:
+        constants["C"] = _as_constexprs(constants["C"])
     if _recorder is not None:
         _recorder[1](kernel, grid, args, constants, options)
         return
@@ -92,6 +97,20 @@ def launch(kernel: Any, grid: tuple[int, ...], config: LaunchConfig, *args: Any,
 
         triton.set_allocator(_allocate)  # every time: it holds for one thread, and backward passes have their own
     kernel[grid](*args, **constants, **options)
+
+
+@cache
+def _as_constexprs(constants):
+    """Triton 3.6 takes an int of a constexpr tuple for no constexpr; one object a value, for a launch has no time to make 15."""
+    import triton.language as tl
+
+    return type(constants)(*map(tl.constexpr, constants))
+
+
+def compiled_for(constants: dict[str, Any]) -> dict[str, Any]:
+    """{name: value} of what a launch that was recorded compiles for: the fields of its C, or its constants as they are."""
+    named = constants["C"]._asdict() if "C" in constants else constants
+    return {name: getattr(value, "value", value) for name, value in named.items()}
 
 
 def _allocate(size, alignment, stream):

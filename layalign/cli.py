@@ -183,8 +183,8 @@ def evaluate(
     from layalign.evaluation.settings import GenerationSettings
 
     settings = GenerationSettings(max_new_tokens=max_new_tokens, **running.given())
-    which = {"data": data, "languages": _languages(languages), "limit": limit}
-    evaluate(model, task, **which, output=output, settings=settings)
+    codes = _languages(languages)
+    evaluate(model, task, data=data, languages=codes, limit=limit, output=output, settings=settings)
 
 
 @app.command()
@@ -210,8 +210,9 @@ def analyze(
     from layalign.analysis.run import analyze
     from layalign.evaluation.settings import GenerationSettings
 
-    which = {"data": data, "texts": texts, "languages": _languages(languages), "limit": limit}
-    analyze(model, task, **which, output=output, settings=GenerationSettings(**running.given()))
+    settings = GenerationSettings(**running.given())
+    codes = _languages(languages)
+    analyze(model, task, data=data, texts=texts, languages=codes, limit=limit, output=output, settings=settings)
 
 
 @app.command()
@@ -252,6 +253,7 @@ class SeveralValues(typer.core.TyperCommand):
     """A command without arguments: a repeatable option takes all words up to the next option, and commas part them too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words as click takes them: the option's name before each of its values."""
         repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         spread: list[str] = []
         option, words = None, iter(args)
@@ -292,7 +294,9 @@ def kernels(
         arch or default_architectures(), head_dim or (64, 128), dtype or ("bfloat16",), variant or ()
     )
     lines = []
-    for compiled in tqdm(compile_report(calls, jobs or os.cpu_count(), refresh), "compiling", len(calls), unit="call"):
+    for compiled in tqdm(
+        compile_report(calls, jobs or os.cpu_count() or 1, refresh), "compiling", len(calls), unit="call"
+    ):
         lines += compiled
         if as_json:
             for line in compiled:
@@ -307,7 +311,7 @@ def kernels(
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context):
+def bench(context: typer.Context) -> None:
     """Results of the repository's `pytest bench/`: tables, plots, comparison."""
     root = Path(__file__).resolve().parents[1]
     if not (root / "bench" / "__main__.py").is_file():

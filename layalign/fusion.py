@@ -181,7 +181,7 @@ def fused_attention(
         made = kwargs.get("fusion_gate")
         gate = module.fusion_gate(None) if made is None else made
         fusion.used.add(module.layer_idx)
-    out = adaptive_fusion_attention(
+    out: Any = adaptive_fusion_attention(
         query,
         key,
         value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def load_model(
-    model_path: str | Path, dtype: str | None = None, device: str | torch.device | None = None
+    model_path: str | os.PathLike, dtype: str | None = None, device: str | torch.device | None = None
 ) -> tuple[LayAlignForConditionalGeneration, LayAlignProcessor]:
     """A saved model and its processor, in evaluation mode.
 
@@ -125,11 +126,11 @@ def load_model(
         raise ValueError(f"device: got {device!r}, takes cpu, cuda or cuda:N ({str(error).splitlines()[0]})") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: got {str(device)!r}, but torch finds no CUDA device")
-    model = LayAlignForConditionalGeneration.from_pretrained(model_path, dtype=DTYPES.get(dtype or "auto"))
-    return model.to(device).eval(), LayAlignProcessor.from_pretrained(model_path)
+    model = LayAlignForConditionalGeneration.from_pretrained(str(model_path), dtype=DTYPES.get(dtype or "auto"))
+    return model.to(device).eval(), LayAlignProcessor.from_pretrained(str(model_path))
 
 
-def check_model_path(model_path: str | Path) -> None:
+def check_model_path(model_path: str | os.PathLike) -> None:
     """Pass a folder with a model, or a hub name.
 
     Raises:
@@ -145,7 +146,7 @@ def check_model_path(model_path: str | Path) -> None:
         raise ValueError(f"model: no such folder: {path}")
 
 
-def fingerprint(model_path: str | Path) -> str:
+def fingerprint(model_path: str | os.PathLike) -> str:
     """A SHA-256 over the trained part and the settings in a model's folder, or a hub name as it is."""
     folder = Path(model_path)
     if not folder.is_dir():

@@ -179,7 +179,7 @@ def _place(tensor: torch.Tensor) -> _Place:
     return _Place(pointer, stride, tensor.shape, tensor.dtype, tensor.device)
 
 
-def _layer_weights(projections: Sequence[KeyValueProjection], dtype: torch.dtype) -> list[list[torch.Tensor] | None]:
+def _layer_weights(projections: Sequence[KeyValueProjection], dtype: torch.dtype) -> list[Any]:
     """Key weights, value weights, key biases and value biases of plain projections, as the operators take them."""
     kinds = zip(*(projection.weights() for projection in projections), strict=True)
     return [None if kind[0] is None else [tensor.to(dtype) for tensor in kind] for kind in kinds]

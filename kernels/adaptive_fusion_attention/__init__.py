@@ -76,10 +76,11 @@ def adaptive_fusion_attention(
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
-    tensors = (q, k, v, cross_k, cross_v, gate, key_mask, cross_mask, cu_seqlens, cross_cu_seqlens)
-    call = Call(*tensors, query_start, causal, scale, window, softcap)
+    masks = (key_mask, cross_mask, cu_seqlens, cross_cu_seqlens)
+    call = Call(q, k, v, cross_k, cross_v, gate, *masks, query_start, causal, scale, window, softcap)
     if isinstance(q, torch.Tensor) and (dtype := autocast_dtype(q)) is not None:
-        call = Call(*[cast_for_autocast(tensor, dtype) for tensor in call[:5]], *call[5:])
+        fields: list[Any] = [cast_for_autocast(x, dtype) if place < 5 else x for place, x in enumerate(call)]
+        call = Call(*fields)
         with torch.autocast(q.device.type, enabled=False):
             return _run(call, return_lse, backend)
     return _run(call, return_lse, backend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -52,10 +53,11 @@ def flatten(call: Call) -> tuple[Any, ...]:
     return *call[:10], query_start, first_query, call.causal, scale, call.window, softcap
 
 
-def unflatten(flat: tuple[Any, ...]) -> Call:
+def unflatten(flat: Sequence[Any]) -> Call:
     """The Call that `flatten` took apart."""
     query_start, first_query = flat[10:12]
-    return Call(*flat[:10], first_query if query_start is None else query_start, *flat[12:])
+    fields = [*flat[:10], first_query if query_start is None else query_start, *flat[12:]]
+    return Call(*fields)
 
 
 def with_rows_repeated(call: Call) -> Call:
@@ -65,7 +67,8 @@ def with_rows_repeated(call: Call) -> Call:
     sharing = call.q.shape[0] // call.cross_k.shape[0]
     cross_k, cross_v = (x.repeat_interleave(sharing, dim=0) for x in call[3:5])
     cross_mask = None if call.cross_mask is None else call.cross_mask.repeat_interleave(sharing, dim=0)
-    return Call(*call[:3], cross_k, cross_v, call.gate, call.key_mask, cross_mask, *call[8:])
+    fields: list[Any] = [*call[:3], cross_k, cross_v, call.gate, call.key_mask, cross_mask, *call[8:]]
+    return Call(*fields)
 
 
 def check(call: Call, return_lse: object, backend: str) -> None:

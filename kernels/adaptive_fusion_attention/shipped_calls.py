@@ -60,7 +60,10 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
     bounds = torch.empty(5, dtype=torch.int32, device="meta") if packed else None
     call = Call(
         projected(32, queries),
-        *(projected(8, tokens) for tokens in (queries, queries, cross_keys, cross_keys)),
+        projected(8, queries),
+        projected(8, queries),
+        projected(8, cross_keys),
+        projected(8, cross_keys),
         torch.empty((batch, 32, queries) if everything else (1,), dtype=torch.float32, device="meta"),
         key_mask=flags(queries),
         cross_mask=flags(cross_keys),

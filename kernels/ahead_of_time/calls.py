@@ -66,13 +66,15 @@ def described_calls(
     for head_dim in head_dims:
         if not 0 < head_dim <= 256:
             raise malformed("head-dim", head_dim, "1 to 256")
-    calls = []
-    for arch, head_dim, dtype in product(*map(dict.fromkeys, (architectures, head_dims, dtypes))):
+    calls: list[dict[str, str | int]] = []
+    for arch, head_dim, dtype in product(dict.fromkeys(architectures), dict.fromkeys(head_dims), dict.fromkeys(dtypes)):
         for operator, shipped in SHIPPED_CALLS.items():
             if not shipped.by_head_dim and head_dim != head_dims[0]:
                 continue
             for variant in (variant for variant in shipped.variants if not variants or variant in variants):
-                call = dict(operator=operator, arch=arch, variant=variant, head_dim=head_dim, dtype=dtype)
+                call: dict[str, str | int] = dict(
+                    operator=operator, arch=arch, variant=variant, head_dim=head_dim, dtype=dtype
+                )
                 lengths = shipped.lengths(variant, architecture=arch, head_dim=head_dim, dtype=getattr(torch, dtype))
                 calls += [{**call, "length": length} for length in lengths]
     return calls

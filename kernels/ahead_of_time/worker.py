@@ -21,7 +21,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from ..launch import recording
+from ..launch import compiled_for, recording
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
 _SHOWN = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "DESCRIPTORS")  # of what a kernel is compiled for
@@ -99,8 +99,8 @@ def compile_call(module, arch, variant, head_dim, dtype, length, skip, emit):
         launch, launches = launches, launches + 1
         if launch in skip:
             return
-        compiled_for = constants["C"]._asdict() if "C" in constants else constants
-        config = {name.lower(): compiled_for[name] for name in _SHOWN if name in compiled_for}
+        named = compiled_for(constants)
+        config = {name.lower(): named[name] for name in _SHOWN if name in named}
         config = {name: value for name, value in config.items() if value != 0 or name == "descriptors"}
         config |= {"warps": options["num_warps"], "stages": options["num_stages"]}
         emit({"launch": launch, "kernel": kernel.__name__, "config": config})

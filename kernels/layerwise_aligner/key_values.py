@@ -5,7 +5,7 @@ Stream 2i makes the keys of layer i and stream 2i + 1 its values, so that both a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,20 +34,21 @@ def plan(call: Call, folded: bool | None, layers_at_once: int | None) -> Plan:
     state, key_weight = call.hidden_states[0], call.key_weights[0]
     tokens, encoder_width = state.shape[:-1].numel(), state.shape[-1]
     kv_width, llm_width = key_weight.shape
-    folded_backward = folded
     if call.proj_weight is None:
-        folded = folded_backward = False
+        forward_folded = backward_folded = False
     elif folded is None:
         sizes = (tokens, encoder_width, llm_width, kv_width)
-        folded, folded_backward = fold_pays(*sizes), fold_pays(*sizes, backward=True)
+        forward_folded, backward_folded = fold_pays(*sizes), fold_pays(*sizes, backward=True)
+    else:
+        forward_folded = backward_folded = folded
     layers = len(call.key_weights)
     if layers_at_once is None:
-        besides = kv_width * encoder_width if folded or folded_backward else tokens * llm_width
+        besides = kv_width * encoder_width if forward_folded or backward_folded else tokens * llm_width
         bytes_of_layer = 2 * (2 * tokens * encoder_width + besides) * state.element_size()
         space = WORKSPACE["cpu" if state.device.type == "cpu" else "cuda"]
         chunks = -(-layers * bytes_of_layer // space)
         layers_at_once = -(-layers // max(1, min(chunks, layers)))
-    return Plan(min(layers_at_once, layers), folded, folded_backward)
+    return Plan(min(layers_at_once, layers), forward_folded, backward_folded)
 
 
 def forward(products: Products, call: Call, plan: Plan) -> Tensor:
@@ -80,7 +81,10 @@ def backward(products: Products, grad: Tensor, call: Call, plan: Plan, wanted: C
     states = products.prepare(call.hidden_states)
     projection = _projection(products, call, plan.folded_backward)
     grad = grad.contiguous().flatten(0, 1)
-    grad_states, of_mix, grad_weights, grad_biases = None, [], [], []
+    grad_states = None
+    of_mix: list[Any] = []
+    grad_weights: list[Tensor] = []
+    grad_biases: list[Tensor] = []
     for chunk in _chunks(call, plan):
         grads, mix = grad[chunk], _mix(call, chunk)
         streams = products.mix(states, *mix) if wants_proj or wants_weights else None

@@ -6,6 +6,7 @@ upcast=True computes in fp64 and rounds the results once to the dtype of the inp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,8 @@ def fold_key_values_reference(
             through = 0 if proj_bias is None else weight @ proj_bias
             own = 0 if bias is None else bias
             folded[2 + kind] = through + own + weight.new_zeros(weight.shape[:2])
-    return tuple(x if x is None else x.to(dtype) for x in folded)
+    results: list[Any] = [x if x is None else x.to(dtype) for x in folded]
+    return results[0], results[1], results[2], results[3]
 
 
 def _prepared(upcast, *arguments):

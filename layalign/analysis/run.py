@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,16 +72,20 @@ def analyze(
     check_output(folder, "analysis", RESULTS)
     parallel = parallel_texts(task, data, texts, languages, limit)
     model, processor = load_model(model_path, settings.dtype, settings.device)
-    reading = {"batch_size": settings.batch_size, "encoder_max_length": settings.encoder_max_length}
+    reading: dict[str, Any] = {"batch_size": settings.batch_size, "encoder_max_length": settings.encoder_max_length}
     answerer = Answerer(model, processor, **reading)
     for lang, rows in parallel.items():
-        answerer.check(rows, lambda place, lang=lang: f"{lang}, text {place + 1}")
+        answerer.check(rows, partial(_named, lang))
     results = measured(model, processor, parallel, progress=progress, **reading)
     alone = measured_alone(model.llm, processor.tokenizer, parallel, progress=progress, batch_size=settings.batch_size)
     for name, found in alone.items():
         results[name]["llm_alone"] = found["llm"]
     _write(results, folder, Path(model_path).name, progress)
     return results
+
+
+def _named(lang: str, place: int) -> str:
+    return f"{lang}, text {place + 1}"
 
 
 def measured(

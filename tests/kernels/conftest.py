@@ -51,12 +51,6 @@ def random_mask(cases):
     return cases.random_mask
 
 
-@pytest.fixture(scope="session")
-def compiled_for():
-    """compiled_for(constants): {name: value} of what a launch compiles for, the fields of its C."""
-    return lambda constants: constants["C"]._asdict()
-
-
 @pytest.fixture(scope="session", autouse=HAS_TRITON and INTERPRETING)
 def interpreted():
     if not (HAS_TRITON and INTERPRETING):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("backend", ["triton"], indirect=True)
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
-def test_neighbours_choose_no_tiles(backend, compiled_for, architecture, packed):
+def test_neighbours_choose_no_tiles(backend, architecture, packed):
     """Other tiles add in another order: the launches for one row or sequence are those for it among many."""
     forward, backward = (
         getattr(pytest.importorskip(f"layalign.kernels.adaptive_fusion_attention.gpu.{name}"), name)
@@ -27,7 +27,7 @@ def test_neighbours_choose_no_tiles(backend, compiled_for, architecture, packed)
         found = []
 
         def record(kernel, grid, args, constants, options):
-            tiles = {name: value for name, value in compiled_for(constants).items() if name.startswith("BLOCK")}
+            tiles = {name: value for name, value in launch.compiled_for(constants).items() if name.startswith("BLOCK")}
             found.append((kernel.__name__, tiles, options))
 
         q, k, cross = (torch.empty(batch, heads, length, 64, device="meta") for heads in (8, 2, 2))

@@ -335,7 +335,7 @@ def test_consecutive_steps_are_one_compiled_kernel(backend):
     assert result.stdout.strip() == str(["combine_kernel"] * 2 + ["decode_kernel"] * 2)
 
 
-def test_neighbours_choose_no_tiles(decode, compiled_for):
+def test_neighbours_choose_no_tiles(decode):
     """Other tiles add in another order: a row's launch is the same in any batch and cache, but for its splits."""
     from layalign.kernels import launch
 
@@ -344,7 +344,7 @@ def test_neighbours_choose_no_tiles(decode, compiled_for):
         launches = []
 
         def record(kernel, grid, args, constants, options):
-            tiles = {n: v for n, v in compiled_for(constants).items() if n.startswith("BLOCK")}
+            tiles = {n: v for n, v in launch.compiled_for(constants).items() if n.startswith("BLOCK")}
             launches.append((kernel.__name__, tiles, options))
 
         with launch.recording("sm_90", record):

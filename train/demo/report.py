@@ -176,8 +176,8 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
     if analyses:
         plot_english(_english_by_system(results["english"]), plots / "english.png")
         best = best_run(results, "layalign")
-        shown = {"LLM alone": LLM_ALONE, f"LayAlign ({best})": best}
-        shown = {title: analyses[run]["components"]["llm"] for title, run in shown.items() if run in analyses}
+        runs = {"LLM alone": LLM_ALONE, f"LayAlign ({best})": best}
+        shown = {title: analyses[run]["components"]["llm"] for title, run in runs.items() if run in analyses}
         if shown:
             plot_components(shown, plots / "components.png")
     write_json(output / "results.json", results)

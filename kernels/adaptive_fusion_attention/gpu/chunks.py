@@ -19,7 +19,7 @@ BESIDE_VALUES = tl.constexpr(4)
 
 class ChunkTerm(NamedTuple):
     """Keys begin .. end of one key head, in chunks counted from key 0: pointers to its first key and value with strides s_k and s_v,
-    its row of the mask or None, and the key indices of the rows, o_query [BM]."""
+    to its row of the mask, and the key indices of the rows, o_query [BM]."""
 
     p_k: object
     p_v: object
@@ -90,7 +90,7 @@ def load_columns(p_head, s_row, first, m_used, BLOCK: tl.constexpr, C: tl.conste
 
 
 @triton.jit
-def attend_chunk(b_q, term, chunk, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
+def attend_chunk(b_q, term, chunk, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr, MASKED: tl.constexpr):
     """Softmax of rows [BLOCK_D, BM] over one chunk of a ChunkTerm -> Attended. scale: of the scores, in base 2."""
     CAPPED: tl.constexpr = C.CAPPED and not CROSS
     unit = unit_before(scale, CAPPED, EXACT=b_q.dtype == tl.float32)
@@ -98,7 +98,7 @@ def attend_chunk(b_q, term, chunk, scale, softcap, C: tl.constexpr, CROSS: tl.co
     # [BN]
     o_key = chunk * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
     m_used = (o_key >= term.begin) & (o_key < term.end)
-    if term.p_mask is not None:
+    if MASKED:
         m_used = m_used & (tl.load(term.p_mask + o_key, mask=m_used, other=0) != 0)
     # [BN, BLOCK_D]
     b_k = load_rows(term.p_k, term.s_k, chunk * C.BLOCK_N, m_used, C.BLOCK_N, C)

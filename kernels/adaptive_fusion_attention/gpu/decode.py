@@ -48,7 +48,7 @@ _CHANGING += ["softcap", "sharing", "chunks", "splits"]
 @triton.jit
 def attend_chunks(
     b_q, k, v, span, batch, tile, window, partials, first, last, place, scale, softcap, chunks, splits,
-    C: tl.constexpr, CROSS: tl.constexpr
+    C: tl.constexpr, CROSS: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
     """The Attended of chunks first .. last of a KeySpan, merged in order; where there are splits, stores each chunk's instead.
 
@@ -68,7 +68,7 @@ def attend_chunks(
     )
     attended = nothing_attended(C)
     for index in range(first, last):
-        chunk = attend_chunk(b_q, term, span.begin // C.BLOCK_N + index, scale, softcap, C, CROSS)
+        chunk = attend_chunk(b_q, term, span.begin // C.BLOCK_N + index, scale, softcap, C, CROSS, MASKED)
         # Not a compile-time choice: a growing cache must not compile a second kernel, nor split chunks round otherwise.
         if splits == 1:
             attended = merge(attended, chunk, rest)
@@ -103,10 +103,12 @@ def decode_kernel(
         cross_attended = attend_chunks(
             b_q, inputs.cross_k, inputs.cross_v, cross, cross_batch, tile, window, outputs.partials,
             first, tl.minimum(last, cross.chunks), 0, scale, softcap, chunks, splits, C, CROSS=True,
+            MASKED=masks.cross_mask is not None,
         )  # fmt: skip
     attended = attend_chunks(
         b_q, inputs.k, inputs.v, own, tile.batch, tile, window, outputs.partials,
         tl.maximum(first - cross.chunks, 0), last - cross.chunks, cross.chunks, scale, softcap, chunks, splits, C, CROSS=False,
+        MASKED=masks.self_mask is not None,
     )  # fmt: skip
     if splits == 1:
         write_rows(

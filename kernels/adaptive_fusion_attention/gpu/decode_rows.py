@@ -41,7 +41,8 @@ class RowTile(NamedTuple):
 
 
 class KeySpan(NamedTuple):
-    """The keys begin .. end that rows read, in `chunks` chunks; p_mask: the mask's row or None; start: key index of query 0."""
+    """The keys begin .. end that rows read, in `chunks` chunks; p_mask: the mask's row, a number that nobody reads where there is
+    none; start: key index of query 0."""
 
     begin: object
     end: object
@@ -64,9 +65,18 @@ def tile_of_rows(queries, C: tl.constexpr):
 
 
 @triton.jit
-def attended_span(p_mask, begin, end):
+def mask_row(mask, s_mask, batch):
+    """Pointer to a batch row of the mask; without a mask a number that nobody reads."""
+    p_mask = 0
+    if mask is not None:
+        p_mask = mask + tl.cast(batch, tl.int64) * s_mask
+    return p_mask
+
+
+@triton.jit
+def attended_span(mask, p_mask, begin, end):
     """Keys begin .. end without those before the first and after the last that the mask attends to; without a mask all."""
-    if p_mask is not None:
+    if mask is not None:
         first = end
         last = begin
         for place in range(begin, end, 1024):
@@ -91,24 +101,20 @@ def self_span(mask, s_mask, batch, queries, keys, start, s_start, window, C: tl.
         end = tl.minimum(keys, tl.maximum(start + queries, 0))
     if C.WINDOWED:
         begin = tl.minimum(tl.maximum(start - window + 1, 0), end)
-    p_mask = None
-    if mask is not None:
-        p_mask = mask + tl.cast(batch, tl.int64) * s_mask
-    begin, end = attended_span(p_mask, begin, end)
+    p_mask = mask_row(mask, s_mask, batch)
+    begin, end = attended_span(mask, p_mask, begin, end)
     return KeySpan(begin, end, chunk_count(begin, end, C.BLOCK_N), p_mask, start)
 
 
 @triton.jit
 def cross_span(mask, s_mask, batch, cross_keys, C: tl.constexpr):
     """The KeySpan of the cross keys of one of their batch rows; without cross keys an empty one."""
-    p_mask = None
+    p_mask = mask_row(mask, s_mask, batch)
     begin = 0
     end = 0
     chunks = 0
     if C.CROSS:
-        if mask is not None:
-            p_mask = mask + tl.cast(batch, tl.int64) * s_mask
-        begin, end = attended_span(p_mask, 0, cross_keys)
+        begin, end = attended_span(mask, p_mask, 0, cross_keys)
         chunks = chunk_count(begin, end, C.BLOCK_N)
     return KeySpan(begin, end, chunks, p_mask, 0)
 

@@ -17,7 +17,7 @@ from .arguments import NUMBERS, Prepared, rows_or_none, run_tuned
 from .rows import Rows, load_gate, load_query_rows, read_rows, store_query_rows
 from .scores import LOG2_E, capped_scores
 from .spans import query_place, query_tile
-from .terms import cross_term, hide_unseen, key_tile, listed_span, self_term
+from .terms import cross_term, hide_unseen, listed_span, self_term, tile_at, used_keys
 
 
 class ForwardResults(NamedTuple):
@@ -42,13 +42,13 @@ class Outputs(NamedTuple):
 
 
 @triton.jit
-def attend(b_q, term, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
+def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
     """Online softmax of a tile of queries [BM, BLOCK_D] over a Term -> weighted values [BM, BLOCK_D] and log-sum-exps [BM]
     in base 2: 0 and -inf for a row that saw nothing. scale: of the scores, in base 2."""
     b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_D], tl.float32)
     b_top = tl.full([C.BLOCK_M], -float("inf"), tl.float32)  # largest score so far
     b_total = tl.zeros([C.BLOCK_M], tl.float32)  # of exp2(score - top)
-    begin, end = listed_span(term)
+    begin, end = listed_span(used_tiles, term)
     factor = scale
     if C.CAPPED and not CROSS:
         factor = LOG2_E
@@ -58,14 +58,19 @@ def attend(b_q, term, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
         unit = 1.0
         rest = factor
     for place in range(begin, end):
-        seen = key_tile(term, place, C, CROSS)
+        number = tile_at(used_tiles, term, place)
+        # [BN]
+        o_key = number * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
+        m_used = None
+        if used_tiles is not None or not (CROSS and C.EVEN_CROSS):
+            m_used = used_keys(used_tiles, term, o_key, C, CROSS)
         # [BN, BLOCK_D]
-        b_k = read_rows(term.k, term.s_k, seen.number * C.BLOCK_N, seen.m_used, C.BLOCK_N, C)
+        b_k = read_rows(term.k, term.s_k, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
         # [BM, BN]
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
         if C.CAPPED and not CROSS:
             b_scores = softcap * capped_scores(b_scores, scale, softcap, EXACT=b_q.dtype == tl.float32)
-        b_scores = hide_unseen(b_scores, -float("inf"), term, seen, C, CROSS)
+        b_scores = hide_unseen(b_scores, -float("inf"), used_tiles, term, number, o_key, m_used, C, CROSS)
 
         # [BM]
         b_new_top = tl.maximum(b_top, tl.max(b_scores, 1) * unit)
@@ -76,7 +81,7 @@ def attend(b_q, term, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
         b_total = b_total * b_decay + tl.sum(b_weights, 1)
         b_sum = b_sum * b_decay[:, None]
         # [BN, BLOCK_D]
-        b_v = read_rows(term.v, term.s_v, seen.number * C.BLOCK_N, seen.m_used, C.BLOCK_N, C)
+        b_v = read_rows(term.v, term.s_v, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
         b_sum = tl.dot(b_weights.to(b_v.dtype), b_v, b_sum, input_precision=C.PRECISION)
         b_top = b_new_top
     b_total = tl.where(b_total == 0, 1.0, b_total)
@@ -101,12 +106,12 @@ def forward_kernel(
 
     if C.CROSS:
         term = cross_term(inputs, masks, cross_keys, tile, shares, C)
-        b_cross, b_lse = attend(b_q, term, scale, softcap, C, CROSS=True)
+        b_cross, b_lse = attend(b_q, term, masks.cross_tiles, scale, softcap, C, CROSS=True)
         store_query_rows(outputs.cross_out, tile, b_cross, C)
         tl.store(outputs.cross_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
 
     term = self_term(inputs, masks, queries, keys, tile, start, window, C)
-    b_out, b_lse = attend(b_q, term, scale, softcap, C, CROSS=False)
+    b_out, b_lse = attend(b_q, term, masks.tiles, scale, softcap, C, CROSS=False)
     tl.store(outputs.self_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
     if outputs.self_out is not None:
         store_query_rows(outputs.self_out, tile, b_out, C)

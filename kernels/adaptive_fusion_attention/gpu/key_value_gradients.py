@@ -172,18 +172,18 @@ def key_value_gradients_kernel(
 ):
     """One tile of keys of one key head: cross tiles first, since all queries see them; then self tiles, longest first.
 
-    A KeyTerm whose gradients nobody asked for is None and costs nothing.
+    Gradients that nobody asked for are None in their KeyTerm and cost nothing.
     """
     tiles = self_tiles + cross_tiles
     program = tl.program_id(0)
     number = program % tiles
     head = program // tiles % (C.HEADS // C.GROUP)
     batch = program // (tiles * (C.HEADS // C.GROUP))
-    if cross_term is not None:
+    if cross_term.grad_k is not None or cross_term.grad_v is not None:
         if number < cross_tiles:
             numbers = Numbers(sequences, queries, cross_keys, 0, start, window, scale, softcap)
             gradients_of_key_tile(q, gate, grad_out, cross_term, bounds, number, head, batch, numbers, C, CROSS=True)
-    if self_term is not None:
+    if self_term.grad_k is not None or self_term.grad_v is not None:
         number -= cross_tiles
         if number >= 0:
             numbers = Numbers(sequences, queries, keys, 0, start, window, scale, softcap)

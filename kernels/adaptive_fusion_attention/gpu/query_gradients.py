@@ -10,7 +10,7 @@ from .arguments import NUMBERS
 from .rows import Rows, load_gate, load_query_rows, read_rows, store_query_rows
 from .scores import LOG2_E, load_lse, weights_again
 from .spans import QueryPlace, query_place, query_tile
-from .terms import cross_term, hide_unseen, key_tile, listed_span, self_term
+from .terms import cross_term, hide_unseen, listed_span, self_term, tile_at, used_keys
 
 
 class Saved(NamedTuple):
@@ -49,24 +49,31 @@ def load_lse_and_sums(lse, sums, tile):
 
 
 @triton.jit
-def add_key_tiles(b_grad_q, b_q, b_grad, b_lse, b_sums, term, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
+def add_key_tiles(
+    b_grad_q, b_q, b_grad, b_lse, b_sums, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr
+):
     """Add what a Term contributes to the gradients [BM, BLOCK_D] of a QueryTile, still to be multiplied by the scale.
 
     b_grad: [BM, BLOCK_D] of the output; b_lse, b_sums: [BM] of this term; scale: in base 2.
     """
-    begin, end = listed_span(term)
+    begin, end = listed_span(used_tiles, term)
     for place in range(begin, end):
-        seen = key_tile(term, place, C, CROSS)
+        number = tile_at(used_tiles, term, place)
+        # [BN]
+        o_key = number * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
+        m_used = None
+        if used_tiles is not None or not (CROSS and C.EVEN_CROSS):
+            m_used = used_keys(used_tiles, term, o_key, C, CROSS)
         # [BN, BLOCK_D]
-        b_k = read_rows(term.k, term.s_k, seen.number * C.BLOCK_N, seen.m_used, C.BLOCK_N, C)
+        b_k = read_rows(term.k, term.s_k, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
         # [BM, BN]
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
         b_weights, b_capped = weights_again(
             b_scores, scale, softcap, b_lse[:, None], C.CAPPED and not CROSS, EXACT=b_q.dtype == tl.float32
         )
-        b_weights = hide_unseen(b_weights, 0.0, term, seen, C, CROSS)
+        b_weights = hide_unseen(b_weights, 0.0, used_tiles, term, number, o_key, m_used, C, CROSS)
         # [BN, BLOCK_D]
-        b_v = read_rows(term.v, term.s_v, seen.number * C.BLOCK_N, seen.m_used, C.BLOCK_N, C)
+        b_v = read_rows(term.v, term.s_v, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
         # [BM, BN]
         b_products = tl.dot(b_grad, tl.trans(b_v), input_precision=C.PRECISION)
         b_grad_scores = b_weights * (b_products - b_sums[:, None])
@@ -92,9 +99,13 @@ def query_gradients_kernel(
     if C.CROSS:
         b_lse, b_sums = load_lse_and_sums(saved.cross_lse, saved.cross_sums, tile)
         term = cross_term(inputs, masks, cross_keys, tile, 1, C)
-        b_grad_q = add_key_tiles(b_grad_q, b_q, b_grad, b_lse, b_sums, term, scale * LOG2_E, softcap, C, CROSS=True)
+        b_grad_q = add_key_tiles(
+            b_grad_q, b_q, b_grad, b_lse, b_sums, term, masks.cross_tiles, scale * LOG2_E, softcap, C, CROSS=True
+        )
         b_grad_q = b_grad_q * load_gate(inputs.gate, tile, C)  # once, before the self term joins
     b_lse, b_sums = load_lse_and_sums(saved.self_lse, saved.self_sums, tile)
     term = self_term(inputs, masks, queries, keys, tile, start, window, C)
-    b_grad_q = add_key_tiles(b_grad_q, b_q, b_grad, b_lse, b_sums, term, scale * LOG2_E, softcap, C, CROSS=False)
+    b_grad_q = add_key_tiles(
+        b_grad_q, b_q, b_grad, b_lse, b_sums, term, masks.tiles, scale * LOG2_E, softcap, C, CROSS=False
+    )
     store_query_rows(grad_q, tile, b_grad_q * scale, C)

@@ -45,16 +45,15 @@ class Masks(NamedTuple):
 class Term(NamedTuple):
     """What one softmax of a tile of queries reads.
 
-    k, v: row sources of its head's keys and values, with strides s_k and s_v. used_tiles: of its mask, or None; p_mask, list_start:
-    where the sequence's part of mask and list begins. span: the tiles that the queries see; none sees keys outside key_begin ..
-    key_end. o_query: [BM] key indices of the queries.
+    k, v: row sources of its head's keys and values, with strides s_k and s_v. p_mask, list_start: where the sequence's part of the
+    mask and of its list of used tiles begins, numbers that nobody reads where there is none. span: the tiles that the queries see;
+    none sees keys outside key_begin .. key_end. o_query: [BM] key indices of the queries.
     """
 
     k: object
     v: object
     s_k: object
     s_v: object
-    used_tiles: object
     p_mask: object
     list_start: object
     sequence: object
@@ -63,15 +62,6 @@ class Term(NamedTuple):
     key_end: object
     o_query: object
     window: object
-
-
-class SeenKeys(NamedTuple):
-    """Tile `number` of a Term's keys: their indices [BN], and which of them the mask allows and lie where some query of the tile
-    sees, [BN] or None for all."""
-
-    number: object
-    o_key: object
-    m_used: object
 
 
 @triton.jit
@@ -95,7 +85,6 @@ def self_term(inputs, masks, queries, keys, tile, start, window, C: tl.constexpr
         v=row_source(inputs.v, tile.batch, head, begin, limit, C.BLOCK_N, C),
         s_k=inputs.k.row,
         s_v=inputs.v.row,
-        used_tiles=masks.tiles,
         p_mask=mask_row(masks.tiles, tile.batch, begin),
         list_start=list_start,
         sequence=tile.sequence,
@@ -119,7 +108,6 @@ def cross_term(inputs, masks, cross_keys, tile, shares, C: tl.constexpr):
         v=row_source(inputs.cross_v, batch, head, begin, count, C.BLOCK_N, C),
         s_k=inputs.cross_k.row,
         s_v=inputs.cross_v.row,
-        used_tiles=masks.cross_tiles,
         p_mask=mask_row(masks.cross_tiles, batch, begin),
         list_start=first_in_list(masks.cross_bounds, begin, sequence, cross_keys, C.BLOCK_N),
         sequence=sequence,
@@ -132,48 +120,51 @@ def cross_term(inputs, masks, cross_keys, tile, shares, C: tl.constexpr):
 
 
 @triton.jit
-def listed_span(term):
+def listed_span(used_tiles, term):
     """Places in the list of used tiles that hold the term's tiles; without a list, a tile's place is its number."""
     begin = term.span.begin
     end = term.span.end
-    if term.used_tiles is not None:
-        ranks = term.used_tiles.ranks + term.list_start + term.sequence
+    if used_tiles is not None:
+        ranks = used_tiles.ranks + term.list_start + term.sequence
         begin = tl.load(ranks + begin)
         end = tl.load(ranks + end)
     return begin, end
 
 
 @triton.jit
-def key_tile(term, place, C: tl.constexpr, CROSS: tl.constexpr):
-    """The SeenKeys at one place of the list of used tiles."""
-    number = place
-    if term.used_tiles is not None:
-        number = tl.load(term.used_tiles.tiles + term.list_start + place)
-    # [BN]
-    o_key = number * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
-    m_used = None
-    if term.used_tiles is not None:
-        m_used = tl.load(term.p_mask + o_key, mask=o_key < term.key_end, other=0) != 0
-    elif not (CROSS and C.EVEN_CROSS):
-        m_used = o_key < term.key_end
-    if m_used is not None and C.WINDOWED and not CROSS:
-        m_used = m_used & (o_key >= term.key_begin)
-    return SeenKeys(number, o_key, m_used)
+def tile_at(used_tiles, term, place):
+    """Number of the tile at one place of the list of used tiles."""
+    if used_tiles is not None:
+        place = tl.load(used_tiles.tiles + term.list_start + place)
+    return place
 
 
 @triton.jit
-def hide_unseen(b_values, fill, term, seen, C: tl.constexpr, CROSS: tl.constexpr):
-    """values [BM, BN] where a query sees the key, else fill. Position masks are computed in tiles that are not full only.
+def used_keys(used_tiles, term, o_key, C: tl.constexpr, CROSS: tl.constexpr):
+    """Which of the keys [BN] the mask allows and lie where some query of the tile sees."""
+    if used_tiles is not None:
+        m_used = tl.load(term.p_mask + o_key, mask=o_key < term.key_end, other=0) != 0
+    else:
+        m_used = o_key < term.key_end
+    if C.WINDOWED and not CROSS:
+        m_used = m_used & (o_key >= term.key_begin)
+    return m_used
+
+
+@triton.jit
+def hide_unseen(b_values, fill, used_tiles, term, number, o_key, m_used, C: tl.constexpr, CROSS: tl.constexpr):
+    """values [BM, BN] where a query sees the key, else fill; m_used: of `used_keys`, None = all. Position masks are computed in
+    tiles that are not full only.
 
     A branch on a number that the whole program shares is free; a second loop over the full tiles costs 30 to 40 registers.
     """
-    if term.used_tiles is not None:
-        b_values = tl.where(seen.m_used[None, :], b_values, fill)
-    if seen.m_used is not None:
-        if (seen.number < term.span.full_begin) | (seen.number >= term.span.full_end):
-            m_visible = seen.m_used[None, :]
+    if used_tiles is not None:
+        b_values = tl.where(m_used[None, :], b_values, fill)
+    if m_used is not None:
+        if (number < term.span.full_begin) | (number >= term.span.full_end):
+            m_visible = m_used[None, :]
             if C.CAUSAL and not CROSS:
-                m_band = band_visible(term.o_query[:, None], seen.o_key[None, :], term.window, C.WINDOWED)
+                m_band = band_visible(term.o_query[:, None], o_key[None, :], term.window, C.WINDOWED)
                 m_visible = m_visible & m_band
             b_values = tl.where(m_visible, b_values, fill)
     return b_values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from transformers import TrainerCallback
 
@@ -133,7 +134,7 @@ def make_recipe(
     bases: tuple[str, str],
     output: str | Path,
     data: str | Path,
-    precision: str | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
 ) -> Recipe:
     """The recipe of one run.
 
@@ -154,7 +155,8 @@ def make_recipe(
     for name, stage in recipe.stages.items():
         stage.steps = steps[name]
         stage.precision = precision or stage.precision
-    recipe.stages[system.stages[-1]].steps += sum(steps[name] for name in missing)
+    last = system.stages[-1]
+    recipe.stages[last].steps = sum(steps[name] for name in (last, *missing))
     return recipe
 
 

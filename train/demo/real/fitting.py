@@ -40,18 +40,21 @@ def fit_adapter(
         model: with an adapter, which is changed.
         encoder_input_ids, encoder_attention_mask: (texts, tokens) integers, padded.
     """
-    device = next(model.adapter.parameters()).device
+    adapter = model.adapter
+    assert adapter is not None
+    device = next(adapter.parameters()).device
     ids, mask = encoder_input_ids.to(device), encoder_attention_mask.to(device)
 
     def soft_prompts() -> torch.Tensor:
         soft, soft_mask, _, _ = model.encode(ids, mask)
+        assert soft is not None
         return soft[soft_mask].float()
 
-    last = model.adapter.linear2
+    last = adapter.linear2
     states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()].float()
-    first = last if model.adapter.linear1 is None else model.adapter.linear1
+    first = last if adapter.linear1 is None else adapter.linear1
     first.weight /= states.std(0)
-    first.bias -= first.weight @ states.mean(0)
+    first.bias.sub_(first.weight @ states.mean(0))
     embeddings = model.llm.get_input_embeddings().weight.float()
     last.weight *= embeddings.std() / soft_prompts().std(0).mean()
-    last.bias -= soft_prompts().mean(0)
+    last.bias.sub_(soft_prompts().mean(0))

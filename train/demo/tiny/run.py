@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from layalign.evaluation.run import evaluate_problems
 from layalign.generation.texts import Answerer, LLMAnswerer
@@ -26,7 +27,7 @@ TRAINED = ("langbridge", "mindmerger", "layalign")
 MARKER = "demo.json"
 # Everything a demo writes; a run that replaces another removes these and nothing else.
 WRITTEN = ("results.json", "plots", "model", "training", MARKER)
-GENERATION = {"max_new_tokens": 32, "batch_size": 100}
+GENERATION: dict[str, Any] = {"max_new_tokens": 32, "batch_size": 100}
 
 
 @dataclass(frozen=True, kw_only=True)
