@@ -22,7 +22,8 @@ def attend_row(query, keys, values, allowed, scale, softcap):
     return row, math.log(total)
 
 
-def slow_formula(q, k, v, cross_k, cross_v, gate, causal, scale, window, softcap, key_mask, cross_mask, starts):
+def slow_formula(tensors, causal, scale, window, softcap, key_mask, cross_mask, starts):
+    q, k, v, cross_k, cross_v, gate = tensors
     batch, heads, queries, _ = q.shape
     group = heads // k.shape[1]
     out, self_lse, cross_lse = np.zeros(q.shape), np.zeros(q.shape[:3]), np.zeros(q.shape[:3])
@@ -90,7 +91,7 @@ def test_reference_is_the_slow_formula(options, gate_shape):
     arrays = [x.detach().numpy() for x in inputs]
     masks = [None if options.get(name) is None else options[name].numpy() for name in ("key_mask", "cross_mask")]
     expected = slow_formula(
-        *arrays,
+        arrays,
         options.get("causal", True),
         options.get("scale", 3**-0.5),
         options.get("window"),
@@ -123,7 +124,7 @@ def test_packed_reference_is_the_slow_formula_on_each_sequence():
         own, cross = slice(bounds[i], bounds[i + 1]), slice(cross_bounds[i], cross_bounds[i + 1])
         pieces = [x[:, :, own] for x in (q, k, v)] + [x[:, :, cross] for x in (cross_k, cross_v)] + [gate[:, :, own]]
         arrays = [x.detach().numpy() for x in pieces]
-        expected = slow_formula(*arrays, True, 3**-0.5, 3, None, None, None, [0])
+        expected = slow_formula(arrays, True, 3**-0.5, 3, None, None, None, [0])
         for got, want in zip(actual, expected, strict=True):
             np.testing.assert_allclose(got[:, :, own].detach().numpy(), want, rtol=1e-6, atol=1e-6)
 

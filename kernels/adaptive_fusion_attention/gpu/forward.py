@@ -14,10 +14,10 @@ from torch import Tensor
 from ...launch import launch
 from ..call import Call
 from .arguments import NUMBERS, Prepared, rows_or_none, run_tuned
-from .rows import Rows, load_gate, load_query_rows, read_rows, store_query_rows
+from .rows import Rows, load_gate, load_query_rows, store_query_rows
 from .scores import LOG2_E, capped_scores
 from .spans import query_place, query_tile
-from .terms import cross_term, hide_unseen, listed_span, self_term, tile_at, used_keys
+from .terms import cross_term, hide_unseen, key_tile, listed_span, read_keys, self_term
 
 
 class ForwardResults(NamedTuple):
@@ -48,6 +48,7 @@ def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.con
     b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_D], tl.float32)
     b_top = tl.full([C.BLOCK_M], -float("inf"), tl.float32)  # largest score so far
     b_total = tl.zeros([C.BLOCK_M], tl.float32)  # of exp2(score - top)
+    FULL: tl.constexpr = CROSS and C.EVEN_CROSS and used_tiles is None
     begin, end = listed_span(used_tiles, term)
     factor = scale
     if C.CAPPED and not CROSS:
@@ -58,14 +59,9 @@ def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.con
         unit = 1.0
         rest = factor
     for place in range(begin, end):
-        number = tile_at(used_tiles, term, place)
-        # [BN]
-        o_key = number * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
-        m_used = None
-        if used_tiles is not None or not (CROSS and C.EVEN_CROSS):
-            m_used = used_keys(used_tiles, term, o_key, C, CROSS)
+        number, o_key, m_used = key_tile(used_tiles, term, place, C, CROSS)
         # [BN, BLOCK_D]
-        b_k = read_rows(term.k, term.s_k, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
+        b_k = read_keys(term.k, term.s_k, number, m_used, C, FULL)
         # [BM, BN]
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
         if C.CAPPED and not CROSS:
@@ -81,7 +77,7 @@ def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.con
         b_total = b_total * b_decay + tl.sum(b_weights, 1)
         b_sum = b_sum * b_decay[:, None]
         # [BN, BLOCK_D]
-        b_v = read_rows(term.v, term.s_v, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
+        b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
         b_sum = tl.dot(b_weights.to(b_v.dtype), b_v, b_sum, input_precision=C.PRECISION)
         b_top = b_new_top
     b_total = tl.where(b_total == 0, 1.0, b_total)

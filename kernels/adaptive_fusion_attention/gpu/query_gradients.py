@@ -7,10 +7,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import NUMBERS
-from .rows import Rows, load_gate, load_query_rows, read_rows, store_query_rows
+from .rows import Rows, load_gate, load_query_rows, store_query_rows
 from .scores import LOG2_E, load_lse, weights_again
 from .spans import QueryPlace, query_place, query_tile
-from .terms import cross_term, hide_unseen, listed_span, self_term, tile_at, used_keys
+from .terms import cross_term, hide_unseen, key_tile, listed_span, read_keys, self_term
 
 
 class Saved(NamedTuple):
@@ -56,16 +56,12 @@ def add_key_tiles(
 
     b_grad: [BM, BLOCK_D] of the output; b_lse, b_sums: [BM] of this term; scale: in base 2.
     """
+    FULL: tl.constexpr = CROSS and C.EVEN_CROSS and used_tiles is None
     begin, end = listed_span(used_tiles, term)
     for place in range(begin, end):
-        number = tile_at(used_tiles, term, place)
-        # [BN]
-        o_key = number * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
-        m_used = None
-        if used_tiles is not None or not (CROSS and C.EVEN_CROSS):
-            m_used = used_keys(used_tiles, term, o_key, C, CROSS)
+        number, o_key, m_used = key_tile(used_tiles, term, place, C, CROSS)
         # [BN, BLOCK_D]
-        b_k = read_rows(term.k, term.s_k, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
+        b_k = read_keys(term.k, term.s_k, number, m_used, C, FULL)
         # [BM, BN]
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
         b_weights, b_capped = weights_again(
@@ -73,7 +69,7 @@ def add_key_tiles(
         )
         b_weights = hide_unseen(b_weights, 0.0, used_tiles, term, number, o_key, m_used, C, CROSS)
         # [BN, BLOCK_D]
-        b_v = read_rows(term.v, term.s_v, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
+        b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
         # [BM, BN]
         b_products = tl.dot(b_grad, tl.trans(b_v), input_precision=C.PRECISION)
         b_grad_scores = b_weights * (b_products - b_sums[:, None])

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .rows import Rows, row_source
+from .rows import Rows, read_rows, row_source
 from .spans import TileSpan, band_visible, first_query_index, keys_of_queries, sequence_span
 
 
@@ -132,35 +132,42 @@ def listed_span(used_tiles, term):
 
 
 @triton.jit
-def tile_at(used_tiles, term, place):
-    """Number of the tile at one place of the list of used tiles."""
+def key_tile(used_tiles, term, place, C: tl.constexpr, CROSS: tl.constexpr):
+    """-> number of the tile at one place of the list, its keys [BN], and which of them the mask allows and lie where some query
+    of the tile sees [BN]."""
+    number = place
     if used_tiles is not None:
-        place = tl.load(used_tiles.tiles + term.list_start + place)
-    return place
-
-
-@triton.jit
-def used_keys(used_tiles, term, o_key, C: tl.constexpr, CROSS: tl.constexpr):
-    """Which of the keys [BN] the mask allows and lie where some query of the tile sees."""
+        number = tl.load(used_tiles.tiles + term.list_start + place)
+    # [BN]
+    o_key = number * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
     if used_tiles is not None:
         m_used = tl.load(term.p_mask + o_key, mask=o_key < term.key_end, other=0) != 0
     else:
         m_used = o_key < term.key_end
     if C.WINDOWED and not CROSS:
         m_used = m_used & (o_key >= term.key_begin)
-    return m_used
+    return number, o_key, m_used
+
+
+@triton.jit
+def read_keys(source, s_row, number, m_used, C: tl.constexpr, FULL: tl.constexpr):
+    """One tile of keys or values [BN, BLOCK_D], zero in unused keys; FULL: all are used."""
+    if FULL:
+        b_keys = read_rows(source, s_row, number * C.BLOCK_N, None, C.BLOCK_N, C)
+    else:
+        b_keys = read_rows(source, s_row, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
+    return b_keys
 
 
 @triton.jit
 def hide_unseen(b_values, fill, used_tiles, term, number, o_key, m_used, C: tl.constexpr, CROSS: tl.constexpr):
-    """values [BM, BN] where a query sees the key, else fill; m_used: of `used_keys`, None = all. Position masks are computed in
-    tiles that are not full only.
+    """values [BM, BN] where a query sees the key, else fill. Position masks are computed in tiles that are not full only.
 
     A branch on a number that the whole program shares is free; a second loop over the full tiles costs 30 to 40 registers.
     """
     if used_tiles is not None:
         b_values = tl.where(m_used[None, :], b_values, fill)
-    if m_used is not None:
+    if used_tiles is not None or not (CROSS and C.EVEN_CROSS):
         if (number < term.span.full_begin) | (number >= term.span.full_end):
             m_visible = m_used[None, :]
             if C.CAUSAL and not CROSS:
