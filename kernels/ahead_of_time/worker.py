@@ -49,7 +49,7 @@ def resources(resource_usage, sass):
 
     spill_bytes: spilled registers go through local memory, so these are the bytes of all STL or of all LDL instructions,
     whichever is more: the "spill stores" and "spill loads" of ptxas -v, which a kernel from the cache does not show.
-    stack_bytes: the local memory a thread sets aside, for those (a slot may be stored to in several places) and for
+    stack_bytes: the local memory a thread sets aside, for those (a place may be stored to more than once) and for
     values that are indexed at run time.
     """
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", resource_usage).groups()

@@ -132,7 +132,7 @@ class Case:
         return result
 
     def unseen(self):
-        """Slots that no query attends to: (B, N) of the keys, (B / sharing, T) of the cross keys."""
+        """Keys that no query attends to: (B, N) of the keys, (B / sharing, T) of the cross keys."""
         keywords = self.keywords()
         key_mask = keywords.get("key_mask", torch.ones(self.batch, self.keys, dtype=torch.bool))
         cross_mask = keywords.get(
