@@ -87,8 +87,6 @@ def launch(kernel: Any, grid: tuple[int, ...], config: LaunchConfig, *args: Any,
     Floating-point fusion is asked for by name: Triton's default changes with 3.10.
     """
     options = dict(num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
-    if "C" in constants and not INTERPRETING:
-        constants["C"] = _as_constexprs(constants["C"])
     if _recorder is not None:
         _recorder[1](kernel, grid, args, constants, options)
         return
@@ -99,18 +97,9 @@ def launch(kernel: Any, grid: tuple[int, ...], config: LaunchConfig, *args: Any,
     kernel[grid](*args, **constants, **options)
 
 
-@cache
-def _as_constexprs(constants):
-    """Triton 3.6 takes an int of a constexpr tuple for no constexpr; one object a value, for a launch has no time to make 15."""
-    import triton.language as tl
-
-    return type(constants)(*map(tl.constexpr, constants))
-
-
 def compiled_for(constants: dict[str, Any]) -> dict[str, Any]:
     """{name: value} of what a launch that was recorded compiles for: the fields of its C, or its constants as they are."""
-    named = constants["C"]._asdict() if "C" in constants else constants
-    return {name: getattr(value, "value", value) for name, value in named.items()}
+    return constants["C"]._asdict() if "C" in constants else constants
 
 
 def _allocate(size, alignment, stream):

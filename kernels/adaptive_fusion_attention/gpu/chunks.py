@@ -9,6 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ...tiles import vector, zeros
 from .rows import load_rows
 from .scores import LOG2_E, capped_scores
 from .spans import band_visible
@@ -73,9 +74,9 @@ def unit_after(scale, CAPPED: tl.constexpr, EXACT: tl.constexpr):
 def nothing_attended(C: tl.constexpr):
     """The Attended of no chunk."""
     return Attended(
-        tl.full([C.BLOCK_M], -float("inf"), tl.float32),
-        tl.zeros([C.BLOCK_M], tl.float32),
-        tl.zeros([C.BLOCK_D, C.BLOCK_M], tl.float32),
+        vector(C.BLOCK_M, -float("inf")),
+        vector(C.BLOCK_M, 0.0),
+        zeros(C.BLOCK_D, C.BLOCK_M),
     )
 
 

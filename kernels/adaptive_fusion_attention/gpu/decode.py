@@ -117,11 +117,11 @@ def decode_kernel(
 
 
 @triton.jit
-def merge_partials(partials, tile, first, last, chunks, rest, C: tl.constexpr):
+def merge_partials(partials, tile, first, last, chunks, rest, CHUNKS: tl.constexpr, C: tl.constexpr):
     """The Attended of the stored chunks first .. last."""
     attended = nothing_attended(C)
-    for begin in range(first, last, C.CHUNKS):
-        for step in tl.static_range(C.CHUNKS):  # loads that do not wait for each other
+    for begin in range(first, last, CHUNKS):
+        for step in tl.static_range(CHUNKS):  # loads that do not wait for each other
             place = begin + step
             # Past the last chunk one that holds nothing.
             m_there = tile.m_row & (tl.zeros_like(tile.o_row) + place < last)
@@ -143,10 +143,10 @@ def combine_kernel(
     cross_attended = None
     if C.CROSS:
         rest = unit_after(scale, False, C.EXACT)
-        cross_attended = merge_partials(outputs.partials, tile, 0, cross.chunks, chunks, rest, C)
+        cross_attended = merge_partials(outputs.partials, tile, 0, cross.chunks, chunks, rest, C.CHUNKS, C)
     last = cross.chunks + own.chunks
     rest = unit_after(scale, C.CAPPED, C.EXACT)
-    attended = merge_partials(outputs.partials, tile, cross.chunks, last, chunks, rest, C)
+    attended = merge_partials(outputs.partials, tile, cross.chunks, last, chunks, rest, C.CHUNKS, C)
     write_rows(outputs, gate, tile, queries, attended, cross_attended, scale, C, C.EXACT)
 
 

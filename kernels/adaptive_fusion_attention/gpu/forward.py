@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launch
+from ...tiles import vector, zeros
 from ..call import Call
 from .arguments import NUMBERS, Prepared, rows_or_none, run_tuned
 from .rows import Rows, load_gate, load_query_rows, store_query_rows
@@ -45,9 +46,9 @@ class Outputs(NamedTuple):
 def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
     """Online softmax of a tile of queries [BM, BLOCK_D] over a Term -> weighted values [BM, BLOCK_D] and log-sum-exps [BM]
     in base 2: 0 and -inf for a row that saw nothing. scale: of the scores, in base 2."""
-    b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_D], tl.float32)
-    b_top = tl.full([C.BLOCK_M], -float("inf"), tl.float32)  # largest score so far
-    b_total = tl.zeros([C.BLOCK_M], tl.float32)  # of exp2(score - top)
+    b_sum = zeros(C.BLOCK_M, C.BLOCK_D)
+    b_top = vector(C.BLOCK_M, -float("inf"))  # largest score so far
+    b_total = vector(C.BLOCK_M, 0.0)  # of exp2(score - top)
     FULL: tl.constexpr = CROSS and C.EVEN_CROSS and used_tiles is None
     begin, end = listed_span(used_tiles, term)
     factor = scale

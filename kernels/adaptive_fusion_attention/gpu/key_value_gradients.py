@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...tiles import zeros
 from .arguments import NUMBERS, Numbers
 from .rows import Rows, head_pointer, load_rows, read_rows, row_source, store_rows
 from .scores import LOG2_E, load_lse, weights_again
@@ -127,8 +128,8 @@ def gradients_of_key_tile(
         # [BN, BLOCK_D]
         b_k = load_rows(head_pointer(term.k, batch, head, k_begin), term.k.row, first_key, m_used, C.BLOCK_N, C)
         b_v = load_rows(head_pointer(term.v, batch, head, k_begin), term.v.row, first_key, m_used, C.BLOCK_N, C)
-        b_grad_k = tl.zeros([C.BLOCK_N, C.BLOCK_D], tl.float32)
-        b_grad_v = tl.zeros([C.BLOCK_N, C.BLOCK_D], tl.float32)
+        b_grad_k = zeros(C.BLOCK_N, C.BLOCK_D)
+        b_grad_v = zeros(C.BLOCK_N, C.BLOCK_D)
         last_key = tl.minimum(first_key + C.BLOCK_N, k_count)
         span = queries_of_keys(first_key, last_key, first, q_count, numbers.window, C.BLOCK_M, CAUSAL, WINDOWED)
         if term.mask is not None:

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...tiles import zeros
 from .arguments import NUMBERS
 from .rows import Rows, load_gate, load_query_rows, store_query_rows
 from .scores import LOG2_E, load_lse, weights_again
@@ -91,7 +92,7 @@ def query_gradients_kernel(
     # [BM, BLOCK_D]
     b_q = load_query_rows(inputs.q, tile, C)
     b_grad = load_query_rows(saved.grad_out, tile, C)
-    b_grad_q = tl.zeros([C.BLOCK_M, C.BLOCK_D], tl.float32)
+    b_grad_q = zeros(C.BLOCK_M, C.BLOCK_D)
     if C.CROSS:
         b_lse, b_sums = load_lse_and_sums(saved.cross_lse, saved.cross_sums, tile)
         term = cross_term(inputs, masks, cross_keys, tile, 1, C)

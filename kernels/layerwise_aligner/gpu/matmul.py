@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import architecture, dot_precision, launch, multiprocessors
+from ...tiles import zeros
 from .launch_table import matmul_config
 
 _PARTS = 264  # of a summed product at least, two for each multiprocessor of a large GPU, where there is length enough
@@ -171,7 +172,7 @@ def matmul_kernel(a, b, bias, s_bias, out, s_out, s_out_row, groups, M, N, K, C:
                 row = (tile // columns) * C.BLOCK_M
                 column = (tile % columns) * C.BLOCK_N
                 # [BM, BN]
-                b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_N], tl.float32)
+                b_sum = zeros(C.BLOCK_M, C.BLOCK_N)
                 inner = tl.cdiv(K, C.BLOCK_K)
                 b_sum = multiply(b_sum, a_tiles, a.row, b_tiles, b.row, row, column, 0, inner, M, N, K, C)
                 o_m = row + tl.arange(0, C.BLOCK_M)
@@ -196,7 +197,7 @@ def summed_matmul_kernel(a, b, partials, groups, group_parts, inner_parts, M, N,
     begin = inner * inner_part // inner_parts
     end = inner * (inner_part + 1) // inner_parts
     # [BM, BN]
-    b_sum = tl.zeros([C.BLOCK_M, C.BLOCK_N], tl.float32)
+    b_sum = zeros(C.BLOCK_M, C.BLOCK_N)
     for group in range(groups * group_part // group_parts, groups * (group_part + 1) // group_parts):
         p_a = group_pointer(a, group, C.A_LISTED, C.ALIGNED)
         a_tiles = tile_source(p_a, a.row, M, K, C.BLOCK_M, C.BLOCK_K, True, C)

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import architecture, dot_precision, launch
+from ...tiles import ones, vector, zeros
 from .launch_table import mix_config
 
 # A program's first tile costs it the addresses (two selects for each state) and the weight: it does more than one, as many
@@ -52,15 +53,15 @@ class Constants(NamedTuple):
 
 
 @triton.jit
-def state_pointers(states, C: tl.constexpr):
+def state_pointers(states, LAYERS: tl.constexpr, BLOCK_E: tl.constexpr, ALIGNED: tl.constexpr):
     """The addresses of the states as one vector [BLOCK_E], null past the last."""
     # [BLOCK_E]
-    o_state = tl.arange(0, C.BLOCK_E)
-    b_address = tl.zeros([C.BLOCK_E], dtype=tl.int64)
-    for e in tl.static_range(C.LAYERS):
+    o_state = tl.arange(0, BLOCK_E)
+    b_address = tl.zeros([BLOCK_E], dtype=tl.int64)
+    for e in tl.static_range(LAYERS):
         b_address = tl.where(o_state == e, states[e].to(tl.int64), b_address)
     p_states = b_address.to(states[0].dtype)
-    if C.ALIGNED:
+    if ALIGNED:
         p_states = tl.multiple_of(p_states, 16)
     return p_states
 
@@ -92,7 +93,7 @@ def load_weight(operands, o_stream, J, C: tl.constexpr):
 @triton.jit
 def mix_kernel(operands, out, X, J, tiles, tiles_each, C: tl.constexpr):
     """Tiles of all streams. Grid: (cdiv(tiles, tiles_each),)."""
-    p_states = state_pointers(operands.states, C)
+    p_states = state_pointers(operands.states, C.LAYERS, C.BLOCK_E, C.ALIGNED)
     size = tl.cast(X, tl.int64)
     # [BM]
     o_first = tl.arange(0, C.BLOCK_M)
@@ -129,19 +130,19 @@ def mix_weight_gradients_kernel(grad, s_stream, operands, partials, X, J, tiles,
 
     Grid: (cdiv(J, BLOCK_M), ranges). Tiles of streams of one range are neighbours: all but the first find the states in L2.
     """
-    p_states = state_pointers(operands.states, C)
+    p_states = state_pointers(operands.states, C.LAYERS, C.BLOCK_E, C.ALIGNED)
     # [BM]
     o_stream = tl.program_id(0) * C.BLOCK_M + tl.arange(0, C.BLOCK_M)
     b_weight, b_bias = load_weight(operands, o_stream, J, C)
     # [BM, BLOCK_E]
-    b_weight_sums = tl.zeros([C.BLOCK_M, C.BLOCK_E], dtype=tl.float32)
+    b_weight_sums = zeros(C.BLOCK_M, C.BLOCK_E)
     # In half precision tensor cores sum faster: 229 instructions for a 64 x 64 tile on sm_90, 291 with tl.sum.
     SUM_BY_DOT: tl.constexpr = operands.weight.dtype.element_ty != tl.float32
     if SUM_BY_DOT:
-        b_bias_sums = tl.zeros([C.BLOCK_M, 16], dtype=tl.float32)
-        b_ones = tl.full([C.BLOCK_N, 16], 1.0, dtype=operands.weight.dtype.element_ty)
+        b_bias_sums = zeros(C.BLOCK_M, 16)
+        b_ones = ones(C.BLOCK_N, 16, operands.weight.dtype.element_ty)
     else:
-        b_bias_sums = tl.zeros([C.BLOCK_M], dtype=tl.float32)
+        b_bias_sums = vector(C.BLOCK_M, 0.0)
     first = tl.program_id(1) * tiles_each
     for tile in range(first, min(first + tiles_each, tiles)):
         o_x, b_states = load_states(p_states, tile, X, C)
@@ -167,7 +168,7 @@ def mix_weight_gradients_kernel(grad, s_stream, operands, partials, X, J, tiles,
 @triton.jit
 def mix_state_gradients_kernel(grad, s_stream, operands, grad_states, X, J, tiles, tiles_each, C: tl.constexpr):
     """Tiles of grad_states (E, X) = weight^T times the gradient behind the relu. Grid: (cdiv(tiles, tiles_each),)."""
-    p_states = state_pointers(operands.states, C)
+    p_states = state_pointers(operands.states, C.LAYERS, C.BLOCK_E, C.ALIGNED)
     size = tl.cast(X, tl.int64)
     o_state, o_first = tl.arange(0, C.BLOCK_E), tl.arange(0, C.BLOCK_M)
     if C.ONE_STREAM_TILE:
@@ -176,7 +177,7 @@ def mix_state_gradients_kernel(grad, s_stream, operands, grad_states, X, J, tile
     for tile in range(first, min(first + tiles_each, tiles)):
         o_x, b_states = load_states(p_states, tile, X, C)
         # [BLOCK_E, BN]
-        b_sums = tl.zeros([C.BLOCK_E, C.BLOCK_N], dtype=tl.float32)
+        b_sums = zeros(C.BLOCK_E, C.BLOCK_N)
         for stream_tile in range(1 if C.ONE_STREAM_TILE else tl.cdiv(J, C.BLOCK_M)):
             o_stream = stream_tile * C.BLOCK_M + o_first
             if not C.ONE_STREAM_TILE:
