@@ -19,7 +19,7 @@ def loss_and_gradients(model, batch):
 def launches(monkeypatch):
     """Launches so far by kernel, "attention" for forward and decoding: equal results alone could come from the torch backend twice."""
     from layalign.kernels.adaptive_fusion_attention.gpu import operator
-    from layalign.kernels.layerwise_aligner import triton_matmul, triton_mix
+    from layalign.kernels.layerwise_aligner.gpu import matmul, mix
 
     counts = Counter()
     for run in (operator.forward, operator.decode):
@@ -29,7 +29,7 @@ def launches(monkeypatch):
             return run(*arguments)
 
         monkeypatch.setattr(operator, run.__name__, counted)
-    for module in (triton_matmul, triton_mix):
+    for module in (matmul, mix):
 
         def counting(kernel, *arguments, launch=module.launch, **constants):
             counts[kernel.__name__] += 1
