@@ -25,43 +25,32 @@ class Keys(NamedTuple):
 
 def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """The results of `adaptive_fusion_attention` for a checked Call."""
-    if call.scale is None:
-        call = _changed(call, scale=call.q.shape[-1] ** -0.5)
+    scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
     cu_seqlens, cross_cu_seqlens = call.cu_seqlens, call.cross_cu_seqlens
     if cu_seqlens is None:
-        if call.query_start is None:
-            call = _changed(call, query_start=call.k.shape[2] - call.q.shape[2])
-        results = _dense(call, return_lse)
+        start = call.k.shape[2] - call.q.shape[2] if call.query_start is None else call.query_start
+        results = _dense(call, scale, start, return_lse)
     elif _can_look(cu_seqlens) and _can_look(cross_cu_seqlens):
-        results = _sequence_by_sequence(call, return_lse)
+        results = _sequence_by_sequence(call, scale, return_lse)
     else:
         owner = _sequence_index(cu_seqlens, call.q.shape[2])
-        packing = (
-            owner[:, None] == owner,
-            owner[:, None] == _sequence_index(cross_cu_seqlens, call.cross_k.shape[2]),
-        )
-        results = _dense(_changed(call, query_start=0), return_lse, packing)
+        cross_owner = _sequence_index(cross_cu_seqlens, call.cross_k.shape[2])
+        results = _dense(call, scale, 0, return_lse, (owner[:, None] == owner, owner[:, None] == cross_owner))
     return results if return_lse else results[0]
 
 
-def _changed(call, **fields):
-    return Call(*[fields.get(name, value) for name, value in zip(Call._fields, call, strict=True)])
-
-
-def _dense(call, return_lse, packing=(None, None)):
+def _dense(call, scale, query_start, return_lse, packing=(None, None)):
     """One batch -> out, self lse, cross lse. packing: (S, N) and (S, T) bool, positions of the same sequence."""
     dtype = call.q.dtype
     q, k, v, cross_k, cross_v, gate = call[:6]
     if q.device.type == "cpu" and dtype != torch.float32:
         # CPUs without bf16 matrix units take 12.7 ms for what takes 7.1 in fp32 (4 x 9 heads of 128 x 64); exacter too.
         q, k, v, cross_k, cross_v = (x.float() for x in (q, k, v, cross_k, cross_v))
-    keys = _self_keys(_changed(call, k=k, v=v), packing[0])
-    self_out, self_lse = _attend(q, keys, call.scale, call.softcap, return_lse)
+    keys = _self_keys(call, k, v, query_start, packing[0])
+    self_out, self_lse = _attend(q, keys, scale, call.softcap, return_lse)
     if cross_k.shape[2] == 0 and not return_lse and not _wants_gradient(cross_k, cross_v, gate):
         return self_out.to(dtype), None, None
-    cross_out, cross_lse = _attend_across(
-        q, Keys(cross_k, cross_v, call.cross_mask, packing[1]), call.scale, return_lse
-    )
+    cross_out, cross_lse = _attend_across(q, Keys(cross_k, cross_v, call.cross_mask, packing[1]), scale, return_lse)
     out = torch.addcmul(self_out.float(), gates.as_rows(gate)[..., None].float(), cross_out.float())
     return out.to(dtype), self_lse, cross_lse
 
@@ -80,7 +69,7 @@ def _attend_across(q, keys, scale, return_lse):
     )
 
 
-def _sequence_by_sequence(call, return_lse):
+def _sequence_by_sequence(call, scale, return_lse):
     """Packed sequences one after the other: no work, and no NaN, crosses from one into another."""
     ends, cross_ends = call.cu_seqlens.tolist(), call.cross_cu_seqlens.tolist()
     sizes, cross_sizes = ([b - a for a, b in pairwise(bounds)] for bounds in (ends, cross_ends))
@@ -92,7 +81,7 @@ def _sequence_by_sequence(call, return_lse):
         split["cross_mask"] = call.cross_mask.split(cross_sizes, dim=1)
     split["gate"] = [gates.of_sequence(call.gate, begin, end) for begin, end in pairwise(ends)]
     parts = [
-        _dense(_changed(call, query_start=0, **{name: values[index] for name, values in split.items()}), return_lse)
+        _dense(call._replace(**{name: values[index] for name, values in split.items()}), scale, 0, return_lse)
         for index in range(len(sizes))
     ]
     if not parts:
@@ -101,11 +90,10 @@ def _sequence_by_sequence(call, return_lse):
     return tuple(torch.cat(part, dim=2) if part[0] is not None else None for part in zip(*parts, strict=True))
 
 
-def _self_keys(call, packing):
-    """The Keys of the self term without those that no query reaches."""
-    _, k, v, *_ = call
+def _self_keys(call, k, v, query_start, packing):
+    """The Keys of the self term without those that no query reaches; k and v as they are multiplied."""
     queries, keys, device = call.q.shape[2], k.shape[2], call.q.device
-    key_mask, query_start, window = call.key_mask, call.query_start, call.window
+    key_mask, window = call.key_mask, call.window
     if not call.causal:
         return Keys(k, v, key_mask, packing)
     if packing is not None:
