@@ -71,20 +71,12 @@ def linear_inputs(draw, streams=4, batch=2, length=5, width=8, out_width=6, bias
     return [draw(streams, batch, length, width), weight, draw(*leading, out_width) if bias else None]
 
 
-def cross_inputs(
-    draw,
-    batch=2,
-    length=5,
-    encoder_layers=3,
-    encoder_width=8,
-    llm_layers=2,
-    llm_width=6,
-    kv=4,
-    bias=True,
-    stacked=False,
-    projected=True,
-):
-    """The nine tensor arguments of cross_key_values. bias: True, False or the names of those there are."""
+CROSS_SIZES = dict(batch=2, length=5, encoder_layers=3, encoder_width=8, llm_layers=2, llm_width=6, kv=4)
+
+
+def cross_inputs(draw, bias=True, stacked=False, projected=True, **sizes):
+    """The nine tensor arguments of cross_key_values. bias: True, False or the names of those there are; sizes: of CROSS_SIZES."""
+    batch, length, encoder_layers, encoder_width, llm_layers, llm_width, kv = (CROSS_SIZES | sizes).values()
     names = {True: NAMES["cross_key_values"], False: ()}.get(bias, bias)
     streams, width = 2 * llm_layers, llm_width if projected else encoder_width
     projections = [draw.layers(llm_layers, kv, width, stacked=stacked, scale=width**-0.5) for _ in range(2)]

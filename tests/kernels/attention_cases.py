@@ -15,10 +15,22 @@ LAYOUTS = ("contiguous", "transposed", "fused", "padded", "strided", "columns", 
 MOST_TILE_PAIRS = 36  # of 16 x 16, over all heads: an interpreter takes milliseconds for each
 
 
-def random_inputs(batch, heads, kv_heads, queries, keys, cross_keys, width, gate_shape, dtype, gate_dtype, number=0):
+def random_inputs(batch, heads, kv_heads, queries, keys, cross_keys, width, gate_shape, dtype, gate_dtype):
+    """The six tensors of a call, always the same ones."""
+    shapes = shapes_of(batch, heads, kv_heads, queries, keys, cross_keys, width)
+    return random_tensors(0, shapes, gate_shape, dtype, gate_dtype)
+
+
+def shapes_of(batch, heads, kv_heads, queries, keys, cross_keys, width):
+    """Of q, k, v, cross_k and cross_v."""
+    query, key, cross_key = (
+        (batch, *rest, width) for rest in ((heads, queries), (kv_heads, keys), (kv_heads, cross_keys))
+    )
+    return [query, key, key, cross_key, cross_key]
+
+
+def random_tensors(number, shapes, gate_shape, dtype, gate_dtype):
     generator = torch.Generator().manual_seed(number)
-    shapes = [(batch, heads, queries, width), *[(batch, kv_heads, keys, width)] * 2]
-    shapes += [(batch, kv_heads, cross_keys, width)] * 2
     inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
     return [*inputs, torch.randn(gate_shape, generator=generator).to(gate_dtype).requires_grad_()]
 
@@ -111,7 +123,7 @@ class Case:
 
     def inputs(self):
         sizes = (self.batch, self.heads, self.kv_heads, self.queries, self.keys, self.cross_keys, self.width)
-        tensors = random_inputs(*sizes, self.gate_shape, self.dtype, self.gate_dtype, number=self.seed)
+        tensors = random_tensors(self.seed, shapes_of(*sizes), self.gate_shape, self.dtype, self.gate_dtype)
         tensors = [x.detach() for x in tensors]
         tensors[3:5] = (x[:: self.sharing].contiguous() for x in tensors[3:5])
         if self.gate_zero:
