@@ -8,10 +8,12 @@ an `__init__.py`, so it is listed here, which runs before either is imported.
 from __future__ import annotations
 
 from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the names below as type checkers see them
+TYPE_CHECKING = False  # a name that checkers know: importing typing would double the time that this file takes
+if TYPE_CHECKING:  # the names below as they see them
+    from types import ModuleType
+    from typing import Any
+
     from layalign.configuration import LayAlignConfig as LayAlignConfig
     from layalign.generation.pipeline import LayAlignPipeline as LayAlignPipeline
     from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention as adaptive_fusion_attention
