@@ -1,8 +1,9 @@
 """The shipped launch configurations of adaptive-fusion attention, and where their numbers come from.
 
-No line spills a register under Triton 3.6 and 3.9 (`layalign kernels` checks it); among those, tiles are as large as they
-get, the first sign of speed where none was measured. Two lines for each kernel and head dim: plain calls read whole tiles
-and may use tensor descriptors; masks, packing, windows and soft caps need 10 to 40 registers more.
+No bf16 line up to D = 128 spills a register under Triton 3.6 and 3.9 (`layalign kernels` checks it; bench/TUNING.md has what
+does); among those, tiles are as large as they get, the first sign of speed where none was measured. Two lines for each kernel and
+head dim: plain calls read whole tiles and may use tensor descriptors; masks, packing, windows and soft caps need 10 to 40 registers
+more.
 """
 
 import torch
