@@ -178,7 +178,7 @@ def matmul_kernel(a, b, bias, s_bias, out, s_out, s_out_row, groups, M, N, K, C:
                 o_m = row + tl.arange(0, C.BLOCK_M)
                 o_n = column + tl.arange(0, C.BLOCK_N)
                 if bias is not None:
-                    b_bias = tl.load(bias + group * s_bias + o_n, mask=o_n < N, other=0.0)
+                    b_bias = tl.load(bias + tl.cast(group, tl.int64) * s_bias + o_n, mask=o_n < N, other=0.0)
                     b_sum += b_bias.to(tl.float32)[None, :]
                 p_tile = p_out + tl.cast(o_m, tl.int64)[:, None] * s_out_row + o_n[None, :]
                 tl.store(p_tile, b_sum.to(out.dtype.element_ty), mask=(o_m < M)[:, None] & (o_n < N)[None, :])

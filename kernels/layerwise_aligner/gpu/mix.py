@@ -80,10 +80,12 @@ def load_weight(operands, o_stream, J, C: tl.constexpr):
     """-> rows of the weight [BLOCK_M, BLOCK_E] and of the bias [BLOCK_M, 1] in fp32, zero past J and the last state."""
     # [BLOCK_E]
     o_state = tl.arange(0, C.BLOCK_E)
-    p_weight = operands.weight + o_stream[:, None] * operands.s_row + o_state[None, :] * operands.s_column
+    # In 64 bits: strides are those of any view, and a row of them times a tile of streams may pass 2^31. Once a program.
+    p_rows = operands.weight + tl.cast(o_stream, tl.int64)[:, None] * operands.s_row
+    p_weight = p_rows + tl.cast(o_state, tl.int64)[None, :] * operands.s_column
     b_weight = tl.load(p_weight, mask=(o_stream < J)[:, None] & (o_state < C.LAYERS)[None, :], other=0.0)
     if operands.bias is not None:
-        p_bias = operands.bias + o_stream * operands.s_bias
+        p_bias = operands.bias + tl.cast(o_stream, tl.int64) * operands.s_bias
         b_bias = tl.load(p_bias, mask=o_stream < J, other=0.0).to(tl.float32)[:, None]
     else:
         b_bias = tl.zeros([o_stream.shape[0], 1], dtype=tl.float32)
