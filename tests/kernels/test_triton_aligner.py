@@ -16,7 +16,7 @@ from layalign.kernels.layerwise_aligner import (
     stream_linear,
     stream_linear_reference,
 )
-from layalign.kernels.layerwise_aligner.gpu import matmul
+from layalign.kernels.layerwise_aligner.gpu import matmul, operands
 from layalign.kernels.layerwise_aligner.gpu.launch_table import matmul_config
 
 pytestmark = pytest.mark.parametrize("backend", ["triton"], indirect=True)
@@ -80,6 +80,23 @@ def test_tensor_descriptors(check, monkeypatch, folded):
         sizes = dict(streams=3, batch=1, length=21, width=20, out_width=36, shared=shared)
         check(stream_linear, stream_linear_reference, **sizes)
     assert described and all(described)
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
+def test_one_descriptor_for_a_list(check, monkeypatch, folded):
+    """Weights that lie anywhere, in whole tiles: places within one descriptor, whatever the order of their addresses."""
+    kinds = []
+
+    def find(*arguments):
+        kinds.append(found(*arguments))
+        return kinds[-1]
+
+    found = matmul.found
+    monkeypatch.setattr(matmul, "found", find)
+    monkeypatch.setattr(matmul, "matmul_config", lambda **call: replace(matmul_config(**call), descriptors=True))
+    sizes = dict(batch=1, length=32, encoder_layers=2, encoder_width=32, llm_layers=3, llm_width=64, kv=32)
+    check(cross_key_values, cross_key_values_reference, {"folded": folded}, **sizes)
+    assert operands.SPANNED.value in kinds and operands.LISTED.value not in kinds
 
 
 @pytest.mark.parametrize("streams", [1, 7, 64])

@@ -4,7 +4,7 @@ No line spills a register (`layalign kernels` checks it). The mix waits for memo
 bytes on their way to a multiprocessor: its programs times the tiles that each has asked for. Products wait for tensor cores.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -89,33 +89,42 @@ def mix_config(kernel, *, architecture, dtype, layers, streams):
     return replace(line, block_m=min(rows, line.block_m))
 
 
-def _product(block_m, block_n, block_k, warps, stages, descriptors=False):
-    return LaunchConfig(
-        block_m=block_m, block_n=block_n, block_k=block_k, warps=warps, stages=stages, descriptors=descriptors
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductConfig(LaunchConfig):
+    """A line of the products, whose programs stay and walk over tiles: how many a multiprocessor holds at a time, and whether they
+    ask for the next tile's numbers before a tile is written (`AHEAD`)."""
+
+    programs: int = 1
+    ahead: bool = False
 
 
-# Half precision, matrices at multiples of 16 bytes.
+def _product(block_m, block_n, block_k, warps, stages, descriptors=False, programs=1, ahead=False):
+    tile = {"block_m": block_m, "block_n": block_n, "block_k": block_k}
+    return ProductConfig(**tile, warps=warps, stages=stages, descriptors=descriptors, programs=programs, ahead=ahead)
+
+
+# Half precision, matrices at multiples of 16 bytes. On sm_90 four tiles under way and the result's take 229,408 bytes of 232,448:
+# one program a multiprocessor.
 _MATMUL_HALF = {
     "sm_80": _product(128, 128, 32, 8, 4),
     "sm_89": _product(128, 128, 32, 8, 4),
-    "sm_90": _product(128, 256, 64, 8, 4, True),
-    "sm_100": _product(128, 256, 64, 8, 4, True),
+    "sm_90": _product(128, 256, 64, 8, 4, True, ahead=True),
+    "sm_100": _product(128, 256, 64, 8, 4, True, ahead=True),
 }
 # Up to 64 rows, where half of a tile of 128 would be empty.
 _MATMUL_FEW_ROWS = 64
 _MATMUL_SHORT = {
-    "sm_80": _product(64, 128, 32, 4, 4),
-    "sm_89": _product(64, 128, 32, 4, 4),
-    "sm_90": _product(64, 128, 64, 4, 4, True),
-    "sm_100": _product(64, 128, 64, 4, 4, True),
+    "sm_80": _product(64, 128, 32, 4, 4, programs=2),
+    "sm_89": _product(64, 128, 32, 4, 4, programs=2),
+    "sm_90": _product(64, 128, 64, 4, 4, True, programs=2),
+    "sm_100": _product(64, 128, 64, 4, 4, True, programs=2),
 }
 # Numbers that cannot be read eight at a time pass through registers: larger tiles spill 600 bytes (sm_90, 128 x 128).
-_MATMUL_UNALIGNED = _product(64, 64, 32, 8, 1)
+_MATMUL_UNALIGNED = _product(64, 64, 32, 8, 1, programs=2)
 _MATMUL_UNALIGNED_FLOAT32 = _product(64, 32, 32, 8, 1)
 # fp32 tiles are twice as large and multiplied three times (see `dot_precision`).
 _MATMUL_FLOAT32 = _product(64, 64, 32, 8, 2)
-_MATMUL_ELSEWHERE = _product(64, 64, 32, 4, 1)  # HIP and GPUs to come: tiles that need little of anything
+_MATMUL_ELSEWHERE = _product(64, 64, 32, 4, 1, programs=2)  # HIP and GPUs to come: tiles that need little of anything
 _MATMUL_INTERPRETER = _product(16, 32, 16, 4, 1)
 
 
