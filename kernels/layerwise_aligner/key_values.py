@@ -86,7 +86,10 @@ def backward(products: Products, grad: Tensor, call: Call, plan: Plan, wanted: C
     of_mix: list[Any] = []
     grad_weights: list[Tensor] = []
     grad_biases: list[Tensor] = []
-    for chunk in _chunks(call, plan):
+    chunks = list(_chunks(call, plan))
+    # In fp32 where several add up.
+    state_dtype = torch.float32 if len(chunks) > 1 else call.mix_weight.dtype
+    for chunk in chunks:
         grads, mix = grad[chunk], _mix(call, chunk)
         streams = products.mix(states, *mix) if wants_proj or wants_weights else None
         grad_streams, of_weights = projection.backward(grads, streams, chunk, any(wants_mix), wants_proj, wants_weights)
@@ -95,7 +98,7 @@ def backward(products: Products, grad: Tensor, call: Call, plan: Plan, wanted: C
         if wants_biases:
             grad_biases.extend(grads.sum(1))
         if any(wants_mix):
-            of_states, *of_parameters = products.mix_gradients(grad_streams, states, *mix, *wants_mix)
+            of_states, *of_parameters = products.mix_gradients(grad_streams, states, *mix, *wants_mix, state_dtype)
             of_mix.append(of_parameters)
             grad_states = of_states if grad_states is None else grad_states.add_(of_states)
     grad_mix_weight, grad_mix_bias = zip(*of_mix, strict=True) if of_mix else ((), ())

@@ -101,7 +101,8 @@ def test_of_the_aligner(backend, launched, device, aligner_cases):
     called, draw = set(), aligner_cases.Draw(torch.float32)
     call(aligner.fold_key_values, aligner_cases.cross_inputs(draw)[3:])
     assert launched == {"matmul_kernel": True}
-    differentiate(call(aligner.layer_mix, aligner_cases.mix_inputs(draw)))
+    for streams in (4, 96):  # both gradients in one launch, and more streams than a tile holds
+        differentiate(call(aligner.layer_mix, aligner_cases.mix_inputs(draw, streams=streams)))
     for shared in (True, False):
         differentiate(call(aligner.stream_linear, aligner_cases.linear_inputs(draw, shared=shared)))
     for folded in (True, False):

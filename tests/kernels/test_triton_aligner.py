@@ -142,7 +142,9 @@ def test_the_mix_is_one_launch(by_backend, aligner_cases, launches, encoder_laye
     out = by_backend(layer_mix)(*inputs)
     assert launches == {"mix_kernel": 1}
     out.sum().backward()
-    assert launches == {"mix_kernel": 1, "mix_weight_gradients_kernel": 1, "mix_state_gradients_kernel": 1}
+    # Both gradients in one pass, where a tile holds all streams.
+    apart = {"mix_state_gradients_kernel": 1} if streams > 32 else {}
+    assert launches == {"mix_kernel": 1, "mix_weight_gradients_kernel": 1, **apart}
 
 
 @pytest.mark.parametrize("streams", [1, 64])
@@ -181,6 +183,7 @@ def test_only_gradients_asked_for_are_computed(by_backend, aligner_cases, launch
     if wanted:
         out.sum().backward()
     kernels = {0: "mix_state_gradients_kernel", 1: "mix_weight_gradients_kernel", 2: "mix_weight_gradients_kernel"}
+    wanted = wanted if len(wanted) < 3 else (1,)  # both in one pass
     assert launches == {kernels[index]: 1 for index in wanted}
 
 

@@ -15,23 +15,27 @@ def _line(block_m, block_n, warps, stages):
     return LaunchConfig(block_m=block_m, block_n=block_n, warps=warps, stages=stages)
 
 
-# family -> kernel -> encoder states up to -> streams and numbers in a tile, in bfloat16 and float16. 8 warps repeat most
+# family -> kernel -> encoder states up to -> streams and numbers in a tile, in bfloat16 and float16. No line for "mix_gradients",
+# weights' and states' in one pass: each has a pass of its own, as all that were tried spill, 72 to 1,572 bytes. 8 warps repeat most
 # of the weight gradients' work: all of them along the streams, of which there are too few.
 _MIX_HALF = {
     "sm_80": {
         "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
         "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 32, 4, 2)},
         "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 32, 4, 2)},
+        "mix_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2)},
     },
     "sm_90": {
         "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 128, 4, 3), 128: _line(64, 64, 4, 2)},
         "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
         "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 64, 4, 2)},
+        "mix_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3)},
     },
     "sm_100": {
         "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 128, 4, 3), 128: _line(64, 64, 4, 2)},
         "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
         "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 64, 4, 2)},
+        "mix_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3)},
     },
 }
 _MIX_HALF["sm_89"] = _MIX_HALF["sm_80"]  # none takes more than the 99 KB of shared memory there
@@ -47,11 +51,13 @@ _MIX_FLOAT32 = {
         "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 32, 4, 2), 128: _line(64, 16, 4, 1)},
         "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 32, 4, 2), 128: _line(64, 16, 4, 1)},
         "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 2), 128: _line(64, 16, 4, 1)},
+        "mix_gradients": {32: _line(64, 32, 4, 2)},
     },
     "sm_100": {
         "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
         "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
         "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(32, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+        "mix_gradients": {32: _line(64, 32, 4, 2)},
     },
 }
 _MIX_FLOAT32["sm_89"] = _MIX_FLOAT32["sm_80"]
@@ -65,23 +71,30 @@ _MIX_INTERPRETER = {
     "mix": _line(32, 16, 4, 1),
     "mix_weight_gradients": _line(16, 32, 4, 1),
     "mix_state_gradients": _line(32, 16, 4, 1),
+    "mix_gradients": _line(32, 32, 4, 1),
 }
 
 
 def mix_config(kernel, *, architecture, dtype, layers, streams):
     """The line for one launch: block_m streams and block_n numbers of each state in a tile.
 
-    kernel: "mix", "mix_weight_gradients" or "mix_state_gradients"; architecture: as `launch.architecture` names it;
+    kernel: "mix", "mix_weight_gradients", "mix_state_gradients" or, for both in one pass, "mix_gradients", of which there is
+    none (None) where every line would spill or no tile holds all streams; architecture: as `launch.architecture` names it;
     layers, streams: the encoder states and what they are mixed into.
     """
+    line = _mix_line(kernel, architecture, dtype, layers, streams)
+    return None if kernel == "mix_gradients" and line is not None and streams > line.block_m else line
+
+
+def _mix_line(kernel, architecture, dtype, layers, streams):
     if architecture == "interpreter":
         return _MIX_INTERPRETER[kernel]
     arch = family(architecture)
     lines = (_MIX_FLOAT32 if dtype == torch.float32 else _MIX_HALF).get(arch)
     if lines is None:
         return _MIX_ELSEWHERE
-    line = lines[kernel][next((limit for limit in (32, 64) if layers <= limit), 128)]
-    if dtype == torch.float32:
+    line = lines[kernel].get(next((limit for limit in (32, 64) if layers <= limit), 128)) if kernel in lines else None
+    if dtype == torch.float32 or line is None:
         return line  # fewer streams would need other instructions, and more registers
     if arch in ("sm_90", "sm_100"):
         return line  # their tensor cores take 64 rows

@@ -72,14 +72,11 @@ def _mix(weight, bias, states):
 def _mix_backward(grad, weight, bias, states, wanted):
     with torch.cuda.device_of(weight):
         grad = grad.contiguous().flatten(1, 2)
-        grads = mix.mix_gradients(grad, prepare(states), weight, bias, *wanted)
-    # Copies: those of weight and bias are parts of one tensor, which results of an operator may not be.
-    grad_states, grad_weight, grad_bias = (x if x is None else x.to(weight.dtype, copy=True) for x in grads)
-    return (
-        (grad_states if grad_states is None else grad_states.unflatten(1, states[0].shape[:2])),
-        grad_weight,
-        grad_bias,
-    )
+        grads = mix.mix_gradients(grad, prepare(states), weight, bias, *wanted, weight.dtype)
+    grad_states, *of_parameters = grads
+    # Copies: they are parts of one tensor, which results of an operator may not be.
+    grad_weight, grad_bias = (x if x is None else x.to(weight.dtype, copy=True) for x in of_parameters)
+    return grad_states if grad_states is None else grad_states.unflatten(1, states[0].shape[:2]), grad_weight, grad_bias
 
 
 def _linear(streams, weight, bias):
