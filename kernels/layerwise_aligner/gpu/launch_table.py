@@ -21,19 +21,19 @@ def _line(block_m, block_n, warps, stages):
 _MIX_HALF = {
     "sm_80": {
         "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
-        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 32, 4, 2)},
+        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(16, 32, 4, 2)},
         "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 32, 4, 2)},
         "mix_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2)},
     },
     "sm_90": {
         "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 128, 4, 3), 128: _line(64, 64, 4, 2)},
-        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
+        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 8, 2)},
         "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 64, 4, 2)},
         "mix_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3)},
     },
     "sm_100": {
         "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 128, 4, 3), 128: _line(64, 64, 4, 2)},
-        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
+        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 8, 2)},
         "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 64, 4, 2)},
         "mix_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3)},
     },
@@ -49,14 +49,14 @@ _MIX_FLOAT32 = {
     },
     "sm_90": {
         "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 32, 4, 2), 128: _line(64, 16, 4, 1)},
-        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 32, 4, 2), 128: _line(64, 16, 4, 1)},
+        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 2), 128: _line(16, 16, 4, 1)},
         "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 2), 128: _line(64, 16, 4, 1)},
         "mix_gradients": {32: _line(64, 32, 4, 2)},
     },
     "sm_100": {
         "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
-        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
-        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(32, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(32, 32, 4, 1), 128: _line(16, 16, 4, 1)},
+        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(32, 16, 4, 1), 128: _line(16, 16, 4, 1)},
         "mix_gradients": {32: _line(64, 32, 4, 2)},
     },
 }
