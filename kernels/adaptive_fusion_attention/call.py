@@ -166,18 +166,27 @@ def _check_packing(call):
         raise malformed(missing, "None", "(n + 1,) int32: cu_seqlens and cross_cu_seqlens are given together")
     if call.query_start is not None:
         raise malformed("query_start", "a value with cu_seqlens", "None: each packed sequence starts at its first key")
-    (batch, _, queries, _), keys, cross_keys = call.q.shape, call.k.shape[2], call.cross_k.shape[2]
+    (batch, _, queries, _), keys = call.q.shape, call.k.shape[2]
     if batch != 1 or keys != queries:
         raise malformed("cu_seqlens", f"q of batch {batch} with {queries} queries, {keys} keys", "B = 1 and N = S")
-    packings = (("cu_seqlens", cu_seqlens, queries), ("cross_cu_seqlens", cross_cu_seqlens, cross_keys))
-    for name, bounds, total in packings:
+    for name, bounds in (("cu_seqlens", cu_seqlens), ("cross_cu_seqlens", cross_cu_seqlens)):
         if not isinstance(bounds, torch.Tensor) or bounds.dtype != torch.int32:
             raise malformed(name, getattr(bounds, "dtype", type(bounds).__name__), "an int32 tensor (n + 1,)")
         if bounds.dim() != 1 or bounds.shape[0] < 1 or bounds.shape != cu_seqlens.shape:
             raise malformed(name, f"shape {tuple(bounds.shape)}", "(n + 1,), the same n for both")
         _check_device(name, bounds, call.q)
-        # The values are looked at only where that costs no wait for a device and no graph break.
-        if bounds.device.type == "cpu" and not torch.compiler.is_compiling():
+    check_bounds(call)
+
+
+def check_bounds(call: Call) -> None:
+    """Raises ValueError for bounds of packed sequences with wrong values, where looking at them costs no wait for a device and no
+    graph break."""
+    packings = (
+        ("cu_seqlens", call.cu_seqlens, call.q.shape[2]),
+        ("cross_cu_seqlens", call.cross_cu_seqlens, call.cross_k.shape[2]),
+    )
+    for name, bounds, total in packings:
+        if bounds is not None and bounds.device.type == "cpu" and not torch.compiler.is_compiling():
             values = bounds.tolist()
             if values[0] != 0 or values[-1] != total or any(a > b for a, b in pairwise(values)):
                 raise malformed(name, values, f"bounds that start at 0, never fall and end at {total}")

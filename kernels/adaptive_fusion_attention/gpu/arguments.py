@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import autotuning
 from ...launch import LaunchConfig, architecture, dot_precision, launch
+from ...plans import fresh
 from .. import gates
 from ..call import Call
 from .launch_table import launch_candidates, launch_config
@@ -72,6 +73,11 @@ def rows_or_none(x: Tensor | None) -> Rows | None:
     return None if x is None else rows(x)
 
 
+def gate_rows(gate: Tensor, q: Tensor) -> Rows:
+    """The gate as (B, Hq, S) Rows."""
+    return rows(gates.spread(gate, q))._replace(pointer=gate)
+
+
 def unit_stride(x: Tensor) -> Tensor:
     """x itself, or a copy whose last dimension is contiguous."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
@@ -110,7 +116,7 @@ class Prepared:
 
     @cached_property
     def inputs(self) -> Inputs:
-        return Inputs(*map(rows, self.tensors), rows(gates.spread(self.call.gate, self.q)))
+        return Inputs(*map(rows, self.tensors), gate_rows(self.call.gate, self.q))
 
     def query_tiles(self, block: int) -> int:
         """Programs per head that work on `block` queries each: whole tiles of every sequence."""
@@ -167,7 +173,8 @@ def _numbers(call: Call) -> tuple[Numbers, bool]:
     elif start is None:
         start = keys - queries
     if isinstance(start, Tensor):
-        start = start.expand(batch).contiguous()
+        if start.shape != (batch,) or not start.is_contiguous():
+            start = start.expand(batch).contiguous()
         window = min(window, LONGEST_WINDOW) if windowed else 0
     else:
         # Past the last key only the distance to the window counts: both stay within the kernels' 32 bits.
@@ -195,8 +202,8 @@ def used_tiles(mask: Tensor | None, bounds: Tensor | None, sequences: int, block
         places = count * triton.cdiv(length, block)
     else:
         places = length // block + sequences
-    tiles = torch.empty(places, dtype=torch.int32, device=mask.device)
-    ranks = torch.empty(places + sequences, dtype=torch.int32, device=mask.device)
+    tiles = fresh(torch.empty(places, dtype=torch.int32, device=mask.device))
+    ranks = fresh(torch.empty(places + sequences, dtype=torch.int32, device=mask.device))
     config = LaunchConfig(block_m=1, block_n=block, warps=4, stages=1)
     launch(list_used_tiles_kernel, (sequences,), config, mask, stride, bounds, length, tiles, ranks, BLOCK_N=block)
     return UsedTiles(mask, stride, tiles, ranks)
