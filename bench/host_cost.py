@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from layalign.kernels import plans
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 from layalign.kernels.launch import pretending
 
-GOALS = {"decode": 10.0, "forward": 15.0, "backward": 30.0}  # microseconds above an empty launch
+GOALS = {"decode": 10.0, "forward": 15.0, "backward": 30.0}  # microseconds above the least
+EMPTY, EMPTY_BACKWARD = "an empty launch", "an empty backward"
 
 
 @triton.jit
@@ -75,67 +77,78 @@ def idle_gpu(architecture: str, launched: Callable[..., None] | None = None) -> 
         yield
 
 
+class _Untouched(torch.autograd.Function):
+    """As many inputs as the attention has, and a backward that has nothing to do."""
+
+    @staticmethod
+    def forward(ctx, grads, *inputs):
+        ctx.grads = grads
+        return inputs[0].detach()
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        return None, *ctx.grads
+
+
 def calls() -> dict[str, Callable[[], Any]]:
-    """What is measured, by name: of a model of 32 heads over 8, its projections' layout, few tokens: lengths cost the host nothing."""
+    """What is measured, by name: of a model of 32 heads over 8 and few tokens, whose number costs the host nothing."""
     torch.manual_seed(0)
 
-    def projected(heads, tokens, **options):
-        return torch.randn(2, tokens, heads, 128, dtype=torch.bfloat16, **options).transpose(1, 2)
+    def projected(heads, tokens):
+        return torch.randn(1, tokens, heads, 128, dtype=torch.bfloat16).transpose(1, 2)
 
-    gate = torch.ones(1)
-    q, *kv = projected(32, 16), *(projected(8, tokens) for tokens in (64, 64, 32, 32))
-    prompt = projected(32, 64)
+    attend = partial(adaptive_fusion_attention, backend="triton")
+    token, prompt, gate = projected(32, 1), projected(32, 20), torch.ones(1)
+    kv = [projected(8, tokens) for tokens in (40, 40, 30, 30)]
+    masks = {"key_mask": torch.ones(1, 40, dtype=torch.bool), "cross_mask": torch.ones(1, 30, dtype=torch.bool)}
     leaves = [x.clone().requires_grad_() for x in (prompt, *kv, gate)]
-    token, mask = projected(32, 1), torch.ones(2, 64, dtype=torch.bool)
-    attend = adaptive_fusion_attention
-    out = attend(*leaves, backend="triton")
+    out, masked = attend(*leaves), attend(*leaves, **masks)
     grad_out = torch.ones_like(out)
-
-    def step(**options):
-        return lambda: attend(token, *kv, gate, query_start=40, backend="triton", **options)
-
+    untouched = _Untouched.apply([x.detach() for x in leaves], *leaves)
+    grad = partial(torch.autograd.grad, inputs=leaves, grad_outputs=grad_out, retain_graph=True)
     return {
-        "decode": step(),
-        "decode, masks": step(key_mask=mask, cross_mask=mask[:, :32]),
-        "forward": lambda: attend(prompt, *kv, gate, backend="triton"),
-        "forward, masks": lambda: attend(prompt, *kv, gate, key_mask=mask, cross_mask=mask[:, :32], backend="triton"),
-        "forward, for gradients": lambda: attend(*leaves, backend="triton"),
-        "backward": lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True),
+        EMPTY: empty_kernel[(1,)],
+        EMPTY_BACKWARD: partial(grad, untouched),
+        "decode": partial(attend, token, *kv, gate, query_start=40),
+        "decode, masks": partial(attend, token, *kv, gate, query_start=40, **masks),
+        "forward": partial(attend, prompt, *kv, gate),
+        "forward, masks": partial(attend, prompt, *kv, gate, **masks),
+        "forward, for gradients": partial(attend, *leaves),
+        "backward": partial(grad, out),
+        "backward, masks": partial(grad, masked),
     }
 
 
 def measure(rounds: int, repetitions: int) -> dict[str, dict[str, float]]:
-    """{call: microseconds, with and without plans, and above the empty launch of the same rounds}: medians over `rounds` of so many
-    repetitions. The clock is of this process: what else a machine does costs less."""
+    """{call: microseconds of a call, above the least that such a call can cost, and of one without a plan}.
+
+    The least is an empty launch, of a backward that and the backward of an autograd function that does nothing. Medians over
+    `rounds` of so many repetitions, all calls in turn, of this process's own time.
+    """
     with idle_gpu("sm_90"):
         works = calls()
-        empty = empty_kernel[(1,)]
-        seconds: dict[str, list[float]] = {}
-        for planned in (False, True):
-            plans.enabled = planned
-            for name, work in {"an empty launch": empty, **works}.items():
-                for _ in range(4):  # the first is planned, the second rehearsed
-                    work()
-        for _ in range(rounds):
-            for planned in (True, False):
+        seconds: dict[tuple[str, bool], list[float]] = {(name, planned): [] for planned in (False, True) for name in works}
+        for number in range(-1, rounds):  # one to warm up: a call is planned when first made, and rehearsed when next
+            for (name, planned), measured in seconds.items():
                 plans.enabled = planned
-                for name, work in {"an empty launch": empty, **works}.items():
-                    start = time.process_time()
-                    for _ in range(repetitions):
-                        work()
-                    took = (time.process_time() - start) / repetitions * 1e6
-                    seconds.setdefault(name if planned else f"{name}, no plan", []).append(took)
+                work = works[name]
+                start = time.process_time()
+                for _ in range(repetitions):
+                    work()
+                if number >= 0:
+                    measured.append((time.process_time() - start) / repetitions * 1e6)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    least = median["an empty launch"]
-    return {
-        name: {
-            "microseconds": median[name],
-            "without_a_plan": median[f"{name}, no plan"],
-            "above_an_empty_launch": median[name] - least,
-            "fastest_round": min(seconds[name]) - min(seconds["an empty launch"]),
+    found = {}
+    for name in works:
+        least = 0.0 if name in (EMPTY, EMPTY_BACKWARD) else median[EMPTY, True]
+        if name.startswith("backward"):
+            least += median[EMPTY_BACKWARD, True]
+        found[name] = {
+            "microseconds": median[name, True],
+            "above_the_least": median[name, True] - least,
+            "without_a_plan": median[name, False],
         }
-        for name in ("an empty launch", *works)
-    }
+    return found
 
 
 def main() -> None:

@@ -55,7 +55,9 @@ def sums_heads(gate: Tensor, sums: Tensor) -> bool:
 
 def gradient(sums: Tensor, gate: Tensor) -> Tensor:
     """The gate's gradient from that of each query and head, (B, Hq, S) fp32, or of each query where `sums_heads`."""
-    rows = as_rows(gate)
-    spread_over = [dim for dim in range(3) if rows.shape[dim] < sums.shape[dim]]
-    total = sums.sum(spread_over) if spread_over else sums
-    return total.reshape(gate.shape).to(gate.dtype)
+    if gate.dim() == 1:
+        total = sums.sum((0, 2)) if gate.shape[0] > 1 else sums.sum().view(1)
+    else:
+        spread_over = [dim for dim in range(3) if gate.shape[dim] < sums.shape[dim]]
+        total = sums.sum(spread_over, keepdim=True) if spread_over else sums
+    return total if total.dtype == gate.dtype else total.to(gate.dtype)

@@ -17,17 +17,21 @@ from ...launch import stands_in
 from ..call import FLAT_NUMBERS, FLAT_TENSORS, SCHEMA, Call, check_bounds, flatten, unflatten, with_rows_repeated
 from .arguments import empty_like, unit_stride
 from .backward import gradients, with_gradient_of_gate
-from .decode import Decoded, decode, decodes
+from .decode import MOST_QUERIES, Decoded, decode, decodes
 from .forward import ForwardResults, Kept, forward
 
 PLANS = plans.Plans()
+_OUTPUT, _LSE = Kept(False, False, False), Kept(False, False, True)  # without gradients
+_WITHOUT_SCORES, _WITH_SCORES = Kept(False, True, True), Kept(True, True, True)
 
 
 def attend_again(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, ...] | None:
     """The results of a call that agrees with one that was checked and planned; None for any other, well-formed or not."""
+    if not isinstance(return_lse, bool):
+        return None
     try:
         kept = _kept(call, return_lse)
-        described = _described(call, kept)
+        described = _described_call(call, kept)
     except AttributeError:  # what was given for a tensor is none
         return None
     if described is None or described.plan is None:
@@ -43,7 +47,7 @@ def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, ...]
     if kept.terms:  # the gradients of shared rows are sums, which this makes
         call = with_rows_repeated(call)
     planned = not torch.compiler.is_compiling() and (call.q.device.type != "cuda" or covered(call.q.device))
-    return _attend(call, return_lse, kept, _described(call, kept) if planned else None)
+    return _attend(call, return_lse, kept, _described_call(call, kept) if planned else None)
 
 
 def _attend(call, return_lse, kept, described):
@@ -61,19 +65,23 @@ def _attend(call, return_lse, kept, described):
 
 
 def _kept(call, return_lse):
-    """The Kept of a call: terms wherever gradients are wanted."""
+    """The Kept of a call, with terms wherever gradients are wanted."""
     q, k, v, cross_k, cross_v, gate = call[:6]
     if torch.is_grad_enabled():
         scores = q.requires_grad or k.requires_grad
         if scores or v.requires_grad or cross_k.requires_grad or cross_v.requires_grad or gate.requires_grad:
-            return Kept(self_term=scores, terms=True, lse=True)
-    return Kept(self_term=False, terms=False, lse=return_lse)
+            return _WITH_SCORES if scores else _WITHOUT_SCORES
+    return _LSE if return_lse else _OUTPUT
 
 
-def _described(arguments, state):
-    """The Described of arguments whose first is a tensor, with all else that their host code looks at."""
+def _described(arguments, state, tuned):
+    """The Described of arguments whose first is a tensor. tuned: whether autotuning may choose their launches."""
     precision = torch.get_float32_matmul_precision() if arguments[0].dtype == torch.float32 else None
-    return PLANS.describe(arguments, (*state, *map(type, state), precision, stands_in(), autotuning.enabled()))
+    return PLANS.describe(arguments, (state, precision, stands_in(), tuned and autotuning.enabled()))
+
+
+def _described_call(call, kept):
+    return _described(call, kept, tuned=kept.terms or call.q.shape[2] > MOST_QUERIES)
 
 
 def _without_gradients(call, kept, described):
@@ -138,7 +146,7 @@ def _backward(*arguments):
     grad_out = unit_stride(grad_out)
     described = None
     if not torch.compiler.is_compiling():
-        described = _described((grad_out, self_out, cross_out, lse, *call), tuple(wanted))
+        described = _described((grad_out, self_out, cross_out, lse, *call), tuple(wanted), tuned=True)
     if described is not None and described.plan is not None:
         grads = described.plan.run(described)
     else:
