@@ -127,7 +127,9 @@ def measure(rounds: int, repetitions: int) -> dict[str, dict[str, float]]:
     """
     with idle_gpu("sm_90"):
         works = calls()
-        seconds: dict[tuple[str, bool], list[float]] = {(name, planned): [] for planned in (False, True) for name in works}
+        seconds: dict[tuple[str, bool], list[float]] = {
+            (name, planned): [] for planned in (False, True) for name in works
+        }
         for number in range(-1, rounds):  # one to warm up: a call is planned when first made, and rehearsed when next
             for (name, planned), measured in seconds.items():
                 plans.enabled = planned

@@ -111,7 +111,9 @@ def refuse(error: Exception) -> None:
 def observed() -> bool:
     """Whether a profiler wants to see launches, which only Triton's own path shows."""
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave) or knobs.compilation.instrumentation_mode)
+    return bool(
+        getattr(enter, "calls", enter) or getattr(leave, "calls", leave) or knobs.compilation.instrumentation_mode
+    )
 
 
 def current_stream() -> int:

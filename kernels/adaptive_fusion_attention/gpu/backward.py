@@ -61,11 +61,11 @@ def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: lis
     q, grad_out = prepared.q, unit_stride(grad_out)
     inputs = prepared.tensors
     if q.numel() == 0:
-        return Gradients(*(torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=False)), None)
+        return Gradients(
+            *(torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=False)), None
+        )
     want_gate = wanted[5] and prepared.crossing
-    grads = Gradients(
-        *(fresh(empty_like(x)) if want else None for x, want in zip(inputs, wanted, strict=False)), None
-    )
+    grads = Gradients(*(fresh(empty_like(x)) if want else None for x, want in zip(inputs, wanted, strict=False)), None)
     saved = _row_sums(rows(grad_out), results, grads, want_gate, prepared)
     plain = prepared.is_plain([*prepared.tensors, grad_out])
     _key_value_gradients(saved, grads, prepared, plain)
@@ -101,6 +101,7 @@ def _key_value_gradients(saved, grads, prepared, plain):
         rows_or_none(grads.v),
         *mask_and_stride(call.key_mask),
         bounds,
+        prepared.spans[0],
     )
     cross = KeyTerm(
         rows(cross_k),
@@ -110,6 +111,7 @@ def _key_value_gradients(saved, grads, prepared, plain):
         *(rows_or_none(grad if want_cross else None) for grad in (grads.cross_k, grads.cross_v)),
         *mask_and_stride(call.cross_mask),
         cross_bounds,
+        prepared.spans[1],
     )
 
     def run(config):
