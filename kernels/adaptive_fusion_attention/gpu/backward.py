@@ -57,7 +57,7 @@ def backward(grad_out: Tensor, results: ForwardResults, call: Call, wanted: list
 def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: list[bool]) -> Gradients:
     """As `backward`, but for the gate: its gradient is that of each query, to be summed, where the gate is no tensor of its own for
     each; None where there are no cross keys."""
-    prepared = Prepared(call)
+    prepared = Prepared(call, results[4:])
     q, grad_out = prepared.q, unit_stride(grad_out)
     inputs = prepared.tensors
     if q.numel() == 0:

@@ -36,12 +36,15 @@ EVERYTHING = Kept(True, True, True)
 
 class ForwardResults(NamedTuple):
     """self_out, cross_out: the un-gated terms in the shape of out, None where they are not kept and where T = 0, where out is the
-    self term. lse: None or both log-sum-exps, (2, B, Hq, S) fp32 in base 2; (1, B, Hq, S) where T = 0."""
+    self term. lse: None or both log-sum-exps, (2, B, Hq, S) fp32 in base 2; (1, B, Hq, S) where T = 0. lists, cross_lists: of the
+    masks' used tiles, for the backward."""
 
     out: Tensor
     self_out: Tensor | None
     cross_out: Tensor | None
     lse: Tensor | None
+    lists: Tensor | None = None
+    cross_lists: Tensor | None = None
 
 
 class Outputs(NamedTuple):
@@ -168,4 +171,4 @@ def forward(call: Call, kept: Kept = EVERYTHING) -> ForwardResults:
         )
 
     run_tuned("forward", run, prepared, plain=prepared.is_plain(prepared.tensors[1:5]))
-    return results
+    return ForwardResults(*results[:4], *prepared.lists) if kept.terms else results

@@ -102,15 +102,15 @@ class _FusedAttention(torch.autograd.Function):
     def forward(ctx, *arguments):
         *flat, kept, described = arguments
         if torch.compiler.is_compiling():
-            results = torch.ops.layalign.adaptive_fusion_attention(*flat, list(kept))
+            results = ForwardResults(*torch.ops.layalign.adaptive_fusion_attention(*flat, list(kept)))
         else:
             ctx.set_materialize_grads(False)  # of log-sum-exps there is none
             planned = described is not None and described.plan is not None
             results = described.plan.run(described) if planned else _forward(unflatten(flat), kept, described)
-        out, self_out, cross_out, lse = results
+        out, self_out, cross_out, lse, *lists = results
         if flat[3].shape[2] == 0:  # no cross keys: out is the self term
             self_out = out
-        ctx.save_for_backward(self_out, cross_out, lse, *flat[:FLAT_TENSORS])
+        ctx.save_for_backward(self_out, cross_out, lse, *lists, *flat[:FLAT_TENSORS])
         ctx.numbers = flat[FLAT_TENSORS:]
         ctx.mark_non_differentiable(lse)
         return out, lse
@@ -121,12 +121,15 @@ class _FusedAttention(torch.autograd.Function):
         nothing = (None,) * (FLAT_TENSORS + FLAT_NUMBERS + 2 - len(wanted))
         if grad_out is None:
             return *(None,) * len(wanted), *nothing
-        arguments = (grad_out, *ctx.saved_tensors, *ctx.numbers, wanted)
+        self_out, cross_out, lse, lists, cross_lists, *tensors = ctx.saved_tensors
+        flat = (*tensors, *ctx.numbers)
         if torch.compiler.is_compiling():
-            grads = torch.ops.layalign.adaptive_fusion_attention_backward(*arguments)
+            run = torch.ops.layalign.adaptive_fusion_attention_backward
+            grads = run(grad_out, self_out, cross_out, lse, *flat, wanted)
             grads = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
         else:
-            grads = _backward(*arguments)
+            results = ForwardResults(None, self_out, cross_out, lse, lists, cross_lists)
+            grads = _backward(grad_out, results, unflatten(flat), wanted)
         return *grads, *nothing
 
 
@@ -140,13 +143,11 @@ def _decode(call, kept, described=None):
         return PLANS.make(described, decode, _settled(call), kept.lse)
 
 
-def _backward(*arguments):
-    grad_out, self_out, cross_out, lse, *flat, wanted = arguments
-    results, call = ForwardResults(None, self_out, cross_out, lse), unflatten(flat)
+def _backward(grad_out, results, call, wanted):
     grad_out = unit_stride(grad_out)
     described = None
     if not torch.compiler.is_compiling():
-        described = _described((grad_out, self_out, cross_out, lse, *call), tuple(wanted), tuned=True)
+        described = _described((grad_out, *results[1:], *call), tuple(wanted), tuned=True)
     if described is not None and described.plan is not None:
         grads = described.plan.run(described)
     else:
@@ -172,7 +173,8 @@ def _present(results, like):
 )
 def _forward_operator(*arguments):
     *flat, kept = arguments
-    return _present(_forward(unflatten(flat), Kept(*kept)), flat[0])
+    results = _forward(unflatten(flat), Kept(*kept))
+    return _present(results[:4], flat[0])  # without lists of tiles, of which no fake could tell the lengths
 
 
 @_forward_operator.register_fake
@@ -192,7 +194,9 @@ def _(*arguments):
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward_operator(*arguments):
-    return _present(_backward(*arguments), arguments[0])
+    grad_out, self_out, cross_out, lse, *flat, wanted = arguments
+    results = ForwardResults(None, self_out, cross_out, lse)
+    return _present(_backward(grad_out, results, unflatten(flat), wanted), grad_out)
 
 
 @_backward_operator.register_fake
