@@ -95,7 +95,7 @@ def calls() -> dict[str, Callable[[], Any]]:
     torch.manual_seed(0)
 
     def projected(heads, tokens):
-        return torch.randn(1, tokens, heads, 128, dtype=torch.bfloat16).transpose(1, 2)
+        return torch.randn(1, tokens, heads, 64, dtype=torch.bfloat16).transpose(1, 2)
 
     attend = partial(adaptive_fusion_attention, backend="triton")
     token, prompt, gate = projected(32, 1), projected(32, 20), torch.ones(1)

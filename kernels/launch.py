@@ -116,7 +116,7 @@ def allow_descriptors() -> None:
     """Before each launch of a kernel that makes tensor descriptors: it holds for one thread, and backward passes have their own."""
     import triton
 
-    triton.set_allocator(_allocate)
+    triton.set_allocator(allocate_scratch)
 
 
 def compiled_for(constants: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def compiled_for(constants: dict[str, Any]) -> dict[str, Any]:
     return constants["C"]._asdict() if "C" in constants else constants
 
 
-def _allocate(size, alignment, stream):
+def allocate_scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     """Memory in which a kernel makes its tensor descriptors."""
     return torch.empty(size, dtype=torch.int8, device="cuda" if _recorder is None else "cpu")
 

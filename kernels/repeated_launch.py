@@ -40,34 +40,37 @@ class RepeatedLaunch:
 
     def __init__(self, launched: Launched) -> None:
         self._launched = launched
-        self._build: Callable[..., tuple[Any, ...]] | None = None
+        # Launches with the tensors at these addresses, on this stream; after `allow_descriptors` where it `needs_scratch`.
+        self.direct: Callable[[Sequence[int], int], Any] | None = None
         kernel, compiled = launched.kernel, launched.compiled
         # HIP's binder looks at the size of a tensor's memory too.
         if compiled is None or torch.version.hip or getattr(kernel, "pre_run_hooks", True):
             return
         try:
             self._start = compiled.run
-            self._before = (compiled.function, compiled.packed_metadata, None, None, None)
+            self._before = ((*launched.grid, 1, 1)[:3], compiled.function, compiled.packed_metadata)
             constants = (launched.constants[name] for name in kernel.arg_names[len(launched.args) :])
-            self._grid = (*launched.grid, 1, 1)[:3]
             numbers: list[Any] = []
-            text = _text((*launched.args, *constants), numbers)
+            self._text = _text((*launched.args, *constants), numbers)
         except (AttributeError, KeyError):
             return
         self._numbers = tuple(numbers)
-        self._build = _builder(text)
+        self.direct = self._calling(self._start)
+
+    def _calling(self, start):
+        """A function of addresses and a stream that calls start as Triton does."""
+        return _maker(self._text, len(self._numbers))(start, *self._before, self._numbers)
+
+    @property
+    def needs_scratch(self) -> bool:
+        """Whether it makes tensor descriptors in memory that Triton asks for."""
+        return self._launched.config.descriptors
 
     def is_known(self) -> bool | None:
         """Whether `direct` does what Triton does: None until `rehearse` has seen it."""
-        if self._build is None or _refused:
+        if self.direct is None or _refused:
             return False
         return True if self._launched.compiled in _rehearsed else None
-
-    def direct(self, addresses: Sequence[int], stream: int) -> None:
-        """Launch with the tensors at these addresses."""
-        if self._launched.config.descriptors:
-            allow_descriptors()
-        self._start(*self._grid, stream, *self._before, *self._build(addresses, self._numbers))  # type: ignore[misc]
 
     def through_triton(self, tensors: Sequence[Tensor]) -> None:
         """Launch with these tensors."""
@@ -91,11 +94,11 @@ class RepeatedLaunch:
                 self.through_triton(tensors)
             finally:
                 compiled._run = self._start
-        ours = (*self._grid, stream, *self._before[:2], *self._build([x.data_ptr() for x in tensors], self._numbers))
-        if len(handed) == 1 and _equal((*handed[0][:6], *handed[0][9:]), ours):
+        ours = self._calling(lambda *arguments: arguments)([x.data_ptr() for x in tensors], stream)
+        if len(handed) == 1 and _equal((*handed[0][:6], *handed[0][9:]), (*ours[:6], *ours[9:])):
             _rehearsed.add(compiled)
         else:
-            self._build = None
+            self.direct = None
 
 
 def refuse(error: Exception) -> None:
@@ -123,19 +126,29 @@ def current_stream() -> int:
 
 
 def _text(argument, numbers):
-    """Python source of an argument, of a: addresses, and n: `numbers`, to which what is no tensor is added. Compiled
-    kernels take named tuples as plain ones."""
+    """Python source of an argument, of a: addresses, and n0, n1, ...: what is no tensor, which is added to `numbers`. Compiled kernels
+    take named tuples as plain ones."""
     if isinstance(argument, Place):
         return f"a[{argument.number}]"
     if isinstance(argument, tuple):
         return "(" + "".join(_text(member, numbers) + "," for member in argument) + ")"
     numbers.append(argument)
-    return f"n[{len(numbers) - 1}]"
+    return f"n{len(numbers) - 1}"
 
 
 @cache  # one for each kernel and pattern of Nones
-def _builder(text):
-    return eval(f"lambda a, n: {text}", {})
+def _maker(text, count):
+    """A function that binds all of a direct launch but addresses and stream: names that Python looks up once, not each time."""
+    numbers = "".join(f"n{number}," for number in range(count))
+    source = f"""
+def make(start, grid, function, metadata, numbers):
+    x, y, z = grid
+    {numbers} = numbers
+    return lambda a, stream: start(x, y, z, stream, function, metadata, None, None, None, {text[1:-1]})
+"""
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    return namespace["make"]
 
 
 def _filled(argument, tensors):

@@ -81,7 +81,7 @@ def with_gradient_of_gate(grads: Gradients, gate: Tensor | None) -> Gradients:
     """What `gradients` leaves to PyTorch's operators; gate: None where its gradient is not wanted."""
     if gate is None:
         return grads
-    return grads._replace(gate=torch.zeros_like(gate) if grads.gate is None else gates.gradient(grads.gate, gate))
+    return Gradients(*grads[:5], torch.zeros_like(gate) if grads.gate is None else gates.gradient(grads.gate, gate))
 
 
 def _key_value_gradients(saved, grads, prepared, plain):
