@@ -224,8 +224,8 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         )
         places = padding = None
         if self.config.mask_cross_padding:
-            index, mask, tokens, padding = sequence.squeeze(mask, "right", lengths)
-            ids = ids.gather(1, index)
+            order, mask, tokens, padding = sequence.squeeze(mask, "right", lengths)
+            ids = ids.gather(1, order)
             places = sequence.real_tokens(mask, tokens)
         out = self.encoder_states(ids, None if padding is not None and padding.span is None else mask)
         soft = None
@@ -307,8 +307,8 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         if input_ids is not None:
             ids, mask = sequence.ids_and_mask("input_ids", input_ids, attention_mask, embed.num_embeddings)
             if ids.shape[0] != rows:
-                got = f"input_ids has {ids.shape[0]} rows, encoder_input_ids {rows}"
-                raise ValueError(f"{got}; both need one row per example")
+                found = f"input_ids has {ids.shape[0]} rows, encoder_input_ids {rows}"
+                raise ValueError(f"{found}; both need one row per example")
             parts.append(Part(embed(ids), mask, of_text))
         if not parts:
             raise ValueError("nothing for the LLM to read: no bos token, no adapter and no input_ids")
@@ -364,7 +364,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
             assembled = self.assemble(encoded.soft, encoded.mask, input_ids, attention_mask, labels, lengths)
             inputs_embeds, attention_mask, aligned, padding = assembled
             cross, input_ids = encoded.cross(padding), None
-            if labels is not None:
+            if aligned is not None and labels is not None:
                 targets, logits_to_keep = sequence.predicting_columns(aligned, lengths, labels.shape[1])
         elif labels is not None:
             raise ValueError("labels need encoder_input_ids: the loss is computed over the assembled sequence")

@@ -72,13 +72,13 @@ class Squeezed(NamedTuple):
     """A sequence with its padding on one side.
 
     Attributes:
-        index: (B, N') long, where its tokens were; the order of real tokens is kept. N' is at least 1.
+        places: (B, N') long, where its tokens were; the order of real tokens is kept. N' is at least 1.
         mask: (B, N') bool, True = real token.
         tokens: the number of real tokens.
         padding: the mask once more, as spans.
     """
 
-    index: torch.Tensor
+    places: torch.Tensor
     mask: torch.Tensor
     tokens: int
     padding: Padding
@@ -170,8 +170,8 @@ def join(parts: Sequence[Part], dtype: torch.dtype, labels: torch.Tensor | None,
     lengths = [sum(of_row) for of_row in zip(*known, strict=True)] if len(known) == len(parts) else None
     squeezed = squeeze(mask, "left", lengths)
     if labels is not None:
-        labels = align_labels(labels, mask, squeezed.index, published)
-    return Assembled(take(embeddings, squeezed.index), squeezed.mask, labels, squeezed.padding)
+        labels = align_labels(labels, mask, squeezed.places, published)
+    return Assembled(take(embeddings, squeezed.places), squeezed.mask, labels, squeezed.padding)
 
 
 def _check_lengths(lengths, counts):

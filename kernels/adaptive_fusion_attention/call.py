@@ -67,10 +67,10 @@ def with_rows_repeated(call: Call) -> Call:
     if call.cross_k.shape[0] == call.q.shape[0]:
         return call
     sharing = call.q.shape[0] // call.cross_k.shape[0]
-    shared = {name: getattr(call, name) for name in ("cross_k", "cross_v", "cross_mask", "cross_span")}
-    return call._replace(
-        **{name: None if x is None else x.repeat_interleave(sharing, dim=0) for name, x in shared.items()}
-    )
+    names = ("cross_k", "cross_v", "cross_mask", "cross_span")
+    given = {name: x for name in names if (x := getattr(call, name)) is not None}
+    fields: dict[str, Any] = {name: x.repeat_interleave(sharing, dim=0) for name, x in given.items()}
+    return call._replace(**fields)
 
 
 def with_spans_as_masks(call: Call) -> Call:
