@@ -1,6 +1,6 @@
 """From a Call to the arguments of its kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -55,6 +55,7 @@ class Constants(NamedTuple):
     DESCRIPTORS: bool = False
     PRECISION: str = "ieee"
     EXACT: bool = False  # fp32 tensors, where the kernel reads none
+    WIDE: bool = False  # a tile's rows lie 2^31 elements apart and more: see `is_wide`
     BLOCK_M: int = 0
     BLOCK_N: int = 0
     CHUNKS: int = 0  # partial results of decoding read at a time
@@ -75,6 +76,15 @@ def rows_or_none(x: Tensor | None) -> Rows | None:
 def unit_stride(x: Tensor) -> Tensor:
     """x itself, or a copy whose last dimension is contiguous."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def is_wide(tensors: Iterable[Tensor], block: int, gate: Tensor | None = None) -> bool:
+    """Whether 32 bits are too few for the elements from the first to the last row of a tile of `block` rows of (B, H, S, D)
+    tensors, or from the first to the last of a head's gates (B, H, S)."""
+    longest = block * max(x.stride(2) for x in tensors)
+    if gate is not None:
+        longest = max(longest, (gate.shape[2] + block) * gate.stride(2))
+    return longest >= 2**31
 
 
 def mask_and_stride(mask: Tensor | None) -> tuple[Tensor | None, int]:
@@ -109,8 +119,13 @@ class Prepared:
         self.numbers, self.windowed = _numbers(call)
 
     @cached_property
+    def gate(self) -> Tensor:
+        """(B, Hq, S) by strides."""
+        return gates.spread(self.call.gate, self.q)
+
+    @cached_property
     def inputs(self) -> Inputs:
-        return Inputs(*map(rows, self.tensors), rows(gates.spread(self.call.gate, self.q)))
+        return Inputs(*map(rows, self.tensors), rows(self.gate))
 
     def query_tiles(self, block: int) -> int:
         """Programs per head that work on `block` queries each: whole tiles of every sequence."""
@@ -123,8 +138,9 @@ class Prepared:
         tiles = used_tiles(self.call.key_mask, bounds, self.numbers.sequences, block)
         return Masks(tiles, used_tiles(cross_mask, cross_bounds, self.numbers.sequences, block), bounds, cross_bounds)
 
-    def constants(self, config: LaunchConfig, cross_tiles: bool) -> Constants:
-        """The Constants of a launch. cross_tiles: its programs walk over tiles of cross keys."""
+    def constants(self, config: LaunchConfig, cross_tiles: bool, others: Iterable[Tensor] = ()) -> Constants:
+        """The Constants of a launch. cross_tiles: its programs walk over tiles of cross keys; others: tensors like q or k that it
+        reads or writes besides the call's."""
         _, heads, _, width = self.q.shape
         return Constants(
             HEADS=heads,
@@ -140,6 +156,7 @@ class Prepared:
             START_PER_ROW=isinstance(self.numbers.start, Tensor),
             DESCRIPTORS=config.descriptors,
             PRECISION=dot_precision(self.q.dtype, architecture(self.q.device)),
+            WIDE=is_wide((*self.tensors, *others), max(config.block_m, config.block_n), self.gate),
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
         )

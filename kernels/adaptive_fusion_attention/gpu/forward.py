@@ -144,7 +144,7 @@ def forward(call: Call, save_self: bool = True) -> ForwardResults:
             prepared.masks(config.block_n),
             *prepared.numbers,
             q.shape[0] // call.cross_k.shape[0],
-            C=prepared.constants(config, cross_tiles=True),
+            C=prepared.constants(config, cross_tiles=True, others=(out,)),
         )
 
     run_tuned("forward", run, prepared, plain=prepared.is_plain(prepared.tensors[1:5]))
