@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from . import gates
 from .call import Call
+from .packing import repaired
 
 
 class Keys(NamedTuple):
@@ -33,8 +34,8 @@ def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, Tens
     elif _can_look(cu_seqlens) and _can_look(cross_cu_seqlens):
         results = _sequence_by_sequence(call, scale, return_lse)
     else:
-        owner = _sequence_index(cu_seqlens, call.q.shape[2])
-        cross_owner = _sequence_index(cross_cu_seqlens, call.cross_k.shape[2])
+        owner = _sequence_index(repaired(cu_seqlens, call.q.shape[2]), call.q.shape[2])
+        cross_owner = _sequence_index(repaired(cross_cu_seqlens, call.cross_k.shape[2]), call.cross_k.shape[2])
         results = _dense(call, scale, 0, return_lse, (owner[:, None] == owner, owner[:, None] == cross_owner))
     return results if return_lse else results[0]
 

@@ -13,6 +13,7 @@ from ...launch import LaunchConfig, architecture, dot_precision, launch
 from .. import gates
 from ..call import Call
 from .launch_table import launch_candidates, launch_config
+from .packing import repaired_bounds
 from .rows import Rows
 from .terms import Inputs, Masks, UsedTiles, list_used_tiles_kernel
 
@@ -114,8 +115,7 @@ class Prepared:
         self.tensors = [unit_stride(x) for x in call[:5]]
         self.q = self.tensors[0]
         self.crossing = call.cross_k.shape[2] > 0
-        # (q's bounds, cross keys' bounds)
-        self.bounds = tuple(x if x is None else x.contiguous() for x in (call.cu_seqlens, call.cross_cu_seqlens))
+        self.bounds = repaired_bounds(call)  # (q's, cross keys')
         self.numbers, self.windowed = _numbers(call)
 
     @cached_property
