@@ -34,8 +34,8 @@ def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, Tens
     elif _can_look(cu_seqlens) and _can_look(cross_cu_seqlens):
         results = _sequence_by_sequence(call, scale, return_lse)
     else:
-        owner = _sequence_index(repaired(cu_seqlens, call.q.shape[2]), call.q.shape[2])
-        cross_owner = _sequence_index(repaired(cross_cu_seqlens, call.cross_k.shape[2]), call.cross_k.shape[2])
+        owner = _sequence_index(cu_seqlens, call.q.shape[2])
+        cross_owner = _sequence_index(cross_cu_seqlens, call.cross_k.shape[2])
         results = _dense(call, scale, 0, return_lse, (owner[:, None] == owner, owner[:, None] == cross_owner))
     return results if return_lse else results[0]
 
@@ -130,7 +130,9 @@ def _causal_visibility(queries, keys, query_start, window, device):
 
 def _sequence_index(cu_seqlens, length):
     """Which packed sequence each position belongs to; empty sequences own none."""
-    return torch.searchsorted(cu_seqlens[1:], torch.arange(length, device=cu_seqlens.device), right=True)
+    return torch.searchsorted(
+        repaired(cu_seqlens, length)[1:], torch.arange(length, device=cu_seqlens.device), right=True
+    )
 
 
 def _attend(q, keys, scale, softcap, return_lse):

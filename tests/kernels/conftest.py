@@ -42,6 +42,12 @@ def aligner_cases():
 
 
 @pytest.fixture(scope="session")
+def stand_in():
+    """Modules that stand for flash-attn."""
+    return neighbour("flash_stand_in")
+
+
+@pytest.fixture(scope="session")
 def random_inputs(cases):
     return cases.random_inputs
 

@@ -61,7 +61,13 @@ def check(check_against_oracle):
         def by_row(gate):
             return (gate[:, None] if gate.dim() == 1 else gate).expand(inputs[0].shape[:3])
 
-        check_against_oracle(attend, adaptive_fusion_attention_reference, inputs, summed=(5, by_row), **options)
+        check_against_oracle(
+            attend,
+            adaptive_fusion_attention_reference,
+            inputs,
+            summed=(5, by_row, adaptive_fusion_attention_reference),
+            **options,
+        )
 
     return check_inputs
 
