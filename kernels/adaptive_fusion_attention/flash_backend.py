@@ -131,6 +131,9 @@ def _self_term(flash, call, scale, return_lse):
     if call.cu_seqlens is not None:
         own = repaired(call.cu_seqlens, queries)
         bounds = Bounds(own, own, queries, keys)
+    if call.key_span is not None:
+        start = keys - queries if call.query_start is None else min(call.query_start, keys)
+        bounds, ahead = _spanned(call.key_span, (queries, keys), start if call.causal else None), 0
     sight = Sight(None, min(ahead, keys) if call.causal else None)
     if call.window is not None:
         sight = Sight(min(call.window - 1 - ahead, keys), min(ahead, keys))
@@ -148,10 +151,28 @@ def _cross_term(flash, call, scale, return_lse):
     if call.cu_seqlens is not None:
         own, cross = repaired(call.cu_seqlens, queries), repaired(call.cross_cu_seqlens, keys)
         bounds = Bounds(own, cross, queries, keys)
+    if call.cross_span is not None:
+        bounds = _spanned(call.cross_span, (q.shape[2], keys), None)
     results = _attend(flash, (q, call.cross_k, call.cross_v), bounds, Sight(None, None), (scale, 0.0), return_lse)
     return tuple(
         x if x is None else x.unflatten(2, (together[1], queries)).transpose(1, 2).flatten(0, 1) for x in results
     )
+
+
+def _spanned(span, sizes, start):
+    """The Bounds of batch rows of so many queries and keys, of which a row sees those of its span (B, 2). start: key index of the first
+    query, aligned to; None aligns nothing.
+
+    Four sequences a row: the keys before the span without a query; the span with the queries up to its end, so that its last key is that
+    of its last query; the queries past it without a key; the keys past it without a query.
+    """
+    queries, keys = sizes
+    begin = span[:, 0].clamp(0, keys)
+    end = torch.maximum(span[:, 1].clamp(max=keys), begin)
+    seeing = torch.full_like(begin, queries) if start is None else (end - start).clamp(0, queries)
+    row = torch.arange(span.shape[0], dtype=torch.int32, device=span.device)
+    ends = [row * queries + x for x in (0, seeing, queries, queries)], [row * keys + x for x in (begin, end, end, keys)]
+    return Bounds(*(pad(torch.stack(x, dim=1).flatten(), (1, 0)).int() for x in ends), queries, keys)
 
 
 def _attend(flash, tensors, bounds, sight, numbers, return_lse):

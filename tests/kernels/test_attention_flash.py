@@ -101,6 +101,57 @@ def test_packed_sequences(version, check, random_inputs, cuts, window):
     check(inputs, cu_seqlens=own, cross_cu_seqlens=cross, window=window, return_lse=True)
 
 
+def spans(*rows):
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+# Spans of the keys end where they do: what lies past it is another matter, see below.
+SPANS = {
+    "left_padding": (
+        20,
+        20,
+        {"key_span": spans((0, 20), (13, 20), (20, 20)), "cross_span": spans((0, 9), (4, 9), (9, 9))},
+    ),
+    "cross_alone": (20, 20, {"cross_span": spans((2, 7), (0, 0), (-3, 99))}),
+    "outside": (20, 20, {"key_span": spans((-5, 99), (19, 25), (30, 40)), "cross_span": spans((5, 2), (0, 1), (8, 9))}),
+    "full": (20, 31, {"key_span": spans((3, 7), (0, 31), (30, 31)), "causal": False}),
+    "chunk": (7, 31, {"key_span": spans((0, 31), (29, 31), (12, 40))}),
+    "start": (7, 31, {"key_span": spans((0, 17), (5, 17), (12, 40)), "query_start": 10}),
+    "window": (20, 20, {"key_span": spans((0, 20), (13, 20), (5, 20)), "window": 4}),
+}
+
+
+@pytest.mark.parametrize(("queries", "keys", "options"), SPANS.values(), ids=SPANS)
+def test_spans(version, check, random_inputs, queries, keys, options):
+    check(random_inputs(3, 4, 2, queries, keys, 9, 16, (3, 4, queries), **HALF), return_lse=True, **options)
+
+
+def test_spans_of_shared_cross_rows(version, check, random_inputs):
+    inputs = random_inputs(6, 4, 2, 5, 9, 7, 16, (6, 4, 5), **HALF)
+    inputs[3:5] = (x.detach()[::3].requires_grad_() for x in inputs[3:5])
+    check(inputs, cross_span=spans((2, 7), (0, 3)))
+
+
+def test_padding_on_the_right(version, random_inputs):
+    """Queries past their row's keys get 0; what lies there, NaN too, reaches nothing else."""
+    inputs = random_inputs(3, 4, 2, 20, 20, 9, 16, (1,), **HALF)
+    span = spans((0, 20), (2, 11), (5, 5))
+    plain = adaptive_fusion_attention_reference(*inputs, key_span=span, return_lse=True)
+    outside = (torch.arange(20) < span[:, :1]) | (torch.arange(20) >= span[:, 1:])
+    planted = [x.detach() for x in inputs]
+    planted[1:3] = (x.masked_fill(outside[:, None, :, None], torch.nan) for x in planted[1:3])
+    planted = [x.requires_grad_() for x in planted]
+    out, self_lse, cross_lse = attend(*planted, key_span=span, return_lse=True)
+    past = (torch.arange(20) >= span[:, 1:])[:, None].expand(3, 4, 20)
+    cross = adaptive_fusion_attention_reference(*inputs, key_span=spans((0, 0), (0, 0), (0, 0)))
+    torch.testing.assert_close(out, torch.where(past[..., None], cross, plain[0]), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(self_lse, plain[1].masked_fill(past, -torch.inf))
+    torch.testing.assert_close(cross_lse, plain[2])
+    grads = torch.autograd.grad(out.float().sum(), planted)
+    assert all(grad.isfinite().all() for grad in grads)
+    assert not any(grad.masked_select(outside[:, None, :, None]).any() for grad in grads[1:3])
+
+
 def test_shared_cross_rows(version, random_inputs):
     """Three beams of two examples read their cross keys without a copy."""
     inputs = random_inputs(6, 4, 2, 5, 9, 7, 16, (6, 4, 5), **HALF)

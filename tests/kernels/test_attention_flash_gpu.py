@@ -20,6 +20,7 @@ CALLS = {
     "window": ((1, 4, 2, 300, 300, 77, 64), {"window": 50}),
     "no_cross": ((1, 4, 2, 300, 300, 0, 64), {"return_lse": True}),
 }
+SPANS = ((0, 200), (130, 200), (200, 200)), ((0, 77), (10, 20), (77, 77))
 CUTS = ((0, 100, 100, 333), (0, 7, 77, 77))
 
 
@@ -52,6 +53,11 @@ def attend(*inputs, **options):
 @pytest.mark.parametrize(("sizes", "options"), CALLS.values(), ids=CALLS)
 def test_calls(version, check, sizes, options):
     check(sizes, **options)
+
+
+def test_spans(version, check):
+    span, cross_span = (torch.tensor(values, dtype=torch.int32, device=DEVICE) for values in SPANS)
+    check((3, 8, 2, 200, 200, 77, 64), key_span=span, cross_span=cross_span, return_lse=True)
 
 
 def test_packed_sequences(version, check):
