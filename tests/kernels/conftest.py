@@ -20,11 +20,12 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 def pytest_generate_tests(metafunc):
     """fuzz_seed: one test for each random call asked for; rare_fuzz_seed: for a tenth of them."""
-    for name, share in (("fuzz_seed", 1), ("rare_fuzz_seed", 10)):
-        if name in metafunc.fixturenames:
-            one, count = (metafunc.config.getoption(option) for option in ("fuzz_seed", "fuzz"))
+    for fixture, share in (("fuzz_seed", 1), ("rare_fuzz_seed", 10)):
+        if fixture in metafunc.fixturenames:
+            one, first, count = (metafunc.config.getoption(name) for name in ("fuzz_seed", "fuzz_from", "fuzz"))
             count = (40 if COMPILING else 300) if count is None else count
-            metafunc.parametrize(name, range(-(-count // share)) if one is None else [one])
+            seeds = range(first // share, -(-(first + count) // share))
+            metafunc.parametrize(fixture, seeds if one is None else [one])
 
 
 def neighbour(name):
