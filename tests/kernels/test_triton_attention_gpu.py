@@ -110,6 +110,25 @@ def test_packed_sequences(make, check, window):
     check(inputs, **bounds, window=window)
 
 
+def test_wrong_bounds_are_read_as_good_ones_and_reported_later(make):
+    """By a word of host memory that the device writes; nothing waits for it but this test."""
+    inputs, good = packing(make("odd", torch.bfloat16), 0.2, 0.2, 0.6)
+    wrong = {name: bounds.flip(0) for name, bounds in good.items()}
+    length = inputs[0].shape[2], inputs[3].shape[2]
+    read_as = {name: torch.tensor([0, 0, 0, 0, end], dtype=torch.int32) for name, end in zip(good, length, strict=True)}
+    read_as = {name: bounds.to(DEVICE) for name, bounds in read_as.items()}
+    for name, bounds in wrong.items():  # first 0, then none lower than the one before
+        read_as[name][1:-1] = bounds[1:-1].cummax(0).values
+    grad_out = torch.randn_like(inputs[0])
+    expected = gradients(inputs, read_as, grad_out)
+    results = gradients(inputs, wrong, grad_out)
+    torch.cuda.synchronize()
+    assert all(torch.equal(got, want) for got, want in zip(results, expected, strict=True))
+    with pytest.raises(ValueError, match=r"^cu_seqlens: got bounds in an earlier call"):
+        attend(*inputs, **good)
+    attend(*inputs, **good)
+
+
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf], ids=str)
 def test_masked_keys_never_leak(make, cases, junk):
     inputs, options = make("small", torch.bfloat16), masks(cases, "small", "holes")
