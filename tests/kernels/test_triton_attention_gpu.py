@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention, adaptive_fusion_attention_reference
+from layalign.kernels.adaptive_fusion_attention.packing import repaired
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -114,11 +115,7 @@ def test_wrong_bounds_are_read_as_good_ones_and_reported_later(make):
     """By a word of host memory that the device writes; nothing waits for it but this test."""
     inputs, good = packing(make("odd", torch.bfloat16), 0.2, 0.2, 0.6)
     wrong = {name: bounds.flip(0) for name, bounds in good.items()}
-    length = inputs[0].shape[2], inputs[3].shape[2]
-    read_as = {name: torch.tensor([0, 0, 0, 0, end], dtype=torch.int32) for name, end in zip(good, length, strict=True)}
-    read_as = {name: bounds.to(DEVICE) for name, bounds in read_as.items()}
-    for name, bounds in wrong.items():  # first 0, then none lower than the one before
-        read_as[name][1:-1] = bounds[1:-1].cummax(0).values
+    read_as = {name: repaired(bounds, bounds[0].item()) for name, bounds in wrong.items()}
     grad_out = torch.randn_like(inputs[0])
     expected = gradients(inputs, read_as, grad_out)
     results = gradients(inputs, wrong, grad_out)
