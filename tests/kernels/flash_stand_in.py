@@ -127,4 +127,5 @@ def _packed(q, k, v, bounds, *numbers):
             out, lse = _dense(*parts, *numbers)
         outs.append(out[0])
         lses.append(lse[0])
-    return torch.cat(outs), torch.cat(lses, dim=1)
+    used = sum(x[:0].sum() for x in (q, k, v)).half()  # by one call: a tensor that nobody sees has a gradient of 0
+    return torch.cat(outs) + used, torch.cat(lses, dim=1)

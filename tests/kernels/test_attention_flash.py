@@ -169,6 +169,24 @@ def test_shared_cross_rows(version, random_inputs):
         torch.testing.assert_close(shared_grad, copied_grad.unflatten(0, (2, 3)).sum(1), rtol=2e-2, atol=2e-2)
 
 
+def can_be_said(case):
+    """Whether flash-attn takes the call, and no query is past its span, where it gives 0."""
+    start = case.options.get("query_start", case.keys - case.queries)
+    if case.key_mask or case.cross_mask or isinstance(start, torch.Tensor):
+        return False
+    if case.options["causal"] and start > case.keys - case.queries + case.options.get("window", 10**9) - 1:
+        return False
+    spans = case.key_span if case.options["causal"] and case.key_span else ()
+    return all(end >= case.keys or end <= begin for begin, end in spans)
+
+
+@pytest.mark.parametrize("backend", ["flash"], indirect=True)
+def test_random_call(rare_fuzz_seed, version, backend, cases, check_attention):
+    case = cases.draw(rare_fuzz_seed, [torch.float16], can_be_said)
+    print(case)
+    check_attention(case.inputs(), **case.keywords())
+
+
 REFUSED = {
     "key_mask": {"key_mask": torch.ones(2, 9, dtype=torch.bool)},
     "cross_mask": {"cross_mask": torch.ones(2, 7, dtype=torch.bool)},
