@@ -88,6 +88,7 @@ def _dense(q, k, v, scale, causal, window_size, softcap, deterministic, nothing)
     assert deterministic
     assert q.dtype in (torch.float16, torch.bfloat16) and q.shape[3] % 8 == 0 and q.shape[1] and k.shape[1]
     (queries, heads), (keys, kv_heads) = q.shape[1:3], k.shape[1:3]
+    dtype = q.dtype
     q, k, v = (x.float().transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) * scale
@@ -106,7 +107,7 @@ def _dense(q, k, v, scale, causal, window_size, softcap, deterministic, nothing)
     some = visible.any(dim=1)[:, None]
     weights = torch.softmax(scores.masked_fill(~some, 0.0), dim=-1).masked_fill(~some, 0.0)
     lse = torch.logsumexp(scores, dim=-1) if keys else scores.new_full(scores.shape[:3], -torch.inf)
-    return (weights @ v).transpose(1, 2).half(), torch.where(lse == -torch.inf, nothing, lse)
+    return (weights @ v).transpose(1, 2).to(dtype), torch.where(lse == -torch.inf, nothing, lse)
 
 
 def _packed(q, k, v, bounds, *numbers):
@@ -127,5 +128,5 @@ def _packed(q, k, v, bounds, *numbers):
             out, lse = _dense(*parts, *numbers)
         outs.append(out[0])
         lses.append(lse[0])
-    used = sum(x[:0].sum() for x in (q, k, v)).half()  # by one call: a tensor that nobody sees has a gradient of 0
+    used = sum(x[:0].sum() for x in (q, k, v)).to(q.dtype)  # by one call: a tensor that nobody sees has a gradient of 0
     return torch.cat(outs) + used, torch.cat(lses, dim=1)
