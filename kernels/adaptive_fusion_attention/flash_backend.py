@@ -76,6 +76,9 @@ def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, Tens
     if flash is None:
         raise ValueError(f'backend="flash" needs flash-attn, which is not installed: {HOW_TO_INSTALL}')
     scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
+    if call.cu_seqlens is not None and call.cross_cu_seqlens is not None:
+        bounds = repaired(call.cu_seqlens, call.q.shape[2]), repaired(call.cross_cu_seqlens, call.cross_k.shape[2])
+        call = call._replace(cu_seqlens=bounds[0], cross_cu_seqlens=bounds[1])
     self_out, self_lse = _self_term(flash, call, scale, return_lse)
     if call.cross_k.shape[2]:
         cross_out, cross_lse = _cross_term(flash, call, scale, return_lse)
@@ -129,8 +132,7 @@ def _self_term(flash, call, scale, return_lse):
     keys = k.shape[2]
     bounds = None
     if call.cu_seqlens is not None:
-        own = repaired(call.cu_seqlens, queries)
-        bounds = Bounds(own, own, queries, keys)
+        bounds = Bounds(call.cu_seqlens, call.cu_seqlens, queries, keys)
     if call.key_span is not None:
         start = keys - queries if call.query_start is None else min(call.query_start, keys)
         bounds, ahead = _spanned(call.key_span, (queries, keys), start if call.causal else None), 0
@@ -149,8 +151,7 @@ def _cross_term(flash, call, scale, return_lse):
     q = call.q.unflatten(0, together).transpose(1, 2).flatten(2, 3)
     bounds = None
     if call.cu_seqlens is not None:
-        own, cross = repaired(call.cu_seqlens, queries), repaired(call.cross_cu_seqlens, keys)
-        bounds = Bounds(own, cross, queries, keys)
+        bounds = Bounds(call.cu_seqlens, call.cross_cu_seqlens, queries, keys)
     if call.cross_span is not None:
         bounds = _spanned(call.cross_span, (q.shape[2], keys), None)
     results = _attend(flash, (q, call.cross_k, call.cross_v), bounds, Sight(None, None), (scale, 0.0), return_lse)
