@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.cases.model import ModelCase, twin
+from bench.machine import machine
 from bench.measuring import Effort, Measurement, Missing, Results, measure
 from bench.model_systems import BareLLM, LayAlign, System
 from bench.peers import peers_of
@@ -83,8 +84,12 @@ def measure_generation(case: ModelCase, effort: Effort) -> dict[str, Measurement
     works = {name: _work(system, _generation(case, given)) for name, system in compared.systems.items()}
     for name in STATIC:
         call = _generation(case, given, cache_implementation="static")
-        on_gpu = case.device == "cuda"
-        works[name] = _work(compared.systems[name.split()[0]], call) if on_gpu else Missing("pays with CUDA graphs")
+        if case.device != "cuda":
+            works[name] = Missing("pays with CUDA graphs")
+        elif name in machine().left_out:
+            works[name] = Missing(f"{name} is left out of this run")
+        else:
+            works[name] = _work(compared.systems[name.split()[0]], call)
     exact = partial(compared.exact, lambda system: system.forced(given, CHECKED_TOKENS), eager=False)
     return _measure(case, works, exact, effort, memory=False)
 
