@@ -66,14 +66,11 @@ def enter_row(
     table: Table,
     name: str,
     measurements: Mapping[str, Measurement],
-    goal: float | None = None,
 ) -> Measurement:
-    """`row` with what an attention suite says of this library: its time over the fastest two calls, and the goal of that."""
+    """`row` with what an attention suite says of this library: its time over the fastest two calls."""
     figures = {}
     if name in OURS and measurements[name].seconds and (over := over_best_two_calls(measurements, name)) is not None:
         figures["time_over_best_two_calls"] = over
-    if name == "triton" and goal is not None:
-        figures["goal"] = goal
     return row(table, name, measurements, ours=name in OURS, **figures)
 
 
