@@ -208,7 +208,8 @@ def _message(report):
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash is not None else str(report.longrepr)
-    return next((line for line in text.strip().splitlines() if line.strip()), "")[:500]
+    line = next((line for line in text.strip().splitlines() if line.strip()), "")
+    return line.removeprefix("AssertionError: ").removeprefix("Failed: ")[:500]
 
 
 def _keep(config, items, kept):

@@ -25,6 +25,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--leave-out", action="append", default=[], metavar="NAME", help="an implementation not to measure; repeatable"
     )
+    parser.addoption("--compile-only", action="store_true", help="of launch candidates: launch each once, time none")
     parser.addoption(
         "--record", metavar="FOLDER", help="keep each row there as soon as it is measured, beside those of earlier runs"
     )

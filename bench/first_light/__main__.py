@@ -52,7 +52,7 @@ class FirstLight:
         names = [stage.name for stage in everything]
         self.stages = everything[names.index(options.first) : names.index(options.last) + 1]
         gpu = "a pretended GPU" if options.rehearse is not None else present_gpu()
-        self.record = Record(options.results, gpu, options.before)
+        self.record = Record(options.results, gpu, options.before, options.fresh)
         self.work = Path(tempfile.mkdtemp(prefix="first-light-"))
 
     def run(self) -> int:
@@ -81,7 +81,7 @@ class FirstLight:
         end_by = time.monotonic() + seconds
         say(f"stage {stage.name}, {stage.what}: {seconds:.0f} s at most")
         for step in filter(self._asked, stage.steps):
-            before = None if self.options.fresh else self.record.outcomes.get(step.name)
+            before = self.record.outcomes.get(step.name)
             if before is not None and before.status != "cut":
                 say(f"{step.name}: {before.status} before")
                 continue
@@ -103,12 +103,17 @@ class FirstLight:
         if step.command:
             status, note = self._run_command(step, seconds)
             return Outcome(status, time.monotonic() - start, note=note)
-        runs = self._runs(step, before)
+        others = {name: one for name, one in self.record.outcomes.items() if name != step.name}
+        done = others[step.goes_on_from].tests if step.goes_on_from in others else []
+        broken = [line for one in others.values() for line in one.broken]  # what hung in one step hangs in the next
+        runs = self._runs(step, [*done, *before.tests], [*broken, *before.broken])
 
         def outcome(status, note):
-            tests, broken = attempts_of(run.folder for run in runs)
-            only_once = {line["test"]: line for line in tests}
-            return Outcome(status, before.seconds + time.monotonic() - start, list(only_once.values()), broken, note)
+            tests, ended = attempts_of(run.folder for run in runs)
+            mine = {line["test"]: line for line in tests if line not in done}
+            seconds = before.seconds + time.monotonic() - start
+            unique = [line for place, line in enumerate(ended) if line not in broken and line not in ended[:place]]
+            return Outcome(status, seconds, list(mine.values()), unique, note)
 
         saved = told = 0.0
 
@@ -126,8 +131,8 @@ class FirstLight:
         told = len([line for line in before.tests if line["outcome"] == "failed"])
         return outcome(*supervise.supervise(runs, seconds, each_second))
 
-    def _runs(self, step: Step, before: Outcome) -> list[Run]:
-        earlier = self.record.outcomes.get(step.goes_on_from or "", Outcome("cut"))
+    def _runs(self, step: Step, done: list, broken: list) -> list[Run]:
+        """A run for each process; done, broken: what they find in their folders."""
         more = []
         if self.options.rehearse is not None:
             os.environ["LAYALIGN_REHEARSAL"] = self.options.rehearse
@@ -138,7 +143,7 @@ class FirstLight:
             shared = ["--share", f"{index}/{step.processes}"] if step.processes > 1 else []
             folder = self.work / step.name.replace(" ", "-") / str(index)
             folder.mkdir(parents=True, exist_ok=True)
-            for name, lines in (("done", [*earlier.tests, *before.tests]), ("broken", before.broken)):
+            for name, lines in (("done", done), ("broken", broken)):
                 (folder / f"{name}.jsonl").write_text(
                     "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
                 )

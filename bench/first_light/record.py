@@ -22,13 +22,13 @@ SOURCES = ("kernels", "layalign", "bench", "tests")
 class Record:
     """The outcomes of steps by name, of one GPU and one state of the sources; those of another are not read."""
 
-    def __init__(self, results: Path, gpu: str, before: Path | None = None):
+    def __init__(self, results: Path, gpu: str, before: Path | None = None, fresh: bool = False):
         self.results, self.path = results, results / "first_light.json"
         self.about = {"gpu": gpu, "sources": hash_of_sources()}
         self.outcomes: dict[str, Outcome] = {}
         self.forgot: str | None = None  # why an earlier record is not gone on from
         for path in (self.path, *([before / "first_light.json"] if before else [])):
-            if path.exists() and not self.outcomes:
+            if path.exists() and not self.outcomes and not fresh:
                 self._read(path)
 
     def _read(self, path):

@@ -1,7 +1,7 @@
 """A pretended GPU: `pytest -p bench.first_light.rehearsal`. The cases of a GPU run in fp32 on this CPU, "triton" is this library's
 PyTorch backend, and the kernels named in LAYALIGN_REHEARSAL fail as it says:
 
-    LAYALIGN_REHEARSAL="attention forward=resources,attention backward=wrong,decode=kills,layer_mix=hangs"
+    LAYALIGN_REHEARSAL="stream_linear=resources,attention backward=wrong,decode=kills,layer_mix=hangs"
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def stages(jobs: int, workers: int) -> list[Stage]:
     return [
         Stage("A", "what the goals ask for", 540, _first(jobs, workers)),
         Stage("B", "whether it is right", 540, _tests(workers)),
-        Stage("C", "what else there is to measure", 540, _sweeps()),
+        Stage("C", "what else there is to measure", 540, _sweeps(workers)),
     ]
 
 
@@ -110,10 +110,18 @@ def _tests(workers):
     ]
 
 
-def _sweeps():
+def _sweeps(workers):
+    candidates = ["bench/first_light/candidates.py"]
     smaller = ["bench/test_model.py", "-k", "gpu_1b"]
     return [
-        Step(name="candidates", what="of the launch table", tests=["bench/first_light/candidates.py"], records=True),
+        Step(
+            name="candidates compiled",
+            what="of the launch table",
+            tests=[*candidates, "--compile-only"],
+            processes=workers,
+            seconds=200,
+        ),
+        Step(name="candidates", what="of the launch table, timed", tests=candidates, records=True),
         Step(name="1B", what="the 1B model", tests=[*smaller, *_without()], records=True, limit=120),
         Step(
             name="7B",

@@ -63,12 +63,14 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A goal beside what was measured. why: there is no figure. lacking: peers that belong to the comparison, without a row."""
+    """A goal beside what was measured. why: there is no figure. lacking: peers that belong to the comparison, without a row.
+    rehearsed: at the sizes of --small."""
 
     goal: Goal
     value: float | None
     why: str | None = None
     lacking: Sequence[str] = ()
+    rehearsed: bool = False
 
     @property
     def met(self) -> bool | None:
@@ -82,6 +84,8 @@ class Outcome:
         """In a word, or the reason."""
         if self.met is None:
             return f"no figure: {self.why}"
+        if self.rehearsed:
+            return "rehearsed: says nothing"
         return ("met" if self.met else "**not met**") + (
             f" (without {', '.join(self.lacking)})" if self.lacking else ""
         )
@@ -108,7 +112,8 @@ def _outcome(goal, rows):
     if (row := rows.row(*place)) is not None:
         value = goal.figure(row, rows)
         lacking = [peer for peer in goal.peers if rows.row(goal.test, goal.case, peer) is None]
-        return Outcome(goal, value, None if value is not None else "what it is compared with has none", lacking)
+        why = None if value is not None else "what it is compared with has none"
+        return Outcome(goal, value, why, lacking, row.small)
     failure = rows.failure(*place)
     return Outcome(goal, None, failure.error[:SHOWN] if failure is not None else "not measured")
 
