@@ -85,7 +85,7 @@ def _first(jobs, workers):
 
 def _tests(workers):
     apart = f"not {ADDRESSES} and not {SANITIZER}"
-    shared = {"processes": workers, "limit": 120.0}
+    shared = {"processes": workers, "limit": 180.0}
     return [
         Step(
             name="gpu tests",
