@@ -24,13 +24,14 @@ FAULTS = "stream_linear=resources,attention backward=wrong,decode=kills,layer_mi
 ABSENT = ("num2words2", "gguf", "datasets", "accelerate", "sacrebleu", "tensorboard", "pandas", "pyarrow", "setuptools")
 BLOCK = f"""
 import sys
+from importlib.machinery import PathFinder
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {ABSENT!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+class Lean(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {ABSENT!r} else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Absent())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Lean
 """
 TOY = """
 import os, signal, time
@@ -242,7 +243,7 @@ def test_stage_b_is_collected(first_light, lean):
     assert done.returncode == 0, done.stdout[-3000:]
     messages = {line["message"] for step in steps.values() for line in step["tests"]}
     assert messages == {"needs a CUDA device and compiled Triton kernels"}
-    assert len(steps["gpu tests"]["tests"]) > 200 and len(steps["addresses"]["tests"]) == 3
+    assert len(steps["gpu tests"]["tests"]) > 200 and len(steps["addresses"]["tests"]) >= 3
 
 
 @pytest.mark.slow
