@@ -53,6 +53,13 @@ def test_table(case):
             pytest.fail(reason, pytrace=False)
         with attempts.trying("ours"):
             time.sleep(1e6)
+
+@pytest.mark.parametrize("case", ["three", "four"])
+def test_losing(case):
+    with attempts.case(case), attempts.trying("ours"):
+        if (reason := attempts.why_not("ours")) is not None:
+            pytest.fail(reason, pytrace=False)
+        attempts.end_if_lost("ours", "fails: illegal address")
 """
 
 
@@ -70,7 +77,7 @@ def first_light(run_command, tmp_path):
     """first_light(*arguments, python=, folders=) -> the finished run, and the outcomes of its steps."""
 
     def run(*arguments, python=sys.executable, folders=(ROOT,)):
-        given = ["--results", tmp_path / "results", "--workers", "2", "--limit", "20", *arguments]
+        given = ["--results", tmp_path / "results", "--workers", "2", "--limit", "30", *arguments]
         done = run_command([python, "-m", "bench.first_light", *map(str, given)], *folders)
         path = tmp_path / "results" / "first_light.json"
         return done, json.loads(path.read_text())["steps"] if path.exists() else {}
@@ -100,9 +107,11 @@ def test_a_run_goes_on_after_what_ends_it(tmp_path):
         "last": ("passed", None),
         "one": ("failed", "ours hangs: no answer in 4 s"),
         "two": ("failed", "ours is not tried: in one it hangs: no answer in 4 s"),
+        "three": ("passed", None),  # no GPU is lost
+        "four": ("passed", None),
     }
     (ours,) = broken
-    assert ours["name"] == "ours" and ours["case"] == "one" and len(tests) == 7
+    assert ours["name"] == "ours" and ours["case"] == "one" and len(tests) == 9
     run = toy_run(tmp_path, 0)
     assert supervise([run], 60) == ("done", None), "all are done"
     assert attempts_of([run.folder])[0] == tests
@@ -127,7 +136,7 @@ def test_a_run_that_never_begins_is_given_up(tmp_path):
 
 
 def test_a_lost_device_ends_the_process_after_its_test(tmp_path, monkeypatch):
-    """The GPU that answers no longer after one test must not fail those behind it."""
+    """The GPU that answers no longer after one test, or one implementation, must not fail those behind it."""
     (tmp_path / "lost.py").write_text(
         "import sys, types\n"
         "def fail():\n    raise RuntimeError('illegal address')\n"
@@ -135,13 +144,16 @@ def test_a_lost_device_ends_the_process_after_its_test(tmp_path, monkeypatch):
         "sys.modules['torch'] = types.SimpleNamespace(cuda=cuda)\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
-    run = toy_run(tmp_path, 0, "-p", "lost", "-k", "wrong or last")
+    run = toy_run(tmp_path, 0, "-p", "lost", "-k", "wrong or last or losing")
     assert supervise([run], 60) == ("done", None)
-    assert run.starts == 2
+    assert run.starts == 6  # anew after each failed test and after each implementation
     assert by_name(read_lines(run.folder / "done.jsonl")) == {
         "wrong": ("failed", "this one is wrong"),
         "last": ("passed", None),
+        "three": ("failed", "ours fails: illegal address"),
+        "four": ("failed", "ours fails: illegal address"),
     }
+    assert [line["case"] for line in read_lines(run.folder / "broken.jsonl")] == ["three", "four"], "each on its own"
 
 
 def test_a_record_is_of_one_gpu_and_one_state_of_the_sources(tmp_path, monkeypatch):
