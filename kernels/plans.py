@@ -32,6 +32,7 @@ ALIGNMENT = 16  # bytes: all that is compiled into a kernel of an address
 enabled = os.environ.get("LAYALIGN_PLANS") != "0"
 
 _shape_and_dtype = attrgetter("shape", "dtype")
+_lasting: list[Tensor] = []  # a few words each
 _watching = threading.local()  # .made, what `fresh` was given: backward passes have threads of their own
 
 
@@ -43,10 +44,16 @@ def fresh(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def lasting(tensor: Tensor) -> Tensor:
+    """`tensor`, which lives as long as the process, and which any plan may hold."""
+    _lasting.append(tensor)
+    return tensor
+
+
 @cache
 def nothing(device: torch.device) -> Tensor:
     """One fp32 that nobody reads, for a pointer that a kernel takes and not every call needs."""
-    return torch.empty(1, dtype=torch.float32, device=device)
+    return lasting(torch.empty(1, dtype=torch.float32, device=device))
 
 
 class Described(NamedTuple):
@@ -157,11 +164,12 @@ class _View(NamedTuple):
 
 
 class _Tensors:
-    """Which tensor is which while a plan is made: the call's, fresh ones, `nothing`, then views of those."""
+    """Which tensor is which while a plan is made: the call's, fresh ones, lasting ones, then views of those."""
 
     def __init__(self, given, made, device):
         self.made, self.views, self.first, self.device = made, [], len(given), device
-        self.known = [*given, *made, nothing(device)]
+        self.lasting = list(_lasting)
+        self.known = [*given, *made, *self.lasting]
         self.numbers = {id(x): number for number, x in enumerate(self.known)}
         # A view is told by its memory, unless several tensors share that: in the next call they need not.
         memories = [x.untyped_storage().data_ptr() for x in self.known]
@@ -220,7 +228,7 @@ class Plan:
         self._steps, self._views, self._wanted, self._result = steps, tensors.views, wanted, result
         self._made = [_allocation(x, tensors.known[: tensors.first]) for x in tensors.made]
         self._device = tensors.device
-        self._nothing = nothing(tensors.device)
+        self._lasting, self._lasting_addresses = tensors.lasting, [x.data_ptr() for x in tensors.lasting]
         self._needs_scratch = any(step.needs_scratch for step in steps)
         self._direct = _agree(steps)
 
@@ -249,7 +257,7 @@ class Plan:
         """-> whether it did."""
         if observed():
             return False
-        addresses = [*described.addresses, *[x.data_ptr() for x in made], self._nothing.data_ptr()]
+        addresses = [*described.addresses, *map(Tensor.data_ptr, made), *self._lasting_addresses]
         addresses += [addresses[view.of] + view.bytes for view in self._views]
         stream = current_stream()
         if self._needs_scratch:
@@ -264,7 +272,7 @@ class Plan:
         return True
 
     def _launch_through_triton(self, described, made):
-        tensors = [*described.tensors, *made, self._nothing]
+        tensors = [*described.tensors, *made, *self._lasting]
         for of, size, stride, elements, _ in self._views:
             tensors.append(tensors[of].as_strided(size, stride, tensors[of].storage_offset() + elements))
         for step in self._steps:

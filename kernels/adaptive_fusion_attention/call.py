@@ -67,10 +67,10 @@ def with_rows_repeated(call: Call) -> Call:
     if call.cross_k.shape[0] == call.q.shape[0]:
         return call
     sharing = call.q.shape[0] // call.cross_k.shape[0]
-    shared = {name: getattr(call, name) for name in ("cross_k", "cross_v", "cross_mask", "cross_span")}
-    return call._replace(
-        **{name: None if x is None else x.repeat_interleave(sharing, dim=0) for name, x in shared.items()}
-    )
+    names = ("cross_k", "cross_v", "cross_mask", "cross_span")
+    given = {name: x for name in names if (x := getattr(call, name)) is not None}
+    fields: dict[str, Any] = {name: x.repeat_interleave(sharing, dim=0) for name, x in given.items()}
+    return call._replace(**fields)
 
 
 def with_spans_as_masks(call: Call) -> Call:
@@ -202,24 +202,32 @@ def _check_packing(call):
     (batch, _, queries, _), keys = call.q.shape, call.k.shape[2]
     if batch != 1 or keys != queries:
         raise malformed("cu_seqlens", f"q of batch {batch} with {queries} queries, {keys} keys", "B = 1 and N = S")
-    for name, bounds in (("cu_seqlens", cu_seqlens), ("cross_cu_seqlens", cross_cu_seqlens)):
+    for name, bounds, total in _packings(call):
         if not isinstance(bounds, torch.Tensor) or bounds.dtype != torch.int32:
             raise malformed(name, getattr(bounds, "dtype", type(bounds).__name__), "an int32 tensor (n + 1,)")
         if bounds.dim() != 1 or bounds.shape[0] < 1 or bounds.shape != cu_seqlens.shape:
             raise malformed(name, f"shape {tuple(bounds.shape)}", "(n + 1,), the same n for both")
         _check_device(name, bounds, call.q)
+        if bounds.shape[0] == 1 and total > 0:
+            raise malformed(name, f"no sequence for {total} positions", "bounds of at least one")
     check_bounds(call)
 
 
+def _packings(call):
+    """(name, bounds, length) of q's and of the cross keys'."""
+    yield "cu_seqlens", call.cu_seqlens, call.q.shape[2]
+    yield "cross_cu_seqlens", call.cross_cu_seqlens, call.cross_k.shape[2]
+
+
 def check_bounds(call: Call) -> None:
-    """Raises ValueError for bounds of packed sequences with wrong values, where looking at them costs no wait for a device and no
-    graph break."""
-    packings = (
-        ("cu_seqlens", call.cu_seqlens, call.q.shape[2]),
-        ("cross_cu_seqlens", call.cross_cu_seqlens, call.cross_k.shape[2]),
-    )
-    for name, bounds, total in packings:
-        if bounds is not None and bounds.device.type == "cpu" and not torch.compiler.is_compiling():
+    """Raises ValueError for bounds of packed sequences with wrong values, where `_may_look`: they are no part of a plan."""
+    for name, bounds, total in _packings(call):
+        if bounds is not None and _may_look(bounds):
             values = bounds.tolist()
             if values[0] != 0 or values[-1] != total or any(a > b for a, b in pairwise(values)):
                 raise malformed(name, values, f"bounds that start at 0, never fall and end at {total}")
+
+
+def _may_look(bounds):
+    """Whether reading bounds costs no wait for a device and no graph break. Elsewhere `packing.repaired` makes any bounds safe."""
+    return bounds.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -46,6 +46,9 @@ if find_spec("triton"):  # there are systems without
     _LAYER_MIX["triton"] = operator.layer_mix
     _STREAM_LINEAR["triton"] = operator.stream_linear
     key_values.PRODUCTS["triton"] = operator.PRODUCTS
+    # What "auto" takes where it chooses Triton: its kernels, and the library for the products that it does better.
+    _STREAM_LINEAR["auto"] = partial(operator.stream_linear, with_library=True)
+    key_values.PRODUCTS["auto"] = operator.LIBRARY_PRODUCTS
 _CROSS_KEY_VALUES: dict[str, Callable[..., Any]] = {
     name: partial(key_values.cross_key_values, name) for name in key_values.PRODUCTS
 }
@@ -124,7 +127,9 @@ def cross_key_values(
             that takes fewer operations for B * T tokens, see `fold_pays`.
         layers_at_once: LLM layers worked on together. None: as many as keep their streams and folded weights within 1 GiB
             on a GPU, 64 MiB on a CPU. Apart from the results, memory grows with this and not with L.
-        backend: "auto" (Triton on the GPUs it covers, else "torch"), "triton", "torch" or "reference".
+        backend: "auto", "triton", "torch" or "reference". "auto" is "torch" but on the GPUs that Triton covers. There it is
+            "triton", save that in half precision products of one tensor, or one stack, on either side are cuBLAS's. The
+            same call gives the same bits; with "triton" those of a token do not depend on how many others there are, either.
 
     Returns:
         (keys, values), each (L, B, T, kv), side by side in one buffer. Gradients for everything that asks for one. Only
@@ -184,6 +189,8 @@ def _run_on(first, operator, backends, check, arguments, backend, **options):
     name = choose_backend(backend, tuple(backends), operator, first)
     given = (arguments,) if isinstance(arguments, Call) else arguments
     check(*given, backend=name)
+    if backend == "auto" and name == "triton":
+        name = "auto" if "auto" in backends else name
     return backends[name](*given, **options)
 
 

@@ -65,9 +65,10 @@ def forward(products: Products, call: Call, plan: Plan) -> Tensor:
 
 def fold_key_values(backend: str, call: Call) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The results of `fold_key_values` for a checked Call."""
-    weights, biases = _interleaved(call)
-    augmented = augment(call.proj_weight, call.proj_bias)
-    weights, biases = fold(PRODUCTS[backend], weights, biases, augmented, call.proj_weight.shape[1])
+    with torch.cuda.device_of(call.proj_weight):  # kernels start on the current device
+        weights, biases = _interleaved(call)
+        augmented = augment(call.proj_weight, call.proj_bias)
+        weights, biases = fold(PRODUCTS[backend], weights, biases, augmented, call.proj_weight.shape[1])
     return weights[0::2], weights[1::2], *((None, None) if biases is None else (biases[0::2], biases[1::2]))
 
 
@@ -85,7 +86,10 @@ def backward(products: Products, grad: Tensor, call: Call, plan: Plan, wanted: C
     of_mix: list[Any] = []
     grad_weights: list[Tensor] = []
     grad_biases: list[Tensor] = []
-    for chunk in _chunks(call, plan):
+    chunks = list(_chunks(call, plan))
+    # In fp32 where several add up.
+    state_dtype = torch.float32 if len(chunks) > 1 else call.mix_weight.dtype
+    for chunk in chunks:
         grads, mix = grad[chunk], _mix(call, chunk)
         streams = products.mix(states, *mix) if wants_proj or wants_weights else None
         grad_streams, of_weights = projection.backward(grads, streams, chunk, any(wants_mix), wants_proj, wants_weights)
@@ -94,7 +98,7 @@ def backward(products: Products, grad: Tensor, call: Call, plan: Plan, wanted: C
         if wants_biases:
             grad_biases.extend(grads.sum(1))
         if any(wants_mix):
-            of_states, *of_parameters = products.mix_gradients(grad_streams, states, *mix, *wants_mix)
+            of_states, *of_parameters = products.mix_gradients(grad_streams, states, *mix, *wants_mix, state_dtype)
             of_mix.append(of_parameters)
             grad_states = of_states if grad_states is None else grad_states.add_(of_states)
     grad_mix_weight, grad_mix_bias = zip(*of_mix, strict=True) if of_mix else ((), ())

@@ -40,12 +40,12 @@ def mix(states, weight, bias):
     return torch.relu_(mixed).view(weight.shape[0], *states.shape[1:])
 
 
-def mix_gradients(grad, states, weight, bias, wants_states, wants_weight, wants_bias):
-    """Gradients of what `mix` takes, in fp32, from that of its result; None where not wanted."""
+def mix_gradients(grad, states, weight, bias, wants_states, wants_weight, wants_bias, state_dtype=torch.float32):
+    """Gradients of what `mix` takes, in fp32, of the states in state_dtype, from that of its result; None where not wanted."""
     grad = torch.ops.aten.threshold_backward(grad, mix(states, weight, bias), 0)
     grad_states = grad_weight = grad_bias = None
     if wants_states:
-        grad_states = (weight.T @ grad.flatten(1)).float().view(states.shape)
+        grad_states = (weight.T @ grad.flatten(1)).to(state_dtype).view(states.shape)
     if wants_weight:
         # Token by token: one sum over all their numbers was 4 times less exact, 8e-6 of its value. Half precision, which
         # would round every token's share, is summed in fp32 as it is.

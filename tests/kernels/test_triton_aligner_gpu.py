@@ -76,12 +76,12 @@ def make(aligner_cases):
 def calls(make, aligner_cases):
     """calls(name, dtype) -> a function without arguments, forward and backward of a small call; its inputs."""
 
-    def build(name, dtype=torch.bfloat16):
+    def build(name, dtype=torch.bfloat16, backend="triton"):
         operator, folded = {"folded": ("cross_key_values", True), "unfolded": ("cross_key_values", False)}.get(
             name, (name, None)
         )
         inputs = make(operator, dtype, **(SMALL if folded is not None else {"length": 67, "width": 136}))
-        options = {"backend": "triton"} | ({} if folded is None else {"folded": folded, "layers_at_once": 2})
+        options = {"backend": backend} | ({} if folded is None else {"folded": folded, "layers_at_once": 2})
         function = partial(aligner_cases.OPERATORS[operator][0], *inputs, **options)
         leaves = aligner_cases.leaves(inputs)
         with torch.no_grad():
@@ -137,12 +137,41 @@ def test_inputs_of_any_strides_and_addresses(check_against_oracle, make, aligner
     check_against_oracle(partial(function, backend="triton"), reference, inputs)
 
 
-@pytest.mark.parametrize("operator", ["layer_mix", "stream_linear", "cross_key_values"])
-def test_auto_is_triton(make, aligner_cases, operator):
-    function, inputs = aligner_cases.OPERATORS[operator][0], make(operator, torch.bfloat16)
-    results = [function(*inputs, backend=backend) for backend in ("auto", "triton")]
-    auto, triton = (x if isinstance(x, tuple) else (x,) for x in results)
-    assert all(map(torch.equal, auto, triton))
+def test_auto_mixes_by_triton(make):
+    inputs = make("layer_mix", torch.bfloat16)
+    assert torch.equal(layer_mix(*inputs), layer_mix(*inputs, backend="triton"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "per_stream"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("sizes", LINEAR_SIZES.values(), ids=LINEAR_SIZES)
+def test_streams_by_the_library(check_against_oracle, make, sizes, bias, shared, dtype):
+    inputs = make("stream_linear", dtype, *sizes, shared=shared, bias=bias)
+    check_against_oracle(stream_linear, stream_linear_reference, inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("folded", [False, True, "before"], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["biases", "no_biases"])
+@pytest.mark.parametrize("sizes", CROSS_SIZES.values(), ids=CROSS_SIZES)
+def test_keys_and_values_by_the_library(check_against_oracle, make, sizes, bias, folded, dtype):
+    inputs = make("cross_key_values", dtype, **sizes, bias=bias, projected=folded != "before")
+    options = {} if folded == "before" else {"folded": folded}
+    check_against_oracle(cross_key_values, cross_key_values_reference, inputs, **options)
+
+
+@pytest.mark.parametrize("name", ["stream_linear", "unfolded", "folded"])
+def test_the_library_gives_the_same_bits_every_run(calls, name):
+    run, _, _ = calls(name, backend="auto")
+    first = run()
+    for _ in range(100):
+        assert all(map(torch.equal, run(), first))
+
+
+@pytest.mark.parametrize("name", ["stream_linear", "unfolded", "folded"])
+def test_the_library_in_a_cuda_graph(calls, name):
+    check_cuda_graph(*calls(name, backend="auto")[:2])
 
 
 def test_folded_before_has_the_same_bits(make):
@@ -192,8 +221,11 @@ def test_nothing_waits_for_the_device(calls, name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_cuda_graph(calls, name):
+    check_cuda_graph(*calls(name)[:2])
+
+
+def check_cuda_graph(run, inputs):
     """Forward and backward are captured, and replayed on other values."""
-    run, inputs, _ = calls(name)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -23,6 +23,7 @@ from .arguments import (
     block_of_width,
     empty_like,
     gate_rows,
+    is_wide,
     mask_and_stride,
     rows,
     unit_stride,
@@ -206,6 +207,7 @@ def decode(call: Call, return_lse: bool) -> Decoded:
         *(call.scale, call.softcap or 0.0, batch // cross_k.shape[0], chunks),
     )
     constants = Constants(
+        WIDE=is_wide((k, v, cross_k, cross_v), config.block_n),
         HEADS=heads,
         HEAD_DIM=width,
         BLOCK_D=block_of_width(width),

@@ -16,6 +16,7 @@ from ...plans import fresh
 from ...tiles import vector, zeros
 from ..call import Call
 from .arguments import NUMBERS, Prepared, rows, rows_or_none, run_tuned
+from .packing import raise_faults
 from .rows import Rows, load_gate, load_query_rows, store_query_rows
 from .scores import LOG2_E, capped_scores
 from .spans import query_place, query_tile
@@ -145,6 +146,8 @@ def both_lse(lse: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 def forward(call: Call, kept: Kept = EVERYTHING) -> ForwardResults:
     """The ForwardResults of a call whose scale is given."""
+    if call.cu_seqlens is not None:
+        raise_faults(call.q.device)
     prepared = Prepared(call)
     q, crossing = prepared.q, prepared.crossing
     out = fresh(torch.empty_like(q))
@@ -167,7 +170,7 @@ def forward(call: Call, kept: Kept = EVERYTHING) -> ForwardResults:
             prepared.masks(config.block_n),
             *prepared.numbers,
             q.shape[0] // call.cross_k.shape[0],
-            C=prepared.constants(config, cross_tiles=True),
+            C=prepared.constants(config, cross_tiles=True, others=(out,)),
         )
 
     run_tuned("forward", run, prepared, plain=prepared.is_plain(prepared.tensors[1:5]))

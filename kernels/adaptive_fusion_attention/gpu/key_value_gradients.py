@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...tiles import zeros
 from .arguments import NUMBERS, Numbers
-from .rows import Rows, head_pointer, load_rows, read_rows, row_source, store_rows
+from .rows import Rows, head_pointer, load_rows, read_rows, row_offsets, row_source, store_rows
 from .scores import LOG2_E, load_lse, weights_again
 from .spans import TileSpan, band_visible, first_query_index, key_place, packed_tile, queries_of_keys, sequence_span
 
@@ -79,7 +79,7 @@ def add_query_tiles(
                 m_visible = band_visible(o_index, tile.o_key[:, None], numbers.window, C.WINDOWED)
                 b_weights = tl.where(m_visible, b_weights, 0.0)
         if CROSS and C.GATE_PER_QUERY:
-            b_gates = tl.load(p_gate + o_query * gate.row, mask=m_query, other=0.0).to(tl.float32)
+            b_gates = tl.load(p_gate + row_offsets(o_query, gate.row, C), mask=m_query, other=0.0).to(tl.float32)
             b_weights = b_weights * b_gates[None, :]
         elif CROSS:
             b_weights = b_weights * b_gate

@@ -19,6 +19,7 @@ from .arguments import empty_like, unit_stride
 from .backward import gradients, with_gradient_of_gate
 from .decode import MOST_QUERIES, Decoded, decode, decodes
 from .forward import ForwardResults, Kept, forward
+from .packing import raise_faults
 
 PLANS = plans.Plans()
 _OUTPUT, _LSE = Kept(False, False, False), Kept(False, False, True)  # without gradients
@@ -36,8 +37,6 @@ def attend_again(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, ...] | 
         return None
     if described is None or described.plan is None:
         return None
-    if call.cu_seqlens is not None:
-        check_bounds(call)
     return _attend(call, return_lse, kept, described)
 
 
@@ -51,6 +50,9 @@ def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, ...]
 
 
 def _attend(call, return_lse, kept, described):
+    if call.cu_seqlens is not None and described is not None and described.plan is not None:
+        check_bounds(call)
+        raise_faults(call.q.device)
     if kept.terms:
         out, lse = _FusedAttention.apply(*flatten(call), kept, described)
     else:

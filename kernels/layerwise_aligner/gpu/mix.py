@@ -23,8 +23,9 @@ from .launch_table import mix_config
 _TILES_EACH = 8
 _PROGRAMS = 1024
 # Programs of the weight gradients, each with its own sums: few enough that adding those up costs little beside reading
-# the gradient, and one whole wave where 132 multiprocessors hold 3 each.
-_RANGES = 396
+# the gradient, and one whole wave where 132 multiprocessors hold 3 each; 2 where the states' gradients are computed along, which
+# takes 192 registers for 169 (sm_90).
+_RANGES = {"mix_weight_gradients": 396, "mix_gradients": 264}
 _SHORTEST_RANGE = 16  # tiles
 
 
@@ -41,7 +42,7 @@ class Operands(NamedTuple):
 
 class Constants(NamedTuple):
     """What a kernel is compiled for. ALIGNED: the states' addresses are multiples of 16 bytes, without which the compiler reads one
-    number at a time; ONE_STREAM_TILE: a tile holds all streams."""
+    number at a time; ONE_STREAM_TILE: a tile holds all streams; STATES: the gradients of weights take those of states along."""
 
     LAYERS: int
     BLOCK_E: int
@@ -50,6 +51,7 @@ class Constants(NamedTuple):
     ALIGNED: bool
     PRECISION: str
     ONE_STREAM_TILE: bool = False
+    STATES: bool = False
 
 
 @triton.jit
@@ -80,10 +82,12 @@ def load_weight(operands, o_stream, J, C: tl.constexpr):
     """-> rows of the weight [BLOCK_M, BLOCK_E] and of the bias [BLOCK_M, 1] in fp32, zero past J and the last state."""
     # [BLOCK_E]
     o_state = tl.arange(0, C.BLOCK_E)
-    p_weight = operands.weight + o_stream[:, None] * operands.s_row + o_state[None, :] * operands.s_column
+    # In 64 bits: strides are those of any view, and a row of them times a tile of streams may pass 2^31. Once a program.
+    p_rows = operands.weight + tl.cast(o_stream, tl.int64)[:, None] * operands.s_row
+    p_weight = p_rows + tl.cast(o_state, tl.int64)[None, :] * operands.s_column
     b_weight = tl.load(p_weight, mask=(o_stream < J)[:, None] & (o_state < C.LAYERS)[None, :], other=0.0)
     if operands.bias is not None:
-        p_bias = operands.bias + o_stream * operands.s_bias
+        p_bias = operands.bias + tl.cast(o_stream, tl.int64) * operands.s_bias
         b_bias = tl.load(p_bias, mask=o_stream < J, other=0.0).to(tl.float32)[:, None]
     else:
         b_bias = tl.zeros([o_stream.shape[0], 1], dtype=tl.float32)
@@ -125,10 +129,22 @@ def masked_gradient(grad, s_stream, b_weight, b_bias, b_states, o_stream, o_x, J
 
 
 @triton.jit
-def mix_weight_gradients_kernel(grad, s_stream, operands, partials, X, J, tiles, tiles_each, C: tl.constexpr):
+def store_states(grad_states, b_sums, o_x, X, C: tl.constexpr):
+    """Gradients [BLOCK_E, BN] of all states at one tile of numbers."""
+    o_state = tl.arange(0, C.BLOCK_E)
+    m_used = (o_state < C.LAYERS)[:, None] & (o_x < X)[None, :]
+    p_states = grad_states + tl.cast(o_state, tl.int64)[:, None] * X + o_x[None, :]
+    tl.store(p_states, b_sums.to(grad_states.dtype.element_ty), mask=m_used)
+
+
+@triton.jit
+def mix_weight_gradients_kernel(
+    grad, s_stream, operands, partials, grad_states, X, J, tiles, tiles_each, C: tl.constexpr
+):
     """partials[range, j] = the sums over one range of tiles for the E weights and, last, the bias of stream j.
 
     Grid: (cdiv(J, BLOCK_M), ranges). Tiles of streams of one range are neighbours: all but the first find the states in L2.
+    STATES, where one tile holds all streams: the tiles of grad_states (E, X) too, from what has been read anyway.
     """
     p_states = state_pointers(operands.states, C.LAYERS, C.BLOCK_E, C.ALIGNED)
     # [BM]
@@ -153,6 +169,9 @@ def mix_weight_gradients_kernel(grad, s_stream, operands, partials, X, J, tiles,
             b_bias_sums += tl.dot(b_grad, b_ones)
         else:
             b_bias_sums += tl.sum(b_grad, axis=1)
+        if C.STATES:
+            b_sums = tl.dot(tl.trans(b_weight), b_grad, input_precision=C.PRECISION)
+            store_states(grad_states, b_sums, o_x, X, C)
     o_state = tl.arange(0, C.BLOCK_E)
     partials += (tl.cast(tl.program_id(1), tl.int64) * J + o_stream) * (C.LAYERS + 1)
     m_weight = (o_stream < J)[:, None] & (o_state < C.LAYERS)[None, :]
@@ -169,8 +188,7 @@ def mix_weight_gradients_kernel(grad, s_stream, operands, partials, X, J, tiles,
 def mix_state_gradients_kernel(grad, s_stream, operands, grad_states, X, J, tiles, tiles_each, C: tl.constexpr):
     """Tiles of grad_states (E, X) = weight^T times the gradient behind the relu. Grid: (cdiv(tiles, tiles_each),)."""
     p_states = state_pointers(operands.states, C.LAYERS, C.BLOCK_E, C.ALIGNED)
-    size = tl.cast(X, tl.int64)
-    o_state, o_first = tl.arange(0, C.BLOCK_E), tl.arange(0, C.BLOCK_M)
+    o_first = tl.arange(0, C.BLOCK_M)
     if C.ONE_STREAM_TILE:
         b_weight, b_bias = load_weight(operands, o_first, J, C)
     first = tl.program_id(0) * tiles_each
@@ -184,8 +202,7 @@ def mix_state_gradients_kernel(grad, s_stream, operands, grad_states, X, J, tile
                 b_weight, b_bias = load_weight(operands, o_stream, J, C)
             b_grad = masked_gradient(grad, s_stream, b_weight, b_bias, b_states, o_stream, o_x, J, X, C)
             b_sums += tl.dot(tl.trans(b_weight), b_grad, input_precision=C.PRECISION)
-        m_used = (o_state < C.LAYERS)[:, None] & (o_x < X)[None, :]
-        tl.store(grad_states + o_state[:, None] * size + o_x[None, :], b_sums, mask=m_used)
+        store_states(grad_states, b_sums, o_x, X, C)
 
 
 def mix(states: list[Tensor], weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
@@ -208,43 +225,44 @@ def mix_gradients(
     wants_states: bool,
     wants_weight: bool,
     wants_bias: bool,
+    state_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of `mix` from grad (J, N, De), whose streams are contiguous, in fp32; None for those not wanted.
 
-    -> grad_states (E, N, De), grad_weight (J, E), grad_bias (J,). What the relu let pass is computed again.
+    -> grad_states (E, N, De) in state_dtype, grad_weight (J, E), grad_bias (J,). What the relu let pass is computed again.
     """
-    grad_states = grad_weight = grad_bias = None
-    if wants_states:
-        grad_states = _state_gradients(grad, states, weight, bias)
-    if wants_weight or wants_bias:
-        sums = _weight_gradients(grad, states, weight, bias)
-        grad_weight = sums[:, :-1] if wants_weight else None
-        grad_bias = sums[:, -1] if wants_bias else None
-    return grad_states, grad_weight, grad_bias
-
-
-def _state_gradients(grad, states, weight, bias):
-    shape = (len(states), *states[0].shape)
+    streams, layers = weight.shape
+    wants_sums = wants_weight or wants_bias
+    grad_states = grad.new_empty(layers, *states[0].shape, dtype=state_dtype) if wants_states else None
+    sums = None
     if grad.numel() == 0:
-        return grad.new_zeros(shape, dtype=torch.float32)
-    grad_states = grad.new_empty(shape, dtype=torch.float32)
+        sums = grad.new_zeros(streams, layers + 1, dtype=torch.float32)
+        grad_states = None if grad_states is None else grad_states.zero_()
+    elif not wants_sums:
+        _state_gradients(grad, states, weight, bias, grad_states)
+    elif grad_states is None or (call := _Call("mix_gradients", states, weight, bias)).config is None:
+        sums = _sums(_Call("mix_weight_gradients", states, weight, bias), grad, None)
+        if grad_states is not None:
+            _state_gradients(grad, states, weight, bias, grad_states)
+    else:
+        sums = _sums(call, grad, grad_states)
+    return grad_states, sums[:, :-1] if wants_weight else None, sums[:, -1] if wants_bias else None
+
+
+def _state_gradients(grad, states, weight, bias, grad_states):
     call = _Call("mix_state_gradients", states, weight, bias)
     grid, tiles = call.tiles()
     arguments = (grad, grad.stride(0), call.operands, grad_states, *tiles)
     launch(mix_state_gradients_kernel, grid, call.config, *arguments, C=call.constants_of_streams())
-    return grad_states
 
 
-def _weight_gradients(grad, states, weight, bias):
-    """-> (J, E + 1), the bias's last."""
-    streams, layers = weight.shape
-    if grad.numel() == 0:
-        return grad.new_zeros(streams, layers + 1, dtype=torch.float32)
-    call = _Call("mix_weight_gradients", states, weight, bias)
-    (ranges,), tiles = call.tiles(max(1, _RANGES // call.stream_tiles), _SHORTEST_RANGE)
-    partials = grad.new_empty(ranges, streams, layers + 1, dtype=torch.float32)
-    arguments = (grad, grad.stride(0), call.operands, partials, *tiles)
-    launch(mix_weight_gradients_kernel, (call.stream_tiles, ranges), call.config, *arguments, C=call.constants)
+def _sums(call, grad, grad_states):
+    """-> gradients of weight and bias (J, E + 1), the bias's last; those of the states into grad_states, where there is one."""
+    (ranges,), tiles = call.tiles(max(1, _RANGES[call.kernel] // call.stream_tiles), _SHORTEST_RANGE)
+    partials = grad.new_empty(ranges, call.streams, call.constants.LAYERS + 1, dtype=torch.float32)
+    arguments = (grad, grad.stride(0), call.operands, partials, grad_states, *tiles)
+    constants = call.constants._replace(STATES=grad_states is not None)
+    launch(mix_weight_gradients_kernel, (call.stream_tiles, ranges), call.config, *arguments, C=constants)
     return partials.sum(0)
 
 
@@ -258,12 +276,16 @@ class _Tiles(NamedTuple):
 
 
 class _Call:
-    """What the three launches share: configuration, operands, constants, and how the numbers are shared out."""
+    """What the launches share: configuration (None: there is none, nor anything else), operands, constants, and how the numbers are
+    shared out."""
 
     def __init__(self, kernel, states, weight, bias):
         streams, layers = weight.shape
         name, dtype = architecture(weight.device), weight.dtype
+        self.kernel = kernel
         self.config = mix_config(kernel, architecture=name, dtype=dtype, layers=layers, streams=streams)
+        if self.config is None:
+            return
         self.stream_tiles = triton.cdiv(streams, self.config.block_m)
         self.size, self.streams = states[0].numel(), streams
         self.operands = Operands(tuple(states), weight, *weight.stride(), bias, 0 if bias is None else bias.stride(0))

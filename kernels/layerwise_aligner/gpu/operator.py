@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..projections import Products
-from . import matmul, mix
+from . import library, matmul, mix
 
 
 def layer_mix(hidden_states, weight, bias=None):
@@ -14,9 +14,9 @@ def layer_mix(hidden_states, weight, bias=None):
     return _LayerMix.apply(weight, bias, *states)
 
 
-def stream_linear(streams, weight, bias=None):
-    """Arguments and result of `stream_linear`, checked by it."""
-    return _StreamLinear.apply(streams, weight, bias)
+def stream_linear(streams, weight, bias=None, with_library=False):
+    """Arguments and result of `stream_linear`, checked by it; with_library: products as library.py says."""
+    return _StreamLinear.apply(streams, weight, bias, with_library)
 
 
 def prepare(hidden_states):
@@ -25,6 +25,7 @@ def prepare(hidden_states):
 
 
 PRODUCTS = Products(prepare, mix.mix, mix.mix_gradients, matmul.matmul, matmul.summed_matmul)
+LIBRARY_PRODUCTS = Products(prepare, mix.mix, mix.mix_gradients, library.matmul, library.summed_matmul)
 
 
 class _LayerMix(torch.autograd.Function):
@@ -51,17 +52,18 @@ class _StreamLinear(torch.autograd.Function):
     """(J, B, T, Do); saves its inputs only."""
 
     @staticmethod
-    def forward(ctx, streams, weight, bias):
+    def forward(ctx, streams, weight, bias, with_library):
         ctx.save_for_backward(streams, weight)
+        ctx.with_library = with_library
         run = _linear_operator if torch.compiler.is_compiling() else _linear
-        return run(streams, weight, bias)
+        return run(streams, weight, bias, with_library)
 
     @staticmethod
     def backward(ctx, grad):
-        wanted = list(ctx.needs_input_grad)
+        wanted = list(ctx.needs_input_grad[:3])
         run = _linear_backward_operator if torch.compiler.is_compiling() else _linear_backward
-        grads = run(grad, *ctx.saved_tensors, wanted)
-        return tuple(x if want else None for x, want in zip(grads, wanted, strict=True))
+        grads = run(grad, *ctx.saved_tensors, wanted, ctx.with_library)
+        return *(x if want else None for x, want in zip(grads, wanted, strict=True)), None
 
 
 def _mix(weight, bias, states):
@@ -72,39 +74,41 @@ def _mix(weight, bias, states):
 def _mix_backward(grad, weight, bias, states, wanted):
     with torch.cuda.device_of(weight):
         grad = grad.contiguous().flatten(1, 2)
-        grads = mix.mix_gradients(grad, prepare(states), weight, bias, *wanted)
-    # Copies: those of weight and bias are parts of one tensor, which results of an operator may not be.
-    grad_states, grad_weight, grad_bias = (x if x is None else x.to(weight.dtype, copy=True) for x in grads)
-    return (
-        (grad_states if grad_states is None else grad_states.unflatten(1, states[0].shape[:2])),
-        grad_weight,
-        grad_bias,
-    )
+        grads = mix.mix_gradients(grad, prepare(states), weight, bias, *wanted, weight.dtype)
+    grad_states, *of_parameters = grads
+    # Copies: they are parts of one tensor, which results of an operator may not be.
+    grad_weight, grad_bias = (x if x is None else x.to(weight.dtype, copy=True) for x in of_parameters)
+    return grad_states if grad_states is None else grad_states.unflatten(1, states[0].shape[:2]), grad_weight, grad_bias
 
 
-def _linear(streams, weight, bias):
+def _linear(streams, weight, bias, with_library):
     with torch.cuda.device_of(streams):
         flat = streams.contiguous().flatten(1, 2)
-        return matmul.matmul(flat, weight, bias, transpose_b=True).unflatten(1, streams.shape[1:3])
+        return _products(with_library).matmul(flat, weight, bias, transpose_b=True).unflatten(1, streams.shape[1:3])
 
 
-def _linear_backward(grad, streams, weight, wanted):
+def _linear_backward(grad, streams, weight, wanted, with_library):
     """Gradients of streams, weight and bias; None where not wanted."""
     wants_streams, wants_weight, wants_bias = wanted
+    products = _products(with_library)
     grad, flat = grad.contiguous().flatten(1, 2), streams.contiguous().flatten(1, 2)
     grad_streams = grad_weight = grad_bias = None
     with torch.cuda.device_of(streams):
         if wants_streams:
-            grad_streams = matmul.matmul(grad, weight).view(streams.shape)
+            grad_streams = products.matmul(grad, weight).view(streams.shape)
         if wants_weight and weight.dim() == 2:
             total = torch.zeros_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
-            matmul.summed_matmul(grad, flat, total)
+            products.summed_matmul(grad, flat, total)
             grad_weight = total.to(weight.dtype)
         elif wants_weight:
-            grad_weight = matmul.matmul(grad, flat, transpose_a=True)
+            grad_weight = products.matmul(grad, flat, transpose_a=True)
     if wants_bias:
         grad_bias = grad.sum((0, 1)) if weight.dim() == 2 else grad.sum(1)
     return grad_streams, grad_weight, grad_bias
+
+
+def _products(with_library):
+    return LIBRARY_PRODUCTS if with_library else PRODUCTS
 
 
 def _given(grads, like):
@@ -136,23 +140,23 @@ def _(grad, weight, bias, states, wanted):
 
 
 @torch.library.custom_op("layalign::stream_linear", mutates_args=())
-def _linear_operator(streams: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _linear(streams, weight, bias)
+def _linear_operator(streams: Tensor, weight: Tensor, bias: Tensor | None, with_library: bool = False) -> Tensor:
+    return _linear(streams, weight, bias, with_library)
 
 
 @_linear_operator.register_fake
-def _(streams, weight, bias):
+def _(streams, weight, bias, with_library=False):
     return streams.new_empty(*streams.shape[:3], weight.shape[-2])
 
 
 @torch.library.custom_op("layalign::stream_linear_backward", mutates_args=())
 def _linear_backward_operator(
-    grad: Tensor, streams: Tensor, weight: Tensor, wanted: list[bool]
+    grad: Tensor, streams: Tensor, weight: Tensor, wanted: list[bool], with_library: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _given(_linear_backward(grad, streams, weight, wanted), streams)
+    return _given(_linear_backward(grad, streams, weight, wanted, with_library), streams)
 
 
 @_linear_backward_operator.register_fake
-def _(grad, streams, weight, wanted):
+def _(grad, streams, weight, wanted, with_library=False):
     shapes = streams.shape, weight.shape, weight.shape[:-1]
     return _given([streams.new_empty(x) if want else None for x, want in zip(shapes, wanted, strict=True)], streams)
