@@ -284,4 +284,4 @@ class Plan:
 
 
 def _agree(steps):
-    return all(step.is_known() for step in steps)
+    return bool(steps) and all(step.is_known() for step in steps)

@@ -22,16 +22,16 @@ cases = importlib.util.module_from_spec(spec)
 sys.modules["attention_cases"] = cases
 spec.loader.exec_module(cases)
 
-launches = []  # (compiled kernel, grid, arguments as they came)
+of_thread = threading.local()  # .launches: (compiled kernel, grid, arguments as they came) of the last run
 
 
 def launched(compiled, grid, arguments):
-    launches.append((compiled, grid, arguments))
+    of_thread.launches.append((compiled, grid, arguments))
 
 
 def run(inputs, keywords):
     """A call and its gradients -> its launches, each (compiled kernel, grid, what stands for the arguments)."""
-    launches.clear()
+    launches = of_thread.launches = []
     outputs = adaptive_fusion_attention(*inputs, **keywords, backend="triton")
     out = outputs[0] if isinstance(outputs, tuple) else outputs
     leaves = [x for x in inputs if x.requires_grad]
@@ -139,7 +139,7 @@ def unlike_what_triton_hands_over():
 def refused():
     """A launcher that takes no addresses: one warning, and every launch is there."""
     again()
-    compiled = launches[-1][0]
+    compiled = of_thread.launches[-1][0]
     start = compiled._run
 
     def picky(*arguments):
@@ -160,15 +160,37 @@ def refused():
     }
 
 
-def rehearsals_of_two_threads():
-    repeated_launch._rehearsed.clear()
+def threads():
+    """Threads that make, rehearse and run plans at once, more of them than are kept -> how often a launch was another."""
+    calls = []
+    for length in range(8):
+        shape = (1, 4, 2, 20, 20 + length, 12, 64, (1,))
+        inputs = cases.random_inputs(*shape, torch.bfloat16, torch.float32)
+        calls.append((inputs, {}))
+    plans.enabled = False
+    want = [run(*call)[0] for call in calls]
+    plans.enabled, plans.MOST_PLANS = True, 5
     PLANS.clear()
-    threads = [threading.Thread(target=again) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return {"after": again(), "left_alone": launches[-1][0]._run.__qualname__}
+    repeated_launch._rehearsed.clear()
+    differ, direct = [], []
+
+    def work(first):
+        for number in range(200):
+            place = (first + number // 4) % len(calls)
+            got, now = run(*calls[place])
+            direct.append(now)
+            if got != want[place]:
+                differ.append(place)
+
+    workers = [threading.Thread(target=work, args=(first,)) for first in (0, 3, 3, 5)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    plans.MOST_PLANS = 256
+    again()
+    left = of_thread.launches[-1][0]._run.__qualname__
+    return {"runs": len(direct), "differ": differ, "direct": sum(direct) > 0, "kept": len(PLANS) <= 5, "left": left}
 
 
 with idle_gpu("sm_90", launched):
@@ -179,7 +201,7 @@ with idle_gpu("sm_90", launched):
                 "hooks": hooks(),
                 "pre_run_hook": pre_run_hook(),
                 "unlike": unlike_what_triton_hands_over(),
-                "threads": rehearsals_of_two_threads(),
+                "threads": threads(),
                 "refused": refused(),
             }
         )

@@ -39,8 +39,10 @@ def test_what_triton_hands_over_otherwise_stays_with_triton(found):
     assert found["unlike"] == {"during": 0, "after": 1}
 
 
-def test_rehearsals_leave_the_launcher_as_it_was(found):
-    assert found["threads"] == {"after": 1, "left_alone": "IdleGPU.compile.<locals>.start"}
+def test_threads(found):
+    """They make, rehearse and run plans at once; a rehearsal leaves the launcher as it was."""
+    left = "IdleGPU.compile.<locals>.start"
+    assert found["threads"] == {"runs": 800, "differ": [], "direct": True, "kept": True, "left": left}
 
 
 def test_a_refused_launch_is_made_by_triton(found):
