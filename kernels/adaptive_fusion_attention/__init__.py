@@ -85,12 +85,25 @@ def adaptive_fusion_attention(
     """
     masks = (key_mask, cross_mask, key_span, cross_span, cu_seqlens, cross_cu_seqlens)
     call = Call(q, k, v, cross_k, cross_v, gate, *masks, query_start, causal, scale, window, softcap)
-    if isinstance(q, torch.Tensor) and (dtype := autocast_dtype(q)) is not None:
+    dtype = autocast_dtype(q) if isinstance(q, torch.Tensor) else None
+    if dtype is not None:
         fields: list[Any] = [cast_for_autocast(x, dtype) if place < 5 else x for place, x in enumerate(call)]
         call = Call(*fields)
+    if _is_for_triton(backend, q):
+        results = operator.attend_again(call, return_lse)
+        if results is not None:
+            return results
+    if dtype is not None:
         with torch.autocast(q.device.type, enabled=False):
             return _run(call, return_lse, backend)
     return _run(call, return_lse, backend)
+
+
+def _is_for_triton(backend, q):
+    """Whether a call may have a plan."""
+    if "triton" not in _BACKENDS or torch.compiler.is_compiling():
+        return False
+    return backend == "triton" or (backend == "auto" and isinstance(q, torch.Tensor) and q.is_cuda)
 
 
 def _run(call, return_lse, backend):

@@ -199,11 +199,10 @@ def _check_packing(call):
     for name in ("key_span", "cross_span"):
         if getattr(call, name) is not None:
             raise malformed(name, "a tensor with cu_seqlens", "None: packed sequences have no padding")
-    (batch, _, queries, _), keys, cross_keys = call.q.shape, call.k.shape[2], call.cross_k.shape[2]
+    (batch, _, queries, _), keys = call.q.shape, call.k.shape[2]
     if batch != 1 or keys != queries:
         raise malformed("cu_seqlens", f"q of batch {batch} with {queries} queries, {keys} keys", "B = 1 and N = S")
-    packings = (("cu_seqlens", cu_seqlens, queries), ("cross_cu_seqlens", cross_cu_seqlens, cross_keys))
-    for name, bounds, total in packings:
+    for name, bounds, total in _packings(call):
         if not isinstance(bounds, torch.Tensor) or bounds.dtype != torch.int32:
             raise malformed(name, getattr(bounds, "dtype", type(bounds).__name__), "an int32 tensor (n + 1,)")
         if bounds.dim() != 1 or bounds.shape[0] < 1 or bounds.shape != cu_seqlens.shape:
@@ -211,10 +210,23 @@ def _check_packing(call):
         _check_device(name, bounds, call.q)
         if bounds.shape[0] == 1 and total > 0:
             raise malformed(name, f"no sequence for {total} positions", "bounds of at least one")
-        if _may_look(bounds):
+    check_bounds(call)
+
+
+def check_bounds(call: Call) -> None:
+    """Raises ValueError for bounds of packed sequences with wrong values, where looking at them costs no wait for a device and no
+    graph break."""
+    for name, bounds, total in _packings(call):
+        if bounds is not None and _may_look(bounds):
             values = bounds.tolist()
             if values[0] != 0 or values[-1] != total or any(a > b for a, b in pairwise(values)):
                 raise malformed(name, values, f"bounds that start at 0, never fall and end at {total}")
+
+
+def _packings(call):
+    """Names and bounds of packed sequences, and where the bounds end."""
+    yield "cu_seqlens", call.cu_seqlens, call.q.shape[2]
+    yield "cross_cu_seqlens", call.cross_cu_seqlens, call.cross_k.shape[2]
 
 
 def _may_look(bounds):

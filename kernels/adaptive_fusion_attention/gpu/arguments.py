@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import autotuning
 from ...launch import LaunchConfig, architecture, dot_precision, launch
+from ...plans import fresh
 from .. import gates
 from ..call import Call
 from .launch_table import launch_candidates, launch_config
@@ -74,6 +75,11 @@ def rows_or_none(x: Tensor | None) -> Rows | None:
     return None if x is None else rows(x)
 
 
+def gate_rows(gate: Tensor, q: Tensor) -> Rows:
+    """The gate as (B, Hq, S) Rows."""
+    return rows(gates.spread(gate, q))._replace(pointer=gate)
+
+
 def unit_stride(x: Tensor) -> Tensor:
     """x itself, or a copy whose last dimension is contiguous."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
@@ -108,10 +114,11 @@ def block_of_width(width: int) -> int:
 
 class Prepared:
     """A call as the forward and the gradient kernels take it: tensors (q, k, v, cross_k, cross_v) with unit strides, numbers,
-    bounds of packed sequences, and whether there are cross keys."""
+    bounds of packed sequences, whether there are cross keys, and the lists of used tiles of both masks, if they were made."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, lists: tuple[Tensor | None, Tensor | None] = (None, None)) -> None:
         self.call = call
+        self.lists: tuple[Tensor | None, ...] = lists
         self.tensors = [unit_stride(x) for x in call[:5]]
         self.q = self.tensors[0]
         self.crossing = call.cross_k.shape[2] > 0
@@ -127,19 +134,18 @@ class Prepared:
 
     @cached_property
     def inputs(self) -> Inputs:
-        return Inputs(*map(rows, self.tensors), rows(self.gate))
+        return Inputs(*map(rows, self.tensors), gate_rows(self.call.gate, self.q))
 
     def query_tiles(self, block: int) -> int:
         """Programs per head that work on `block` queries each: whole tiles of every sequence."""
         return tile_count(self.numbers.queries, self.bounds[0], block)
 
     def masks(self, block: int) -> Masks:
-        """The Masks of kernels that walk over tiles of `block` keys."""
+        """The Masks of kernels that walk over tiles of `block` keys; the lists of tiles stay in self.lists."""
         masks = (self.call.key_mask, self.call.cross_mask if self.crossing else None)
-        lists = (
-            used_tiles(*x, self.numbers.sequences, block) for x in zip(masks, self.bounds, self.spans, strict=True)
-        )
-        return Masks(*lists, *self.bounds, *self.spans)
+        found = [used_tiles(*x, block) for x in zip(masks, self.bounds, self.spans, self.lists, strict=True)]
+        tiles, self.lists = zip(*found, strict=True)
+        return Masks(*tiles, *self.bounds, *self.spans)
 
     def constants(self, config: LaunchConfig, cross_tiles: bool, others: Iterable[Tensor] = ()) -> Constants:
         """The Constants of a launch. cross_tiles: its programs walk over tiles of cross keys; others: tensors like q or k that it
@@ -190,7 +196,8 @@ def _numbers(call: Call) -> tuple[Numbers, bool]:
     elif start is None:
         start = keys - queries
     if isinstance(start, Tensor):
-        start = start.expand(batch).contiguous()
+        if start.shape != (batch,) or not start.is_contiguous():
+            start = start.expand(batch).contiguous()
         window = min(window, LONGEST_WINDOW) if windowed else 0
     else:
         # Past the last key only the distance to the window counts: both stay within the kernels' 32 bits.
@@ -208,25 +215,30 @@ def tile_count(length: int, bounds: Tensor | None, block: int) -> int:
 
 
 def used_tiles(
-    mask: Tensor | None, bounds: Tensor | None, spans: Tensor | None, sequences: int, block: int
-) -> UsedTiles | None:
-    """The tiles of `block` keys that a mask leaves to visit; None for no mask."""
+    mask: Tensor | None, bounds: Tensor | None, spans: Tensor | None, lists: Tensor | None, block: int
+) -> tuple[UsedTiles | None, Tensor | None]:
+    """The tiles of `block` keys that a mask leaves to visit, with the memory of their lists; None for no mask.
+
+    lists: of the same mask, made before, which serve again if they are for as many tiles: block sizes are powers of two, so that
+    two of them cut sequences into as many tiles only where every sequence is one tile of either.
+    """
     if mask is None:
-        return None
+        return None, None
     mask, stride = mask_and_stride(mask)
     count, length = mask.shape
-    if bounds is None:
-        sequences = count
-        places = count * triton.cdiv(length, block)
-    else:
-        places = length // block + sequences
-    tiles = torch.empty(places, dtype=torch.int32, device=mask.device)
-    ranks = torch.empty(places + sequences, dtype=torch.int32, device=mask.device)
-    config = LaunchConfig(block_m=1, block_n=block, warps=4, stages=1)
-    launch(
-        list_used_tiles_kernel, (sequences,), config, mask, stride, bounds, spans, length, tiles, ranks, BLOCK_N=block
-    )
-    return UsedTiles(mask, stride, tiles, ranks)
+    sequences = count if bounds is None else bounds.shape[0] - 1
+    places = count * triton.cdiv(length, block) if bounds is None else length // block + sequences
+    first_rank = triton.cdiv(places, 4) * 4  # aligned whatever the length: kernels are compiled for it
+    size = first_rank + places + sequences
+    made = lists is not None and len(lists) == size
+    if not made:
+        lists = fresh(torch.empty(size, dtype=torch.int32, device=mask.device))
+    tiles, ranks = lists[:places], lists[first_rank:]
+    if not made:
+        config = LaunchConfig(block_m=1, block_n=block, warps=4, stages=1)
+        arguments = (mask, stride, bounds, spans, length, tiles, ranks)
+        launch(list_used_tiles_kernel, (sequences,), config, *arguments, BLOCK_N=block)
+    return UsedTiles(mask, stride, tiles, ranks), lists
 
 
 def run_tuned(kernel: str, run: Callable[[LaunchConfig], None], prepared: Prepared, plain: bool) -> None:

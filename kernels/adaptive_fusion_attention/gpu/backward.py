@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import LaunchConfig, launch
+from ...plans import fresh
 from .. import gates
 from ..call import Call
 from .arguments import (
@@ -27,7 +28,7 @@ from .arguments import (
     tile_count,
     unit_stride,
 )
-from .forward import ForwardResults
+from .forward import ForwardResults, both_lse
 from .key_value_gradients import KeyTerm, key_value_gradients_kernel
 from .query_gradients import Saved, query_gradients_kernel, row_sums_kernel
 
@@ -51,24 +52,38 @@ def backward(grad_out: Tensor, results: ForwardResults, call: Call, wanted: list
     self_out is un-gated like cross_out, needed for q and k; what the rounded out keeps of it is too little under a large gate
     (13 times the error of eager fp16 in grad_k at a gate of 100).
     """
-    prepared = Prepared(call)
+    return with_gradient_of_gate(gradients(grad_out, results, call, wanted), call.gate if wanted[5] else None)
+
+
+def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: list[bool]) -> Gradients:
+    """As `backward`, but for the gate: its gradient is that of each query, to be summed, where the gate is no tensor of its own for
+    each; None where there are no cross keys."""
+    prepared = Prepared(call, results[4:])
     q, grad_out = prepared.q, unit_stride(grad_out)
-    inputs = (*prepared.tensors, call.gate)
+    inputs = prepared.tensors
     if q.numel() == 0:
-        return Gradients(*(torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)))
-    grads = Gradients(*(empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)))
-    saved = _row_sums(grad_out, results, grads, prepared)
-    if grads.gate is not None:
-        if prepared.crossing:
-            gates.write_gradient(saved.cross_sums, grads.gate, _sum_heads)
-        else:
-            grads.gate.zero_()
+        return Gradients(
+            *(torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=False)), None
+        )
+    want_gate = wanted[5] and prepared.crossing
+    grads = Gradients(*(fresh(empty_like(x)) if want else None for x, want in zip(inputs, wanted, strict=False)), None)
+    saved = _row_sums(grad_out, results, grads, want_gate, prepared)
     plain = prepared.is_plain([*prepared.tensors, grad_out])
     others = [grad_out, *(x for x in grads[:5] if x is not None)]
     _key_value_gradients(saved, grads, prepared, plain, others)
     if grads.q is not None:
         _query_gradients(saved, grads.q, prepared, plain, others)
+    if want_gate:
+        sums = saved.cross_sums
+        grads = grads._replace(gate=_sum_heads(sums) if gates.sums_heads(call.gate, sums) else sums)
     return grads
+
+
+def with_gradient_of_gate(grads: Gradients, gate: Tensor | None) -> Gradients:
+    """What `gradients` leaves to PyTorch's operators; gate: None where its gradient is not wanted."""
+    if gate is None:
+        return grads
+    return grads._replace(gate=torch.zeros_like(gate) if grads.gate is None else gates.gradient(grads.gate, gate))
 
 
 def _key_value_gradients(saved, grads, prepared, plain, others):
@@ -140,13 +155,14 @@ def _query_gradients(saved, grad_q, prepared, plain, others):
     run_tuned("query_gradients", run, prepared, plain)
 
 
-def _row_sums(grad_out, results, grads, prepared):
+def _row_sums(grad_out, results, grads, want_gate, prepared):
     """The Saved of the gradient kernels; sums that no wanted gradient needs are None."""
     batch, heads, queries, width = prepared.q.shape
     want_self = grads.q is not None or grads.k is not None
-    want_cross = prepared.crossing and any(x is not None for x in (grads.q, grads.cross_k, grads.gate))
+    want_cross = prepared.crossing and (want_gate or grads.q is not None or grads.cross_k is not None)
+    self_lse, cross_lse = both_lse(results.lse)
     self_sums, cross_sums = (
-        results.self_lse.new_empty(batch, heads, queries) if want else None for want in (want_self, want_cross)
+        fresh(self_lse.new_empty(batch, heads, queries)) if want else None for want in (want_self, want_cross)
     )
     if want_self or want_cross:
         terms = [x for x, want in ((results.self_out, want_self), (results.cross_out, want_cross)) if want]
@@ -169,13 +185,13 @@ def _row_sums(grad_out, results, grads, prepared):
             queries,
             C=constants,
         )
-    return Saved(rows(grad_out), results.self_lse, results.cross_lse, self_sums, cross_sums)
+    return Saved(rows(grad_out), self_lse, cross_lse, self_sums, cross_sums)
 
 
 def _sum_heads(sums):
     """(B, Hq, S) -> (B, 1, S), in the order of heads whatever the batch."""
     batch, heads, queries = sums.shape
-    total = sums.new_empty(batch, 1, queries)
+    total = fresh(sums.new_empty(batch, 1, queries))
     programs = (triton.cdiv(queries, _SUMS.block_m) * batch,)
     launch(sum_heads_kernel, programs, _SUMS, sums, total, queries, HEADS=heads, BLOCK_M=_SUMS.block_m)
     return total

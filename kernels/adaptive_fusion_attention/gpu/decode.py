@@ -7,7 +7,6 @@ same order, so that neither the batch nor the number of splits changes a bit.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,13 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import architecture, dot_precision, launch, multiprocessors
-from .. import gates
+from ...plans import fresh, nothing
 from ..call import Call
 from .arguments import (
     LONGEST_WINDOW,
     Constants,
     block_of_width,
     empty_like,
+    gate_rows,
     is_wide,
     mask_and_stride,
     rows,
@@ -180,9 +180,9 @@ def decode(call: Call, return_lse: bool) -> Decoded:
     group, crossing = heads // kv_heads, cross_keys > 0
     self_lse = cross_lse = None
     if return_lse:
-        self_lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        cross_lse = self_lse.new_empty(self_lse.shape) if crossing else torch.full_like(self_lse, -torch.inf)
-    results = Decoded(empty_like(q), self_lse, cross_lse)
+        self_lse = fresh(q.new_empty(q.shape[:3], dtype=torch.float32))
+        cross_lse = fresh(torch.empty_like(self_lse)) if crossing else torch.full_like(self_lse, -torch.inf)
+    results = Decoded(fresh(empty_like(q)), self_lse, cross_lse)
 
     arch = architecture(q.device)
     config = decode_config(architecture=arch, dtype=q.dtype, head_dim=width, rows=group * queries)
@@ -190,11 +190,11 @@ def decode(call: Call, return_lse: bool) -> Decoded:
     chunks = place.chunks + triton.cdiv(cross_keys, config.block_n)
     programs = batch * kv_heads * triton.cdiv(group * queries, config.block_m)
     splits = split_count(programs, chunks, q.device)
-    partials = _nothing(q.device)
+    partials = nothing(q.device)
     if splits > 1:
         size = batch * heads * queries * chunks * (width + BESIDE_VALUES.value)
-        partials = q.new_empty(size, dtype=torch.float32)
-    gate = rows(gates.spread(call.gate, q))
+        partials = fresh(q.new_empty(size, dtype=torch.float32))
+    gate = gate_rows(call.gate, q)
     mask, s_mask = mask_and_stride(call.key_mask)
     cross_mask, s_cross_mask = mask_and_stride(call.cross_mask if crossing else None)
     spans = (x if x is None else x.contiguous() for x in (call.key_span, call.cross_span if crossing else None))
@@ -271,9 +271,3 @@ def _place(call, block):
     # Chunks are counted from a span's begin, which may cut a window's keys into one more.
     more = call.key_span is not None and begin > 0
     return _Place(start, 0, window, triton.cdiv(end, block) - begin // block + more)
-
-
-@cache
-def _nothing(device):
-    """What stands for the partial results of a call without splits: its kernel is the same."""
-    return torch.empty(1, dtype=torch.float32, device=device)
