@@ -20,7 +20,7 @@ import triton
 from .gpus import GPU, resident_blocks
 from .prefetch import LoopLoads, loop_loads
 from .sass import Instruction, Loop, Program, counts, instructions
-from .timing import LoopTime, loop_time, product_bytes, product_cycles, product_shape, straight_time
+from .timing import LoopTime, loop_time, product_bytes, product_shape, straight_time
 from .work import Launch, Work, work
 
 

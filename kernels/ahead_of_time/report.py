@@ -17,10 +17,12 @@ from typing import Any
 import torch
 import triton
 
+from ..dispatch import malformed
 from ..files import cache_folder, write_json
 from ..launch import architecture
 from .calls import SHARED_LIMITS, SHIPPED_CALLS
-from .gpus import GPU
+from .gates import loop_failures
+from .gpus import GPU, GPUS
 from .predict import MODEL_TITLES, figures, model_cells
 
 TENSOR_MEMORY_COLUMNS = 512
@@ -45,14 +47,28 @@ def default_architectures() -> list[str]:
     return ["sm_80", "sm_89", "sm_90", "sm_100"]
 
 
+def modelled_gpu(name: str | None, architectures: Sequence[str] | None = None) -> GPU | None:
+    """The GPU of that name. ValueError unless it is known and of every architecture asked for."""
+    if name is None:
+        return None
+    if name not in GPUS:
+        raise malformed("model", name, f"one of {', '.join(GPUS)}")
+    gpu = GPUS[name]
+    for arch in architectures or ():
+        if arch != gpu.architecture:
+            raise malformed("arch", arch, f"{gpu.architecture} with --model {name}")
+    return gpu
+
+
 def compile_report(
     calls: Sequence[dict[str, Any]], jobs: int, refresh: bool = False, gpu: GPU | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Compile the calls, `jobs` at a time -> for each call, in order and as they finish, its list of lines.
 
     A line is a kernel: the fields of its call, kernel, config, FIGURES, triton, error (None, or why it did not compile)
-    and failures, the gates it does not pass; with a GPU also what `predict.figures` says of it there. What is on disk from before is used unless `refresh`: kept by a hash of
-    the call, of all sources of the kernels and of Triton's version, while Triton's cache still holds the kernels.
+    and failures, the gates it does not pass; with a GPU also what `predict.figures` says of it there, and what its loops must not
+    hold among the gates. What is on disk from before is used unless `refresh`: kept by a hash of the call, of all sources of the
+    kernels and of Triton's version, while Triton's cache still holds the kernels.
     """
     sources = _hash_of_sources()
     with ThreadPoolExecutor(jobs) as pool:
@@ -73,7 +89,7 @@ def failures(line: dict[str, Any]) -> list[str]:
     multiplies = line["matrix_products"] > 0 and line["dtype"] != "float32"
     if line["arch"] == "sm_90" and multiplies and "HGMMA" not in (line["tensor_core_kind"] or ""):
         found.append(f"no HGMMA instruction, {line['tensor_core_kind'] or 'no tensor cores'} instead")
-    return found
+    return found + loop_failures(line)
 
 
 def describe(line: dict[str, Any]) -> str:

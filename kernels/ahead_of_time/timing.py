@@ -63,11 +63,11 @@ def product_bytes(x: Instruction) -> int:
     return (left + shape[1]) * 32  # K is 32 bytes of any type
 
 
-def product_cycles(x: Instruction, gpu: GPU) -> float:
-    """Cycles that the tensor core of a scheduler needs."""
+def product_cycles(x: Instruction, gpu: GPU, shared_rate: float) -> float:
+    """Cycles that the tensor core of a scheduler needs. shared_rate: bytes a cycle that shared memory has left for it."""
     shape = product_shape(x)
     if shape is not None:  # all four work on it; K takes the same time in every type
-        return max(shape[1] / 2 * 4096 / gpu.flops, product_bytes(x) / gpu.shared_rate)
+        return max(shape[1] / 2 * 4096 / gpu.flops, product_bytes(x) / shared_rate)
     size = next((m for m in x.modifiers if m.isdigit()), "16816")
     m, n, k = {"1688": (16, 8, 8), "16816": (16, 8, 16), "1684": (16, 8, 4), "884": (8, 8, 4)}.get(size, (16, 8, 16))
     rate = gpu.flops / 4 / (2 if "TF32" in x.modifiers else 1)
@@ -177,8 +177,10 @@ class _Scheduler:
         pipe = _PIPE_OF.get(x.kind, "alu")
         done = now + 6
         if pipe == "tensor":
-            cycles = product_cycles(x, gpu)
             begin = max(now + 4, self.free["tensor"])
+            # Tiles that arrive are written to shared memory meanwhile.
+            arriving = gpu.fill_rate if self.free["fill"] > begin else 0.0
+            cycles = product_cycles(x, gpu, gpu.shared_rate - arriving)
             self.free["tensor"] = begin + cycles
             self.busy["tensor"] += cycles
             done = begin + cycles + gpu.tensor_latency

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 Turns = tuple[tuple[int, int], ...]  # of each hot loop, in the order of the code: short and long turns
@@ -126,7 +125,7 @@ def _query_gradients(launch: Launch) -> Work:
 
 
 def _key_value_gradients(launch: Launch) -> Work:
-    rows, heads, kv_heads, queries, keys, cross = _attention(launch)
+    rows, _, kv_heads, queries, keys, cross = _attention(launch)
     group, block_m, block_n = launch["GROUP"], launch["BLOCK_M"], launch["BLOCK_N"]
     self_tiles, cross_tiles = _cdiv(keys, block_n), _cdiv(cross, block_n)
     rows = rows or launch.grid[0] // ((self_tiles + cross_tiles) * kv_heads)
