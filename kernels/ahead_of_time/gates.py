@@ -56,7 +56,7 @@ ALLOWANCES: tuple[Allowance, ...] = (
     ),
     Allowance(
         "query_gradients_kernel",
-        "as the forward's",
+        "as the forward of masked calls",
         {"variant": _MASKED},
         least_n=32,
         most_barriers=8,
@@ -94,7 +94,14 @@ ALLOWANCES: tuple[Allowance, ...] = (
         most_barriers=12,
         most_unpipelined=4,
     ),
-    Allowance("mix_state_gradients_kernel", "as the mix", {}, least_n=8, most_barriers=12, most_unpipelined=4),
+    Allowance(
+        "mix_state_gradients_kernel",
+        "as the mix, a product back through the weights",
+        {},
+        least_n=8,
+        most_barriers=12,
+        most_unpipelined=4,
+    ),
 )
 
 

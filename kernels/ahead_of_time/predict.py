@@ -134,7 +134,8 @@ def _local_bytes(x):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One launch on one GPU. seconds: predicted; floor: what memory and tensor cores cannot do faster; limit: the pipe that is busy
+    """One launch on one GPU. seconds: predicted; floor: what memory and tensor cores cannot do faster; flops, least: operations and
+    bytes that no kernel can do without; limit: the pipe that is busy
     most, and for how much of its time, or what else keeps it; blocks: on a multiprocessor at a time; turn_cycles: of each hot
     loop, a short turn; rest_cycles: of a program outside them."""
 
@@ -145,6 +146,8 @@ class Prediction:
     turn_cycles: list[float]
     rest_cycles: float
     tensor_busy: float
+    flops: float
+    least: float
 
 
 def predict(line: dict[str, Any], gpu: GPU) -> Prediction | None:
@@ -182,11 +185,21 @@ def predicted(code: Code, doing: Work, gpu: GPU, registers: int, shared_bytes: i
     limit = "memory" if by_memory >= max(by_loops, by_power) else "tensor cores' power"
     if by_loops > max(by_memory, by_power):
         limit = _limit(durations, times, rest, doing)
-    return Prediction(seconds, floor, limit, blocks, [short.cycles for short, _ in times], rest + around, busy)
+    return Prediction(
+        seconds,
+        floor,
+        limit,
+        blocks,
+        [short.cycles for short, _ in times],
+        rest + around,
+        busy,
+        doing.flops,
+        doing.least,
+    )
 
 
 def _turn_times(hot: _Hot, gpu: GPU, warps: int, blocks: int) -> tuple[LoopTime, LoopTime]:
-    options = dict(warps=warps, blocks=blocks, distance=max(1, hot.loads.ahead), bulk_bytes=hot.loads.tile_bytes)
+    options = dict(warps=warps, blocks=blocks, distance=max(1, hot.loads.ahead), bulk_bytes=hot.loads.bulk_bytes)
     short = loop_time(hot.short, gpu, **options)
     return short, short if hot.long == hot.short else loop_time(hot.long, gpu, **options)
 

@@ -20,14 +20,14 @@ class LoopLoads:
 
     copies: asynchronous ones a turn; ahead: turns between asking for one and the turn that waits for it; pending: the least number
     of copies that an `async_wait` leaves under way, None where it waits for barriers; unpipelined: loads whose result the turn that
-    asks for it needs; tile_bytes: of the largest copy; products: tensor-core products a turn.
+    asks for it needs; bulk_bytes: of each copy by a tensor descriptor, in order; products: tensor-core products a turn.
     """
 
     copies: int = 0
     ahead: int = 0
     pending: int | None = None
     unpipelined: int = 0
-    tile_bytes: int = 0
+    bulk_bytes: list[int] = field(default_factory=list)
     products: int = 0
     _inner: bool = field(default=True, repr=False)
 
@@ -61,7 +61,8 @@ def loop_loads(dialect: str) -> list[LoopLoads]:
             else:
                 loop_now.copies += 1
                 before += 1
-                loop_now.tile_bytes = max(loop_now.tile_bytes, _size(text))
+                if "tma_copy" in text:
+                    loop_now.bulk_bytes.append(_size(text))
         if loop_now is None:
             continue
         if "warp_group_dot " in text or re.search(r"\btt\.dot\b", text) or "tc_gen5_mma " in text:

@@ -150,13 +150,15 @@ class Program:
 
         def best(number):
             # Depth first, without recursion: a kernel has hundreds of blocks.
-            stack = [number]
+            stack, open_ones = [number], set()
             while stack:
                 at = stack[-1]
                 if at in known:
                     stack.pop()
                     continue
                 ahead = [n for n in self.blocks[at].followers if n in inside and (at, n) not in back and n != start]
+                open_ones.add(at)  # a way back to one of these is a loop that has two entries
+                ahead = [n for n in ahead if n not in open_ones or n in known]
                 missing = [n for n in ahead if n not in known]
                 if missing and at not in ends:
                     stack += missing

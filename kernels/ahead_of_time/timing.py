@@ -28,9 +28,11 @@ _PIPES = {
 _PIPE_OF = {name: pipe for pipe, names in _PIPES.items() for name in names.split()}
 _WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 _SHAPE = re.compile(r"\.(\d+)x(\d+)x(\d+)")
-_QUEUED = 2  # products of one warp that wait for the tensor core before its issue does
-_TURNS = 12
-_SETTLED = 6  # turns after which the rest are counted
+_QUEUED = (
+    2  # products of one warp that wait for the tensor core before its issue does; the one number chosen by calibration
+)
+_TURNS = 20
+_SETTLED, _LAST = 8, 18  # the turns that are counted: neither while the pipeline fills nor while it empties
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,11 @@ class _Scheduler:
         self.arrived: dict[tuple[int, str], list[_Warp]] = {}
         self.bulk: dict[int, list[float]] = {block: [] for block in range(blocks)}
         self.count = count
+        self.looping = True
 
     def run(self, turn, turns):
         """Every warp goes through `turn` as often as `turns`; -> when each ended each of them."""
+        self.looping = turns > 1
         for index, warp in enumerate(self.warps):  # blocks do not start together, nor do their warp groups
             warp.ready = 40.0 * index
         per_turn = sum(x.kind == "UTMALDG" for x in turn)
@@ -202,7 +206,9 @@ class _Scheduler:
             done = now + gpu.fence_latency
         elif x.kind == "UTMALDG":
             if warp is self.first[warp.block]:
-                done = self._fill(now, self.bulk_bytes, gpu.bulk_latency)
+                number = len(self.bulk[warp.block])
+                moved = self.bulk_bytes[number % len(self.bulk_bytes)] if self.bulk_bytes else 0
+                done = self._fill(now, moved, gpu.bulk_latency)
                 self.bulk[warp.block].append(done)
             done = now + 8
         elif x.kind == "SYNCS":
@@ -238,7 +244,7 @@ class _Scheduler:
         self.free["lsu"] = begin + cycles
         self.busy["lsu"] += cycles
         if x.kind == "LDGSTS":
-            done = self._fill(begin, moved, 0)
+            done = self._fill(begin, moved if self.looping else 0, 0)
             warp.copies = max(warp.copies, done)
             return done
         if x.kind in ("LDG", "LD", "ATOMG"):
@@ -278,24 +284,35 @@ class _Scheduler:
 
 
 def loop_time(
-    turn: Sequence[Instruction], gpu: GPU, *, warps: int, blocks: int = 1, distance: int = 1, bulk_bytes: int = 0
+    turn: Sequence[Instruction],
+    gpu: GPU,
+    *,
+    warps: int,
+    blocks: int = 1,
+    distance: int = 1,
+    bulk_bytes: Sequence[int] = (),
 ) -> LoopTime:
     """One turn of a loop, in the middle of many.
 
     warps: of a block; blocks: that share a multiprocessor; distance: turns between asking for a bulk copy and waiting for it;
-    bulk_bytes: of one such copy.
+    bulk_bytes: of each such copy of a turn.
     """
     if not turn:
         return LoopTime(0.0, {})
     scheduler = _Scheduler(gpu, warps, max(1, blocks), distance, bulk_bytes)
     ends = scheduler.run(list(turn), _TURNS)
-    cycles = sum((end[-1] - end[_SETTLED - 1]) / (_TURNS - _SETTLED) for end in ends) / len(ends)
+    # By all turns together: a scheduler may let one warp run ahead of the others.
+    times, warps = sorted(time for end in ends for time in end), len(ends)
+    cycles = (times[_LAST * warps - 1] - times[_SETTLED * warps - 1]) / (_LAST - _SETTLED)
     return LoopTime(cycles, {pipe: busy / _TURNS for pipe, busy in scheduler.busy.items()})
 
 
 def straight_time(code: Sequence[Instruction], gpu: GPU, *, warps: int, blocks: int = 1) -> float:
-    """Cycles of code that runs once in each block, such as what surrounds the loops, `blocks` of them at a time."""
+    """Cycles of code that runs once in each block, such as what surrounds the loops, `blocks` of them at a time.
+
+    Copies that fill a loop's pipeline cost their latency only: their bytes are among those of the loop's turns.
+    """
     if not code:
         return 0.0
-    scheduler = _Scheduler(gpu, warps, max(1, blocks), 1, 0)
+    scheduler = _Scheduler(gpu, warps, max(1, blocks), 1, ())
     return max(end[-1] for end in scheduler.run(list(code), 1))
