@@ -85,7 +85,7 @@ def query_gradients_kernel(
     inputs, saved, grad_q, masks, sequences, queries, keys, cross_keys, start, window, scale, softcap, C: tl.constexpr
 ):
     """One tile of queries of one head."""
-    place = query_place(masks.bounds, sequences, queries, C)
+    place = query_place(masks.bounds, sequences, queries, keys + cross_keys, C)
     if place.first >= place.count:
         return
     tile = query_tile(place, queries, C)
