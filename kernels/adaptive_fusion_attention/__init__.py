@@ -41,6 +41,8 @@ def adaptive_fusion_attention(
     softcap: float | None = None,
     key_mask: Tensor | None = None,
     cross_mask: Tensor | None = None,
+    key_span: Tensor | None = None,
+    cross_span: Tensor | None = None,
     query_start: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     cross_cu_seqlens: Tensor | None = None,
@@ -60,6 +62,10 @@ def adaptive_fusion_attention(
         window: attend to keys less than `window` positions back; needs causal. Self term only.
         softcap: scores s become softcap * tanh(s / softcap). Self term only.
         key_mask, cross_mask: (B, N), (B, T) bool, True = attend; None attends to all. (B / n, T) as cross_k.
+        key_span, cross_span: (B, 2) int32, beside the masks: row b attends to keys span[b, 0] <= key < span[b, 1], which are cut to
+            what there is; None attends to all. (B / n, 2) as cross_k. What contiguous padding wants: a mask costs the kernels a
+            list of its tiles and their fast loads, a span nothing, and the padding beside a row changes none of its bits. Not with
+            cu_seqlens.
         query_start: key index of the first query, an int or an integer tensor () or (B,); None is N - S.
         cu_seqlens, cross_cu_seqlens: (n + 1,) int32, from 0 up to S and to T: n packed sequences (B = 1, N = S);
             sequence i attends to itself and to cross sequence i, either may be empty. Given together.
@@ -76,7 +82,7 @@ def adaptive_fusion_attention(
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
-    masks = (key_mask, cross_mask, cu_seqlens, cross_cu_seqlens)
+    masks = (key_mask, cross_mask, key_span, cross_span, cu_seqlens, cross_cu_seqlens)
     call = Call(q, k, v, cross_k, cross_v, gate, *masks, query_start, causal, scale, window, softcap)
     if isinstance(q, torch.Tensor) and (dtype := autocast_dtype(q)) is not None:
         fields: list[Any] = [cast_for_autocast(x, dtype) if place < 5 else x for place, x in enumerate(call)]
@@ -92,5 +98,5 @@ def _run(call, return_lse, backend):
     if call.scale is not None and call.scale <= 0 and name != "reference":
         # Kernels look for the largest score before they scale, PyTorch's too: it gives NaN where keys are masked.
         q, scale = (call.q * 0, 1.0) if call.scale == 0 else (-call.q, -call.scale)
-        call = Call(q, *call[1:12], scale, *call[13:])
+        call = call._replace(q=q, scale=scale)
     return _BACKENDS[name](call, return_lse)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from . import gates
-from .call import Call
+from .call import Call, with_spans_as_masks
 
 
 class Keys(NamedTuple):
@@ -25,6 +25,7 @@ class Keys(NamedTuple):
 
 def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """The results of `adaptive_fusion_attention` for a checked Call."""
+    call = with_spans_as_masks(call)
     scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
     cu_seqlens, cross_cu_seqlens = call.cu_seqlens, call.cross_cu_seqlens
     if cu_seqlens is None:

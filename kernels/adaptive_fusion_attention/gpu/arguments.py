@@ -106,6 +106,8 @@ class Prepared:
         self.crossing = call.cross_k.shape[2] > 0
         # (q's bounds, cross keys' bounds)
         self.bounds = tuple(x if x is None else x.contiguous() for x in (call.cu_seqlens, call.cross_cu_seqlens))
+        cross_span = call.cross_span if self.crossing else None
+        self.spans = tuple(x if x is None else x.contiguous() for x in (call.key_span, cross_span))
         self.numbers, self.windowed = _numbers(call)
 
     @cached_property
@@ -118,10 +120,11 @@ class Prepared:
 
     def masks(self, block: int) -> Masks:
         """The Masks of kernels that walk over tiles of `block` keys."""
-        bounds, cross_bounds = self.bounds
-        cross_mask = self.call.cross_mask if self.crossing else None
-        tiles = used_tiles(self.call.key_mask, bounds, self.numbers.sequences, block)
-        return Masks(tiles, used_tiles(cross_mask, cross_bounds, self.numbers.sequences, block), bounds, cross_bounds)
+        masks = (self.call.key_mask, self.call.cross_mask if self.crossing else None)
+        lists = (
+            used_tiles(*x, self.numbers.sequences, block) for x in zip(masks, self.bounds, self.spans, strict=True)
+        )
+        return Masks(*lists, *self.bounds, *self.spans)
 
     def constants(self, config: LaunchConfig, cross_tiles: bool) -> Constants:
         """The Constants of a launch. cross_tiles: its programs walk over tiles of cross keys."""
@@ -135,7 +138,10 @@ class Prepared:
             WINDOWED=self.windowed,
             CAPPED=self.call.softcap is not None,
             CROSS=cross_tiles and self.crossing,
-            EVEN_CROSS=cross_tiles and self.bounds[0] is None and self.numbers.cross_keys % config.block_n == 0,
+            EVEN_CROSS=cross_tiles
+            and self.bounds[0] is None
+            and self.spans[1] is None
+            and self.numbers.cross_keys % config.block_n == 0,
             GATE_PER_QUERY=gates.per_query(self.call.gate),
             START_PER_ROW=isinstance(self.numbers.start, Tensor),
             DESCRIPTORS=config.descriptors,
@@ -145,7 +151,7 @@ class Prepared:
         )
 
     def is_plain(self, tensors: list[Tensor]) -> bool:
-        """Whether a call reads whole tiles of these tensors only, by strides that tensor descriptors take."""
+        """Whether a call reads tiles of these tensors that end where a sequence does, by strides that tensor descriptors take."""
         call = self.call
         partial = (call.key_mask, call.cross_mask, call.cu_seqlens, call.softcap)
         if any(x is not None for x in partial) or self.windowed:
@@ -184,7 +190,9 @@ def tile_count(length: int, bounds: Tensor | None, block: int) -> int:
     return triton.cdiv(length, block) if bounds is None else length // block + bounds.shape[0] - 1
 
 
-def used_tiles(mask: Tensor | None, bounds: Tensor | None, sequences: int, block: int) -> UsedTiles | None:
+def used_tiles(
+    mask: Tensor | None, bounds: Tensor | None, spans: Tensor | None, sequences: int, block: int
+) -> UsedTiles | None:
     """The tiles of `block` keys that a mask leaves to visit; None for no mask."""
     if mask is None:
         return None
@@ -198,7 +206,9 @@ def used_tiles(mask: Tensor | None, bounds: Tensor | None, sequences: int, block
     tiles = torch.empty(places, dtype=torch.int32, device=mask.device)
     ranks = torch.empty(places + sequences, dtype=torch.int32, device=mask.device)
     config = LaunchConfig(block_m=1, block_n=block, warps=4, stages=1)
-    launch(list_used_tiles_kernel, (sequences,), config, mask, stride, bounds, length, tiles, ranks, BLOCK_N=block)
+    launch(
+        list_used_tiles_kernel, (sequences,), config, mask, stride, bounds, spans, length, tiles, ranks, BLOCK_N=block
+    )
     return UsedTiles(mask, stride, tiles, ranks)
 
 

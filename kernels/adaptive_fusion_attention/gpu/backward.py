@@ -86,6 +86,7 @@ def _key_value_gradients(saved, grads, prepared, plain):
         rows_or_none(grads.v),
         *mask_and_stride(call.key_mask),
         bounds,
+        prepared.spans[0],
     )
     cross = KeyTerm(
         rows(cross_k),
@@ -95,6 +96,7 @@ def _key_value_gradients(saved, grads, prepared, plain):
         *(rows_or_none(grad if want_cross else None) for grad in (grads.cross_k, grads.cross_v)),
         *mask_and_stride(call.cross_mask),
         cross_bounds,
+        prepared.spans[1],
     )
 
     def run(config):

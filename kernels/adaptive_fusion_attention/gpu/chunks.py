@@ -19,7 +19,7 @@ BESIDE_VALUES = tl.constexpr(4)
 
 
 class ChunkTerm(NamedTuple):
-    """Keys begin .. end of one key head, in chunks counted from key 0: pointers to its first key and value with strides s_k and s_v,
+    """Keys begin .. end of one key head, in chunks counted from its first key: pointers to that key and value with strides s_k and s_v,
     to its row of the mask, and the key indices of the rows, o_query [BM]."""
 
     p_k: object
@@ -44,7 +44,7 @@ class Attended(NamedTuple):
 
 @triton.jit
 def chunk_count(begin, end, BLOCK_N: tl.constexpr):
-    """How many chunks of BLOCK_N keys, counted from key 0, hold the keys begin .. end."""
+    """How many chunks of BLOCK_N keys, counted from the first, hold the keys begin .. end."""
     return tl.where(end > begin, tl.cdiv(end, BLOCK_N) - begin // BLOCK_N, 0)
 
 

@@ -1,7 +1,7 @@
 """Attention of a few queries without gradients: one program for each batch row and key head reads its keys once.
 
-Every chunk of keys, counted from key 0, has a softmax of its own, and chunks merge in their order. A program does both; where
-programs are too few for the GPU, several share the chunks of a key head and a second launch merges: the same numbers in the
+Every chunk of keys, counted from key 0 or a span's begin, has a softmax of its own, and chunks merge in their order. A program does
+both; where programs are too few for the GPU, several share the chunks of a key head and a second launch merges: the same numbers in the
 same order, so that neither the batch nor the number of splits changes a bit.
 """
 
@@ -56,8 +56,8 @@ def attend_chunks(
     """
     rest = unit_after(scale, C.CAPPED and not CROSS, EXACT=b_q.dtype == tl.float32)
     term = ChunkTerm(
-        head_pointer(k, batch, tile.kv_head, 0),
-        head_pointer(v, batch, tile.kv_head, 0),
+        head_pointer(k, batch, tile.kv_head, span.origin),
+        head_pointer(v, batch, tile.kv_head, span.origin),
         k.row,
         v.row,
         span.p_mask,
@@ -88,8 +88,8 @@ def decode_kernel(
     """
     tile = tile_of_rows(queries, C)
     cross_batch = tile.batch // sharing
-    own = self_span(masks.self_mask, s_mask, tile.batch, queries, keys, start, s_start, window, C)
-    cross = cross_span(masks.cross_mask, s_cross_mask, cross_batch, cross_keys, C)
+    own = self_span(masks.self_mask, s_mask, masks.spans, tile.batch, queries, keys, start, s_start, window, C)
+    cross = cross_span(masks.cross_mask, s_cross_mask, masks.cross_spans, cross_batch, cross_keys, C)
     share = tl.cdiv(cross.chunks + own.chunks, splits)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, cross.chunks + own.chunks)
@@ -137,8 +137,8 @@ def combine_kernel(
 ):  # fmt: skip
     """A few rows of one key head: what their chunks left, merged in the order of chunks."""
     tile = tile_of_rows(queries, C)
-    own = self_span(masks.self_mask, s_mask, tile.batch, queries, keys, start, s_start, window, C)
-    cross = cross_span(masks.cross_mask, s_cross_mask, tile.batch // sharing, cross_keys, C)
+    own = self_span(masks.self_mask, s_mask, masks.spans, tile.batch, queries, keys, start, s_start, window, C)
+    cross = cross_span(masks.cross_mask, s_cross_mask, masks.cross_spans, tile.batch // sharing, cross_keys, C)
     scale = scale * LOG2_E
     cross_attended = None
     if C.CROSS:
@@ -188,9 +188,10 @@ def decode(call: Call, return_lse: bool) -> Decoded:
     gate = rows(gates.spread(call.gate, q))
     mask, s_mask = mask_and_stride(call.key_mask)
     cross_mask, s_cross_mask = mask_and_stride(call.cross_mask if crossing else None)
+    spans = (x if x is None else x.contiguous() for x in (call.key_span, call.cross_span if crossing else None))
     shared = (
         DecodeOutputs(rows(results.out), self_lse, cross_lse, partials),
-        DecodeMasks(mask, cross_mask),
+        DecodeMasks(mask, cross_mask, *spans),
         s_mask,
         s_cross_mask,
         *(queries, keys, cross_keys, place.start, place.stride, place.window or 0),
@@ -257,7 +258,9 @@ def _place(call, block):
     start = min(start, keys)
     if window is not None:
         begin = min(max(start - window + 1, 0), end)
-    return _Place(start, 0, window, triton.cdiv(end, block) - begin // block)
+    # Chunks are counted from a span's begin, which may cut a window's keys into one more.
+    more = call.key_span is not None and begin > 0
+    return _Place(start, 0, window, triton.cdiv(end, block) - begin // block + more)
 
 
 @cache

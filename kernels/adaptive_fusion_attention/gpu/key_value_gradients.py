@@ -14,12 +14,12 @@ from .arguments import NUMBERS, Numbers
 from .order import head_and_tile
 from .rows import Rows, head_pointer, load_rows, store_rows
 from .scores import LOG2_E, load_lse, weights_again
-from .spans import TileSpan, band_visible, first_query_index, packed_tile, queries_of_keys, sequence_span
+from .spans import TileSpan, band_visible, first_query_index, key_place, packed_tile, queries_of_keys, sequence_span
 
 
 class KeyTerm(NamedTuple):
     """Keys and values of one term and what belongs to them: log-sum-exps and row sums of the queries, where gradients go (None:
-    not wanted), the mask (None: none) with its stride, and the bounds of packed keys."""
+    not wanted), the mask (None: none) with its stride, the bounds of packed keys, and spans."""
 
     k: Rows
     v: Rows
@@ -30,6 +30,7 @@ class KeyTerm(NamedTuple):
     mask: Tensor | None
     s_mask: int
     bounds: Tensor | None
+    spans: Tensor | None
 
 
 class KeyTile(NamedTuple):
@@ -134,6 +135,22 @@ def add_query_tiles(tile, term, q, grad_out, gate, group, span, numbers, C: tl.c
 
 
 @triton.jit
+def store_key_rows(x, spans, batch, head, begin, first, o_key, count, b_rows, C: tl.constexpr):
+    """Write gradients [BN, BLOCK_D] of keys that are counted from row `begin`, `count` in all; of a spanned row those past its last
+    key are the ones before its first."""
+    if spans is None:
+        store_rows(x, batch, head, begin, first, o_key < count, b_rows, C.BLOCK_N, C)
+    else:
+        # [BN]
+        o_row = begin + o_key
+        o_row = tl.where(o_row < count, o_row, o_row - count)
+        o_value = tl.arange(0, C.BLOCK_D)[None, :]
+        p_rows = head_pointer(x, batch, head, 0) + (o_row.to(tl.int64)[:, None] * x.row + o_value)
+        m_written = (o_key < count)[:, None] & (o_value < C.HEAD_DIM)
+        tl.store(p_rows, b_rows.to(x.pointer.dtype.element_ty), mask=m_written)
+
+
+@triton.jit
 def gradients_of_key_tile(q, gate, grad_out, term, bounds, number, head, numbers, C: tl.constexpr, CROSS: tl.constexpr):
     """Compute and store the gradients of tile `number` of one key head, counted over all batch rows, of a KeyTerm -> 0, which the
     compiler cannot know to be 0. bounds: of packed queries."""
@@ -146,9 +163,12 @@ def gradients_of_key_tile(q, gate, grad_out, term, bounds, number, head, numbers
     if bounds is not None:
         sequence, number = packed_tile(term.bounds, numbers.sequences, number, C.BLOCK_N)
     q_begin, q_count = sequence_span(bounds, sequence, numbers.queries)
-    k_begin, k_count = sequence_span(term.bounds, sequence, numbers.keys)
+    k_begin, k_count = key_place(term.bounds, term.spans, sequence, numbers.keys)
+    written = k_count
+    if term.spans is not None:
+        written = numbers.keys  # what lies outside the span has gradients too, of 0
     first_key = number * C.BLOCK_N
-    if first_key < k_count:
+    if first_key < written:
         # [BN]
         o_key = first_key + tl.arange(0, C.BLOCK_N)
         first = 0
@@ -157,6 +177,8 @@ def gradients_of_key_tile(q, gate, grad_out, term, bounds, number, head, numbers
             first = first_query_index(
                 numbers.start, batch, numbers.queries, numbers.keys, numbers.window, C.START_PER_ROW
             )
+            if term.spans is not None:
+                first -= k_begin
             m_used = m_used & (o_key < first + q_count)
         if WINDOWED:
             m_used = m_used & (o_key > first - numbers.window)
@@ -168,24 +190,26 @@ def gradients_of_key_tile(q, gate, grad_out, term, bounds, number, head, numbers
         b_v = load_rows(head_pointer(term.v, batch, head, k_begin), term.v.row, first_key, m_used, C.BLOCK_N, C)
         last_key = tl.minimum(first_key + C.BLOCK_N, k_count)
         span = queries_of_keys(first_key, last_key, first, q_count, numbers.window, C.BLOCK_M, CAUSAL, WINDOWED)
-        if term.mask is not None:
+        if term.mask is not None or term.spans is not None:
             some = tl.max(m_used.to(tl.int32), 0)  # 0: a tile of masked keys only, whose gradients are 0
             span = TileSpan(span.begin * some, span.full_begin * some, span.full_end * some, span.end * some)
         tile = KeyTile(batch, b_k, b_v, o_key, first, q_begin, q_count)
         b_grad_k, b_grad_v, zero = add_query_tiles(tile, term, q, grad_out, gate, head, span, numbers, C, CROSS)
-        if term.mask is not None:  # keys that no query sees have weights of 0 already
-            b_grad_k = tl.where(m_used[:, None], b_grad_k, 0.0)
-            b_grad_v = tl.where(m_used[:, None], b_grad_v, 0.0)
         # Places anew, by a zero that the compiler cannot know to be one: held through the loop, they spill 76 bytes (Triton 3.6).
         first_key += zero
         batch += zero
         head += zero
-        m_key = first_key + tl.arange(0, C.BLOCK_N) < k_count
+        o_key = first_key + tl.arange(0, C.BLOCK_N)
+        if term.mask is not None or term.spans is not None:  # other keys that no query sees have weights of 0 already
+            if term.mask is None:
+                m_used = o_key < k_count
+            b_grad_k = tl.where(m_used[:, None], b_grad_k, 0.0)
+            b_grad_v = tl.where(m_used[:, None], b_grad_v, 0.0)
         if term.grad_k is not None:
             b_grad_k = b_grad_k * numbers.scale
-            store_rows(term.grad_k, batch, head, k_begin, first_key, m_key, b_grad_k, C.BLOCK_N, C)
+            store_key_rows(term.grad_k, term.spans, batch, head, k_begin, first_key, o_key, written, b_grad_k, C)
         if term.grad_v is not None:
-            store_rows(term.grad_v, batch, head, k_begin, first_key, m_key, b_grad_v, C.BLOCK_N, C)
+            store_key_rows(term.grad_v, term.spans, batch, head, k_begin, first_key, o_key, written, b_grad_v, C)
     return zero
 
 

@@ -69,6 +69,20 @@ def sequence_span(bounds, sequence, length):
 
 
 @triton.jit
+def key_place(bounds, spans, sequence, length):
+    """-> first key and number of keys of a sequence: of a packed one, or of what a row's span leaves of its `length` keys.
+
+    Keys are counted from that first one on, so that tiles, and with them bits, do not depend on the padding before it.
+    """
+    begin, count = sequence_span(bounds, sequence, length)
+    if spans is not None:
+        p_span = spans + tl.cast(sequence, tl.int64) * 2
+        begin = tl.minimum(tl.maximum(tl.load(p_span), 0), length)
+        count = tl.maximum(tl.minimum(tl.load(p_span + 1), length) - begin, 0)
+    return begin, count
+
+
+@triton.jit
 def query_place(bounds, sequences, queries, keys, C: tl.constexpr):
     """The QueryPlace of this program. keys: how many rows of keys a head's programs read."""
     program = tl.program_id(0)
