@@ -53,6 +53,7 @@ class Constants(NamedTuple):
     GATE_PER_QUERY: bool = False
     START_PER_ROW: bool = False
     DESCRIPTORS: bool = False
+    AHEAD: bool = False
     PRECISION: str = "ieee"
     EXACT: bool = False  # fp32 tensors, where the kernel reads none
     BLOCK_M: int = 0
@@ -145,6 +146,7 @@ class Prepared:
             GATE_PER_QUERY=gates.per_query(self.call.gate),
             START_PER_ROW=isinstance(self.numbers.start, Tensor),
             DESCRIPTORS=config.descriptors,
+            AHEAD=config.ahead,
             PRECISION=dot_precision(self.q.dtype, architecture(self.q.device)),
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,

@@ -135,29 +135,34 @@ def add_query_tiles(tile, term, q, grad_out, gate, group, span, numbers, C: tl.c
 
 
 @triton.jit
-def store_key_rows(x, spans, batch, head, begin, first, o_key, count, b_rows, C: tl.constexpr):
-    """Write gradients [BN, BLOCK_D] of keys that are counted from row `begin`, `count` in all; of a spanned row those past its last
-    key are the ones before its first."""
-    if spans is None:
-        store_rows(x, batch, head, begin, first, o_key < count, b_rows, C.BLOCK_N, C)
-    else:
-        # [BN]
-        o_row = begin + o_key
-        o_row = tl.where(o_row < count, o_row, o_row - count)
-        o_value = tl.arange(0, C.BLOCK_D)[None, :]
-        p_rows = head_pointer(x, batch, head, 0) + (o_row.to(tl.int64)[:, None] * x.row + o_value)
-        m_written = (o_key < count)[:, None] & (o_value < C.HEAD_DIM)
-        tl.store(p_rows, b_rows.to(x.pointer.dtype.element_ty), mask=m_written)
+def store_key_rows(x, spans, batch, head, place, first, keys, b_rows, C: tl.constexpr):
+    """Write gradients [BN, BLOCK_D] of keys `first` on, counted from a `key_place`. Of a spanned row of `keys` keys, those past its last
+    key are the ones before its first, and get zeros: by a store of their own, since these addresses beside sums spill 188 bytes."""
+    begin, count = place
+    # [BN]
+    o_key = first + tl.arange(0, C.BLOCK_N)
+    store_rows(x, batch, head, begin, first, o_key < count, b_rows, C.BLOCK_N, C)
+    if spans is not None:
+        if first + C.BLOCK_N > count:
+            o_row = begin + o_key
+            o_row = tl.where(o_row < keys, o_row, o_row - keys)
+            o_value = tl.arange(0, C.BLOCK_D)[None, :]
+            p_rows = head_pointer(x, batch, head, 0) + (o_row.to(tl.int64)[:, None] * x.row + o_value)
+            m_outside = (o_key >= count) & (o_key < keys)
+            b_zeros = zeros(C.BLOCK_N, C.BLOCK_D).to(x.pointer.dtype.element_ty)
+            tl.store(p_rows, b_zeros, mask=m_outside[:, None] & (o_value < C.HEAD_DIM))
 
 
 @triton.jit
-def gradients_of_key_tile(q, gate, grad_out, term, bounds, number, head, numbers, C: tl.constexpr, CROSS: tl.constexpr):
+def gradients_of_key_tile(
+    q, gate, grad_out, term, bounds, number, place_of_head, numbers, C: tl.constexpr, CROSS: tl.constexpr
+):
     """Compute and store the gradients of tile `number` of one key head, counted over all batch rows, of a KeyTerm -> 0, which the
     compiler cannot know to be 0. bounds: of packed queries."""
     CAUSAL: tl.constexpr = C.CAUSAL and not CROSS
     WINDOWED: tl.constexpr = C.WINDOWED and not CROSS
-    batch = head // (C.HEADS // C.GROUP)
-    head = head % (C.HEADS // C.GROUP)
+    batch = place_of_head // (C.HEADS // C.GROUP)
+    head = place_of_head % (C.HEADS // C.GROUP)
     sequence = batch
     zero = 0
     if bounds is not None:
@@ -191,25 +196,30 @@ def gradients_of_key_tile(q, gate, grad_out, term, bounds, number, head, numbers
         last_key = tl.minimum(first_key + C.BLOCK_N, k_count)
         span = queries_of_keys(first_key, last_key, first, q_count, numbers.window, C.BLOCK_M, CAUSAL, WINDOWED)
         if term.mask is not None or term.spans is not None:
-            some = tl.max(m_used.to(tl.int32), 0)  # 0: a tile of masked keys only, whose gradients are 0
+            # 0: a tile of masked keys only, whose gradients are 0. Of spans a number that all threads share says so: a loop that ends
+            # by one reduced from a tile might end earlier for some, and keeps all addresses in registers of threads: spills 164 bytes.
+            some = tl.where(first_key < k_count, 1, 0)
+            if term.mask is not None:
+                some = tl.max(m_used.to(tl.int32), 0)
             span = TileSpan(span.begin * some, span.full_begin * some, span.full_end * some, span.end * some)
         tile = KeyTile(batch, b_k, b_v, o_key, first, q_begin, q_count)
         b_grad_k, b_grad_v, zero = add_query_tiles(tile, term, q, grad_out, gate, head, span, numbers, C, CROSS)
         # Places anew, by a zero that the compiler cannot know to be one: held through the loop, they spill 76 bytes (Triton 3.6).
         first_key += zero
-        batch += zero
-        head += zero
-        o_key = first_key + tl.arange(0, C.BLOCK_N)
-        if term.mask is not None or term.spans is not None:  # other keys that no query sees have weights of 0 already
-            if term.mask is None:
-                m_used = o_key < k_count
+        batch = (place_of_head + zero) // (C.HEADS // C.GROUP)
+        head = (place_of_head + zero) % (C.HEADS // C.GROUP)
+        if term.mask is not None:  # other keys that no query sees have weights of 0 already
             b_grad_k = tl.where(m_used[:, None], b_grad_k, 0.0)
             b_grad_v = tl.where(m_used[:, None], b_grad_v, 0.0)
+        sequence += zero
+        if bounds is None:
+            sequence = batch
+        place = key_place(term.bounds, term.spans, sequence, numbers.keys)
         if term.grad_k is not None:
             b_grad_k = b_grad_k * numbers.scale
-            store_key_rows(term.grad_k, term.spans, batch, head, k_begin, first_key, o_key, written, b_grad_k, C)
+            store_key_rows(term.grad_k, term.spans, batch, head, place, first_key, numbers.keys, b_grad_k, C)
         if term.grad_v is not None:
-            store_key_rows(term.grad_v, term.spans, batch, head, k_begin, first_key, o_key, written, b_grad_v, C)
+            store_key_rows(term.grad_v, term.spans, batch, head, place, first_key, numbers.keys, b_grad_v, C)
     return zero
 
 
