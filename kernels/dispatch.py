@@ -84,6 +84,8 @@ def check_tensors(backend: str, required: Mapping[str, Any], optional: Mapping[s
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype that autocast prescribes for this call, None where autocast is off."""
     device = tensor.device.type
+    if device == "meta":  # there is no autocast, and asking is an error
+        return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,25 @@ class Row:
         return flops * self.median, moved * self.median
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A row without a figure: its test's name and why; suite and the like are "" where it failed before they were known."""
+
+    fullname: str
+    error: str
+    suite: str = ""
+    case: str = ""
+    implementation: str = ""
+
+
 @dataclass(frozen=True)
 class Results:
-    """The rows of one file, and pytest-benchmark's machine_info with what bench/recording.py adds."""
+    """The rows of one file, and pytest-benchmark's machine_info with what bench/recording.py adds; failures: of the last runs."""
 
     path: Path
     machine: dict[str, Any]
     rows: list[Row]
+    failures: list[Failure] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -105,9 +117,13 @@ def read_results(path: str | Path) -> Results:
     content = read_file(path)
     try:
         rows = [_row(row, content) for row in content["benchmarks"]]
+        names = [field.name for field in fields(Failure)]
+        failures = [
+            Failure(**{name: one[name] for name in names if name in one}) for one in content.get("failures", [])
+        ]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not results of `pytest bench/`: a row lacks {error}") from error
-    return Results(Path(path), content["machine_info"], rows)
+    return Results(Path(path), content["machine_info"], rows, failures)
 
 
 def _row(row, content):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend
-from . import torch_backend
+from . import flash_backend, torch_backend
 from .call import Call, check
 from .reference import adaptive_fusion_attention_reference, attend_reference
 
@@ -19,6 +19,7 @@ __all__ = ["adaptive_fusion_attention", "adaptive_fusion_attention_reference"]
 # Name -> function of a checked Call and whether log-sum-exps are wanted.
 _BACKENDS: dict[str, Callable[[Call, bool], Any]] = {
     "torch": torch_backend.fused_attention,
+    "flash": flash_backend.fused_attention,
     "reference": attend_reference,
 }
 if find_spec("triton"):  # there are systems without
@@ -70,8 +71,8 @@ def adaptive_fusion_attention(
         cu_seqlens, cross_cu_seqlens: (n + 1,) int32, from 0 up to S and to T: n packed sequences (B = 1, N = S);
             sequence i attends to itself and to cross sequence i, either may be empty. Given together.
         return_lse: also return both log-sum-exps, (B, Hq, S) fp32, -inf where a row attends to nothing; no gradient.
-        backend: "triton" (one launch; CUDA and HIP), "torch" (two calls of PyTorch's attention and a combine), "reference",
-            or "auto": "triton" where there is such a GPU, else "torch". "flash" is a name of later versions.
+        backend: "triton" (one launch; CUDA and HIP), "torch" (two calls of PyTorch's attention and a combine), "flash" (the
+            same by flash-attn where it is installed; no masks), "reference", or "auto": "triton" where there is such a GPU, else "torch".
 
     Returns:
         (B, Hq, S, D) in the dtype of q; with return_lse (output, self_lse, cross_lse). A row with nothing to attend to

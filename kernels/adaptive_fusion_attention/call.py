@@ -67,10 +67,10 @@ def with_rows_repeated(call: Call) -> Call:
     if call.cross_k.shape[0] == call.q.shape[0]:
         return call
     sharing = call.q.shape[0] // call.cross_k.shape[0]
-    shared = {name: getattr(call, name) for name in ("cross_k", "cross_v", "cross_mask", "cross_span")}
-    return call._replace(
-        **{name: None if x is None else x.repeat_interleave(sharing, dim=0) for name, x in shared.items()}
-    )
+    names = ("cross_k", "cross_v", "cross_mask", "cross_span")
+    given = {name: x for name in names if (x := getattr(call, name)) is not None}
+    fields: dict[str, Any] = {name: x.repeat_interleave(sharing, dim=0) for name, x in given.items()}
+    return call._replace(**fields)
 
 
 def with_spans_as_masks(call: Call) -> Call:
@@ -209,8 +209,14 @@ def _check_packing(call):
         if bounds.dim() != 1 or bounds.shape[0] < 1 or bounds.shape != cu_seqlens.shape:
             raise malformed(name, f"shape {tuple(bounds.shape)}", "(n + 1,), the same n for both")
         _check_device(name, bounds, call.q)
-        # The values are looked at only where that costs no wait for a device and no graph break.
-        if bounds.device.type == "cpu" and not torch.compiler.is_compiling():
+        if bounds.shape[0] == 1 and total > 0:
+            raise malformed(name, f"no sequence for {total} positions", "bounds of at least one")
+        if _may_look(bounds):
             values = bounds.tolist()
             if values[0] != 0 or values[-1] != total or any(a > b for a, b in pairwise(values)):
                 raise malformed(name, values, f"bounds that start at 0, never fall and end at {total}")
+
+
+def _may_look(bounds):
+    """Whether reading bounds costs no wait for a device and no graph break. Elsewhere `packing.repaired` makes any bounds safe."""
+    return bounds.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from . import gates
 from .call import Call, with_spans_as_masks
+from .packing import repaired
 
 
 class Keys(NamedTuple):
@@ -130,7 +131,9 @@ def _causal_visibility(queries, keys, query_start, window, device):
 
 def _sequence_index(cu_seqlens, length):
     """Which packed sequence each position belongs to; empty sequences own none."""
-    return torch.searchsorted(cu_seqlens[1:], torch.arange(length, device=cu_seqlens.device), right=True)
+    return torch.searchsorted(
+        repaired(cu_seqlens, length)[1:], torch.arange(length, device=cu_seqlens.device), right=True
+    )
 
 
 def _attend(q, keys, scale, softcap, return_lse):

@@ -38,6 +38,12 @@ def test_random_call(fuzz_seed, backend, draw, check_attention):
     check_attention(case.inputs(), **case.keywords())
 
 
+@pytest.mark.parametrize("seed", [1974, 3344], ids=["one_key_takes_all", "sum_beside_a_rounding_boundary"])
+def test_calls_whose_eager_error_is_small_by_luck(seed, backend, draw, check_attention):
+    case = draw(seed)
+    check_attention(case.inputs(), **case.keywords())
+
+
 def test_unseen_keys_never_leak(rare_fuzz_seed, backend, cases, draw, attend):
     def has_unseen(case):
         return any(places.any() for places in case.unseen())

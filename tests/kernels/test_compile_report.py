@@ -273,6 +273,7 @@ def test_each_launch_configuration_is_compiled_once(monkeypatch):
         lengths.setdefault(call["variant"], []).append(call["length"])
     assert lengths == {
         "causal": [512, 2048, 16384],
+        "spanned": [512, 2048, 16384],
         "padded": [512, 16384],
         "everything": [512, 16384],
         "packed": [4096],

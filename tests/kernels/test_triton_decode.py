@@ -246,7 +246,8 @@ def test_what_decodes(attend, interpreted, cases, queries, wanted, packed, decod
     options = dict(zip(("cu_seqlens", "cross_cu_seqlens"), bounds, strict=True)) if packed else {}
     with interpreted.counted_work() as work:
         out = attend(*inputs, **options)
-    assert list(work.tiles) == ["decode_kernel" if decoding else "forward_kernel"]
+    launched = ["repair_bounds_kernel"] * packed + ["decode_kernel" if decoding else "forward_kernel"]
+    assert list(work.tiles) == launched
     assert out.requires_grad == bool(wanted)
     with interpreted.counted_work() as work, torch.no_grad():
         attend(*inputs)

@@ -1,6 +1,6 @@
 """From a Call to the arguments of its kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from ...launch import LaunchConfig, architecture, dot_precision, launch
 from .. import gates
 from ..call import Call
 from .launch_table import launch_candidates, launch_config
+from .packing import repaired_bounds
 from .rows import Rows
 from .terms import Inputs, Masks, UsedTiles, list_used_tiles_kernel
 
@@ -56,6 +57,7 @@ class Constants(NamedTuple):
     AHEAD: bool = False
     PRECISION: str = "ieee"
     EXACT: bool = False  # fp32 tensors, where the kernel reads none
+    WIDE: bool = False  # a tile's rows lie 2^31 elements apart and more: see `is_wide`
     BLOCK_M: int = 0
     BLOCK_N: int = 0
     CHUNKS: int = 0  # partial results of decoding read at a time
@@ -76,6 +78,15 @@ def rows_or_none(x: Tensor | None) -> Rows | None:
 def unit_stride(x: Tensor) -> Tensor:
     """x itself, or a copy whose last dimension is contiguous."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def is_wide(tensors: Iterable[Tensor], block: int, gate: Tensor | None = None) -> bool:
+    """Whether 32 bits are too few for the elements from the first to the last row of a tile of `block` rows of (B, H, S, D)
+    tensors, or from the first to the last of a head's gates (B, H, S)."""
+    longest = block * max(x.stride(2) for x in tensors)
+    if gate is not None:
+        longest = max(longest, (gate.shape[2] + block) * gate.stride(2))
+    return longest >= 2**31
 
 
 def mask_and_stride(mask: Tensor | None) -> tuple[Tensor | None, int]:
@@ -105,15 +116,19 @@ class Prepared:
         self.tensors = [unit_stride(x) for x in call[:5]]
         self.q = self.tensors[0]
         self.crossing = call.cross_k.shape[2] > 0
-        # (q's bounds, cross keys' bounds)
-        self.bounds = tuple(x if x is None else x.contiguous() for x in (call.cu_seqlens, call.cross_cu_seqlens))
+        self.bounds = repaired_bounds(call)  # (q's, cross keys')
         cross_span = call.cross_span if self.crossing else None
         self.spans = tuple(x if x is None else x.contiguous() for x in (call.key_span, cross_span))
         self.numbers, self.windowed = _numbers(call)
 
     @cached_property
+    def gate(self) -> Tensor:
+        """(B, Hq, S) by strides."""
+        return gates.spread(self.call.gate, self.q)
+
+    @cached_property
     def inputs(self) -> Inputs:
-        return Inputs(*map(rows, self.tensors), rows(gates.spread(self.call.gate, self.q)))
+        return Inputs(*map(rows, self.tensors), rows(self.gate))
 
     def query_tiles(self, block: int) -> int:
         """Programs per head that work on `block` queries each: whole tiles of every sequence."""
@@ -127,8 +142,9 @@ class Prepared:
         )
         return Masks(*lists, *self.bounds, *self.spans)
 
-    def constants(self, config: LaunchConfig, cross_tiles: bool) -> Constants:
-        """The Constants of a launch. cross_tiles: its programs walk over tiles of cross keys."""
+    def constants(self, config: LaunchConfig, cross_tiles: bool, others: Iterable[Tensor] = ()) -> Constants:
+        """The Constants of a launch. cross_tiles: its programs walk over tiles of cross keys; others: tensors like q or k that it
+        reads or writes besides the call's."""
         _, heads, _, width = self.q.shape
         return Constants(
             HEADS=heads,
@@ -148,6 +164,7 @@ class Prepared:
             DESCRIPTORS=config.descriptors,
             AHEAD=config.ahead,
             PRECISION=dot_precision(self.q.dtype, architecture(self.q.device)),
+            WIDE=is_wide((*self.tensors, *others), max(config.block_m, config.block_n), self.gate),
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
         )

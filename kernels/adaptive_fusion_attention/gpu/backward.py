@@ -19,6 +19,7 @@ from .arguments import (
     Prepared,
     block_of_width,
     empty_like,
+    is_wide,
     mask_and_stride,
     rows,
     rows_or_none,
@@ -56,20 +57,21 @@ def backward(grad_out: Tensor, results: ForwardResults, call: Call, wanted: list
     if q.numel() == 0:
         return Gradients(*(torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)))
     grads = Gradients(*(empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)))
-    saved = _row_sums(rows(grad_out), results, grads, prepared)
+    saved = _row_sums(grad_out, results, grads, prepared)
     if grads.gate is not None:
         if prepared.crossing:
             gates.write_gradient(saved.cross_sums, grads.gate, _sum_heads)
         else:
             grads.gate.zero_()
     plain = prepared.is_plain([*prepared.tensors, grad_out])
-    _key_value_gradients(saved, grads, prepared, plain)
+    others = [grad_out, *(x for x in grads[:5] if x is not None)]
+    _key_value_gradients(saved, grads, prepared, plain, others)
     if grads.q is not None:
-        _query_gradients(saved, grads.q, prepared, plain)
+        _query_gradients(saved, grads.q, prepared, plain, others)
     return grads
 
 
-def _key_value_gradients(saved, grads, prepared, plain):
+def _key_value_gradients(saved, grads, prepared, plain, others):
     call, (bounds, cross_bounds) = prepared.call, prepared.bounds
     _, k, v, cross_k, cross_v = prepared.tensors
     want_self = grads.k is not None or grads.v is not None
@@ -115,13 +117,13 @@ def _key_value_gradients(saved, grads, prepared, plain):
             self_tiles,
             cross_tiles,
             *prepared.numbers,
-            C=prepared.constants(config, cross_tiles=False),
+            C=prepared.constants(config, cross_tiles=False, others=others),
         )
 
     run_tuned("key_value_gradients", run, prepared, plain)
 
 
-def _query_gradients(saved, grad_q, prepared, plain):
+def _query_gradients(saved, grad_q, prepared, plain, others):
     def run(config):
         launch(
             query_gradients_kernel,
@@ -132,7 +134,7 @@ def _query_gradients(saved, grad_q, prepared, plain):
             rows(grad_q),
             prepared.masks(config.block_n),
             *prepared.numbers,
-            C=prepared.constants(config, cross_tiles=True),
+            C=prepared.constants(config, cross_tiles=True, others=others),
         )
 
     run_tuned("query_gradients", run, prepared, plain)
@@ -147,19 +149,27 @@ def _row_sums(grad_out, results, grads, prepared):
         results.self_lse.new_empty(batch, heads, queries) if want else None for want in (want_self, want_cross)
     )
     if want_self or want_cross:
+        terms = [x for x, want in ((results.self_out, want_self), (results.cross_out, want_cross)) if want]
+        constants = Constants(
+            HEADS=heads,
+            HEAD_DIM=width,
+            BLOCK_D=block_of_width(width),
+            WIDE=is_wide((grad_out, *terms), _SUMS.block_m),
+            BLOCK_M=_SUMS.block_m,
+        )
         launch(
             row_sums_kernel,
             (triton.cdiv(queries, _SUMS.block_m) * heads * batch,),
             _SUMS,
-            grad_out,
+            rows(grad_out),
             rows(results.self_out) if want_self else None,
             rows(results.cross_out) if want_cross else None,
             self_sums,
             cross_sums,
             queries,
-            C=Constants(HEADS=heads, HEAD_DIM=width, BLOCK_D=block_of_width(width), BLOCK_M=_SUMS.block_m),
+            C=constants,
         )
-    return Saved(grad_out, results.self_lse, results.cross_lse, self_sums, cross_sums)
+    return Saved(rows(grad_out), results.self_lse, results.cross_lse, self_sums, cross_sums)
 
 
 def _sum_heads(sums):

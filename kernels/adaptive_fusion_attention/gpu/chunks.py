@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ...tiles import vector, zeros
-from .rows import load_rows
+from .rows import load_rows, row_offsets
 from .scores import LOG2_E, capped_scores
 from .spans import band_visible
 
@@ -86,7 +86,7 @@ def load_columns(p_head, s_row, first, m_used, BLOCK: tl.constexpr, C: tl.conste
     p_head += tl.cast(first, tl.int64) * s_row
     o_value = tl.arange(0, C.BLOCK_D)[:, None]
     # [BLOCK_D, BLOCK]
-    p_columns = p_head + (o_value + tl.arange(0, BLOCK)[None, :] * s_row)
+    p_columns = p_head + (o_value + row_offsets(tl.arange(0, BLOCK), s_row, C)[None, :])
     return tl.load(p_columns, mask=m_used[None, :] & (o_value < C.HEAD_DIM), other=0.0)
 
 

@@ -18,7 +18,16 @@ from torch import Tensor
 from ...launch import architecture, dot_precision, launch, multiprocessors
 from .. import gates
 from ..call import Call
-from .arguments import LONGEST_WINDOW, Constants, block_of_width, empty_like, mask_and_stride, rows, unit_stride
+from .arguments import (
+    LONGEST_WINDOW,
+    Constants,
+    block_of_width,
+    empty_like,
+    is_wide,
+    mask_and_stride,
+    rows,
+    unit_stride,
+)
 from .chunks import BESIDE_VALUES, ChunkTerm, attend_chunk, merge, nothing_attended, unit_after
 from .decode_rows import (
     DecodeMasks,
@@ -198,6 +207,7 @@ def decode(call: Call, return_lse: bool) -> Decoded:
         *(call.scale, call.softcap or 0.0, batch // cross_k.shape[0], chunks),
     )
     constants = Constants(
+        WIDE=is_wide((k, v, cross_k, cross_v), config.block_n),
         HEADS=heads,
         HEAD_DIM=width,
         BLOCK_D=block_of_width(width),

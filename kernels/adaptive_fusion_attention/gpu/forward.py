@@ -15,6 +15,7 @@ from ...launch import launch
 from ...tiles import vector, zeros
 from ..call import Call
 from .arguments import NUMBERS, Prepared, rows_or_none, run_tuned
+from .packing import raise_faults
 from .rows import Rows, load_gate, load_query_rows, store_query_rows
 from .scores import LOG2_E, capped_scores
 from .spans import query_place, query_tile
@@ -120,6 +121,8 @@ def forward_kernel(
 
 def forward(call: Call, save_self: bool = True) -> ForwardResults:
     """The ForwardResults of a call whose scale is given. save_self: keep the un-gated self term."""
+    if call.cu_seqlens is not None:
+        raise_faults(call.q.device)
     prepared = Prepared(call)
     q, crossing = prepared.q, prepared.crossing
     out = torch.empty_like(q)
@@ -143,7 +146,7 @@ def forward(call: Call, save_self: bool = True) -> ForwardResults:
             prepared.masks(config.block_n),
             *prepared.numbers,
             q.shape[0] // call.cross_k.shape[0],
-            C=prepared.constants(config, cross_tiles=True),
+            C=prepared.constants(config, cross_tiles=True, others=(out,)),
         )
 
     run_tuned("forward", run, prepared, plain=prepared.is_plain(prepared.tensors[1:5]))

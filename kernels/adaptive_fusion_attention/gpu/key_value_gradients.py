@@ -12,7 +12,7 @@ from torch import Tensor
 from ...tiles import zeros
 from .arguments import NUMBERS, Numbers
 from .order import head_and_tile
-from .rows import Rows, head_pointer, load_rows, store_rows
+from .rows import Rows, head_pointer, load_rows, row_offsets, store_rows
 from .scores import LOG2_E, load_lse, weights_again
 from .spans import TileSpan, band_visible, first_query_index, key_place, packed_tile, queries_of_keys, sequence_span
 
@@ -114,7 +114,7 @@ def add_query_tiles(tile, term, q, grad_out, gate, group, span, numbers, C: tl.c
         if CROSS:
             p_gates = p_gate + tl.cast(member, tl.int64) * gate.head + tl.cast(first, tl.int64) * gate.row
             if C.GATE_PER_QUERY:
-                b_gates = tl.load(p_gates + o_query * gate.row, mask=m_query, other=0.0).to(tl.float32)
+                b_gates = tl.load(p_gates + row_offsets(o_query, gate.row, C), mask=m_query, other=0.0).to(tl.float32)
                 b_weights = b_weights * b_gates[None, :]
             else:
                 b_weights = b_weights * tl.load(p_gates).to(tl.float32)
