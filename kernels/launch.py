@@ -22,7 +22,8 @@ class LaunchConfig:
 
     block_m, block_n: rows and columns of a tile (of attention: queries and keys); block_k: what a product takes of its
     inner dimension at a time, 0 for a kernel that takes all; warps: of 32 threads each; stages: tiles in flight in the
-    software pipeline; descriptors: read tiles by tensor descriptors (TMA) instead of pointers.
+    software pipeline; descriptors: read tiles by tensor descriptors (TMA) instead of pointers; ahead: with descriptors, start
+    a product of the next tile before this one's is used.
     """
 
     block_m: int
@@ -30,6 +31,7 @@ class LaunchConfig:
     warps: int
     stages: int
     descriptors: bool = False
+    ahead: bool = False
     block_k: int = 0
 
 

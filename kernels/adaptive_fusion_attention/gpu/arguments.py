@@ -55,6 +55,7 @@ class Constants(NamedTuple):
     GATE_PER_QUERY: bool = False
     START_PER_ROW: bool = False
     DESCRIPTORS: bool = False
+    AHEAD: bool = False
     PRECISION: str = "ieee"
     EXACT: bool = False  # fp32 tensors, where the kernel reads none
     WIDE: bool = False  # a tile's rows lie 2^31 elements apart and more: see `is_wide`
@@ -167,6 +168,7 @@ class Prepared:
             GATE_PER_QUERY=gates.per_query(self.call.gate),
             START_PER_ROW=isinstance(self.numbers.start, Tensor),
             DESCRIPTORS=config.descriptors,
+            AHEAD=config.ahead,
             PRECISION=dot_precision(self.q.dtype, architecture(self.q.device)),
             WIDE=is_wide((*self.tensors, *others), max(config.block_m, config.block_n), self.gate),
             BLOCK_M=config.block_m,

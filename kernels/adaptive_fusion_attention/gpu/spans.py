@@ -5,6 +5,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .order import head_and_tile
+
 
 class QueryPlace(NamedTuple):
     """Where a program's queries are: from `first`, counted from `begin`, on; maybe past the sequence's `count` queries."""
@@ -81,20 +83,22 @@ def key_place(bounds, spans, sequence, length):
 
 
 @triton.jit
-def query_place(bounds, sequences, queries, C: tl.constexpr):
-    """The QueryPlace of this program."""
+def query_place(bounds, sequences, queries, keys, C: tl.constexpr):
+    """The QueryPlace of this program. keys: how many rows of keys a head's programs read."""
     program = tl.program_id(0)
     if bounds is None:
         tiles = tl.cdiv(queries, C.BLOCK_M)
-        batch = program // (tiles * C.HEADS)
+        head, tile = head_and_tile(program, tiles, keys, C.GROUP, C)
+        batch = head // C.HEADS
         sequence = batch
-        tile = tiles - 1 - program % tiles  # under a causal mask the last queries see most: longest first
+        tile = tiles - 1 - tile  # under a causal mask the last queries see most: longest first
     else:
         tiles = queries // C.BLOCK_M + sequences
+        head = program // tiles
         batch = 0
         sequence, tile = packed_tile(bounds, sequences, program % tiles, C.BLOCK_M)
     begin, count = sequence_span(bounds, sequence, queries)
-    return QueryPlace(batch, program // tiles % C.HEADS, sequence, begin, count, tile * C.BLOCK_M)
+    return QueryPlace(batch, head % C.HEADS, sequence, begin, count, tile * C.BLOCK_M)
 
 
 @triton.jit
