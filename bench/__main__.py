@@ -64,6 +64,17 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def predicted(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; bench/results by default.")] = None,
+    before: Annotated[bool, typer.Option("--before", help="Write what later runs are compared with.")] = False,
+) -> None:
+    """Goals of speed as the static model predicts them, no GPU needed: predicted.md and predicted.json."""
+    from bench.predicted import RESULTS, write
+
+    typer.echo(write(output or RESULTS, before))
+
+
 def main() -> None:
     """Entry point: what a user can mend is one line on standard error and exit status 2; anything else keeps its traceback."""
     try:

@@ -104,3 +104,41 @@ def _decode(head_dim, dtype, queries):
         key_mask=key_mask, cross_mask=cross_mask, query_start=empty(1, dtype=torch.int64), window=500, softcap=50.0
     )
     decode(call(1, (1, 4, queries), **everything), True)
+
+
+def run_sizes(
+    *,
+    head_dim: int,
+    dtype: torch.dtype,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    queries: int,
+    keys: int,
+    cross: int,
+    trained: bool,
+) -> None:
+    """A plain causal call of these sizes, laid out as a model's projections: forward, and backward where `trained`, or decoding
+    over a cache where the queries are few and it is not."""
+
+    def projected(heads, tokens):
+        return torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
+
+    decoding = queries <= 16 and not trained
+    cache = torch.empty(batch, kv_heads, keys, head_dim, dtype=dtype, device="meta")
+    call = Call(
+        projected(heads, queries),
+        cache if decoding else projected(kv_heads, keys),
+        cache if decoding else projected(kv_heads, keys),
+        projected(kv_heads, cross),
+        projected(kv_heads, cross),
+        torch.empty(1, dtype=torch.float32, device="meta"),
+        causal=True,
+        scale=head_dim**-0.5,
+    )
+    if decoding:
+        decode(call, False)
+        return
+    results = forward(call, trained)
+    if trained:
+        backward(torch.empty_like(results.out), results, call, [True] * 6)

@@ -295,8 +295,8 @@ def command(monkeypatch):
         asked.update(arch=architectures, head_dim=head_dims, dtype=dtypes, variant=variants)
         return [None]
 
-    def compiling(calls, jobs, refresh):
-        asked.update(jobs=jobs, refresh=refresh)
+    def compiling(calls, jobs, refresh, gpu):
+        asked.update(jobs=jobs, refresh=refresh, gpu=gpu)
         yield lines
 
     def run(*arguments):
