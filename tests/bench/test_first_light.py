@@ -22,15 +22,16 @@ ROOT = Path(__file__).parents[2]
 FAULTS = "stream_linear=resources,attention backward=wrong,decode=kills,layer_mix=hangs"
 # What a GPU's image may lack, and what else of ours no part of `make gpu` may need.
 ABSENT = ("num2words2", "gguf", "datasets", "accelerate", "sacrebleu", "tensorboard", "pandas", "pyarrow", "setuptools")
+# Nothing finds them, as if they were not installed.
 BLOCK = f"""
-import sys
+from importlib.machinery import PathFinder
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {ABSENT!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+find = PathFinder.find_spec
 
-sys.meta_path.insert(0, Absent())
+def find_present(finder, name, path=None, target=None):
+    return None if name.partition(".")[0] in {ABSENT!r} else find(name, path, target)
+
+PathFinder.find_spec = classmethod(find_present)
 """
 TOY = """
 import os, signal, time
