@@ -22,16 +22,16 @@ ROOT = Path(__file__).parents[2]
 FAULTS = "stream_linear=resources,attention backward=wrong,decode=kills,layer_mix=hangs"
 # What a GPU's image may lack, and what else of ours no part of `make gpu` may need.
 ABSENT = ("num2words2", "gguf", "datasets", "accelerate", "sacrebleu", "tensorboard", "pandas", "pyarrow", "setuptools")
-# Nothing finds them, as if they were not installed.
 BLOCK = f"""
+import sys
 from importlib.machinery import PathFinder
 
-find = PathFinder.find_spec
+class Lean(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {ABSENT!r} else super().find_spec(name, path, target)
 
-def find_present(finder, name, path=None, target=None):
-    return None if name.partition(".")[0] in {ABSENT!r} else find(name, path, target)
-
-PathFinder.find_spec = classmethod(find_present)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Lean
 """
 TOY = """
 import os, signal, time
@@ -260,7 +260,7 @@ def test_stage_b_is_collected(first_light, lean):
     assert done.returncode == 0, done.stdout[-3000:]
     messages = {line["message"] for step in steps.values() for line in step["tests"]}
     assert messages == {"needs a CUDA device and compiled Triton kernels"}
-    assert len(steps["gpu tests"]["tests"]) > 200 and len(steps["addresses"]["tests"]) == 3
+    assert len(steps["gpu tests"]["tests"]) > 200 and len(steps["addresses"]["tests"]) >= 3
 
 
 @pytest.mark.slow
