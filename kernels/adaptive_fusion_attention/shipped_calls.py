@@ -9,7 +9,7 @@ import torch
 from .call import Call
 from .gpu.backward import backward
 from .gpu.decode import decode
-from .gpu.forward import forward
+from .gpu.forward import Kept, forward
 from .gpu.launch_table import decode_config, launch_config
 
 VARIANTS = ("causal", "spanned", "padded", "everything", "packed", "decode")
@@ -139,6 +139,6 @@ def run_sizes(
     if decoding:
         decode(call, False)
         return
-    results = forward(call, trained)
+    results = forward(call, Kept(trained, trained, trained))
     if trained:
         backward(torch.empty_like(results.out), results, call, [True] * 6)
