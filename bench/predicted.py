@@ -170,6 +170,7 @@ def predict(goal: Goal, model: str = "h200") -> dict[str, Any]:
         "value": yardstick / seconds if goal.share else seconds / yardstick,
         "limit": f"{longest['kernel'].removesuffix('_kernel')}: {longest['limit']}",
         "kernels": {kernel["kernel"]: kernel["seconds"] for kernel in kernels},
+        "calibrated": all(kernel["calibrated"] for kernel in kernels),
     }
 
 
@@ -186,8 +187,9 @@ def table(before: dict[str, Any], after: dict[str, Any], listed: Sequence[Goal])
         "goal",
         "after",
         "limit after (predicted)",
+        "calibrated",
     ]
-    rows = [head, ["---"] * 2 + ["---:"] * 6 + ["---"] * 2]
+    rows = [head, ["---"] * 2 + ["---:"] * 6 + ["---"] * 3]
     for goal in listed:
         old, new = before.get(goal.title), after[goal.title]
         met = new["value"] >= goal.wanted if goal.share else new["value"] <= goal.wanted
@@ -204,6 +206,7 @@ def table(before: dict[str, Any], after: dict[str, Any], listed: Sequence[Goal])
                 ("at least " if goal.share else "at most ") + form(goal.wanted),
                 "predicted met" if met else "predicted missed",
                 new["limit"],
+                "yes" if new["calibrated"] else "uncalibrated",
             ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
