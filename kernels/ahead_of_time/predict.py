@@ -174,6 +174,8 @@ def predict(line: dict[str, Any], gpu: GPU) -> Prediction | None:
 
 def predicted(code: Code, doing: Work, gpu: GPU, registers: int, shared_bytes: int, warps: int) -> Prediction:
     """The Prediction of a kernel's Code that does a Work. registers: a thread's; shared_bytes, warps: a block's."""
+    if doing.groups:  # and one more of warps that copy, of which one does
+        warps *= doing.groups + 1
     blocks = resident_blocks(gpu, registers, shared_bytes, warps)
     room = max(1, blocks)
     # Fewer programs than places: they spread out.
@@ -183,9 +185,14 @@ def predicted(code: Code, doing: Work, gpu: GPU, registers: int, shared_bytes: i
         gpu_of_loops = replace(gpu, fill_rate=min(gpu.fill_rate, share), cache_latency=gpu.memory_latency)
     else:
         gpu_of_loops = gpu
-    times = [_turn_times(x, gpu_of_loops, warps, together) for x in code.hot]
-    rest = straight_time(code.rest, gpu_of_loops, warps=warps, blocks=together)
-    around = straight_time(code.around, gpu_of_loops, warps=warps, blocks=together) if code.around else 0.0
+    hot, each = code.hot, together
+    if doing.groups:
+        hot, each, warps = code.hot[: len(doing.programs[0])], together * doing.groups, 4
+        # What is copied for them is written to shared memory all the time.
+        gpu_of_loops = replace(gpu_of_loops, shared_rate=gpu.shared_rate - int(gpu.fill_rate))
+    times = [_turn_times(x, gpu_of_loops, warps, each, together * doing.copied) for x in hot]
+    rest = straight_time(code.rest, gpu_of_loops, warps=warps, blocks=each)
+    around = straight_time(code.around, gpu_of_loops, warps=warps, blocks=each) if code.around else 0.0
     durations = _durations(doing, times, rest, around, code)
     cycles = makespan(durations, gpu.multiprocessors * together)
     floor = max(doing.least / gpu.bytes_per_second, doing.flops / gpu.flops_per_second)
@@ -209,10 +216,14 @@ def predicted(code: Code, doing: Work, gpu: GPU, registers: int, shared_bytes: i
     )
 
 
-def _turn_times(hot: Hot, gpu: GPU, warps: int, blocks: int) -> tuple[LoopTime, LoopTime]:
+def _turn_times(hot: Hot, gpu: GPU, warps: int, blocks: int, copied: int) -> tuple[LoopTime, LoopTime]:
+    """Of a short and a long turn; copied: bytes that others copy meanwhile."""
+
     def time(turn):
         ahead, moved = max(1, hot.loads.ahead), hot.loads.bulk_bytes
-        return loop_time(turn, gpu, warps=warps, blocks=blocks, distance=ahead, bulk_bytes=moved)
+        found = loop_time(turn, gpu, warps=warps, blocks=blocks, distance=ahead, bulk_bytes=moved)
+        filling = copied / gpu.fill_rate
+        return LoopTime(max(found.cycles, filling), found.busy | {"fill": filling}) if copied else found
 
     short = time(hot.short)
     return short, short if hot.long == hot.short else time(hot.long)

@@ -7,7 +7,7 @@ packed sequences as equally long, since nobody knows them ahead of time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Turns = tuple[tuple[int, int], ...]  # of each hot loop, in the order of the code: short and long turns
@@ -17,7 +17,8 @@ Turns = tuple[tuple[int, int], ...]  # of each hot loop, in the order of the cod
 class Work:
     """programs: in the order in which they start, what each turns; tiles: how often a program goes around the loop that holds the hot
     ones, 1 where none does. flops: on tensor cores; moved: bytes that reach memory, as the kernel is built; least: those that no
-    kernel can do without. streams: the loops read memory and not the L2 cache.
+    kernel can do without. streams: the loops read memory and not the L2 cache. groups: groups of four warps that each go through the
+    loops on their own, the first in the code, while another warp copies `copied` bytes a turn for all of them; 0: no such thing.
     """
 
     programs: Sequence[Turns]
@@ -26,7 +27,8 @@ class Work:
     moved: float
     least: float
     streams: bool = False
-    notes: tuple[str, ...] = field(default=())
+    groups: int = 0
+    copied: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,30 @@ def _forward(launch: Launch) -> Work:
     return Work(programs, None, flops, (2 + kept) * q_bytes + key_bytes, 2 * q_bytes + key_bytes)
 
 
+def _hopper_forward(launch: Launch) -> Work:
+    """The warp-specialised forward: the first tile of a term is attended to before its loops; the last queries of all heads first."""
+    rows, heads, _, queries, keys, cross = _attention(launch)
+    block_m, block_n = launch["BLOCK_M"], launch["BLOCK_N"]
+    tiles = _cdiv(queries, block_m)
+    rows = launch.grid[0] // (tiles * heads)
+    crossing: list[tuple[int, int]] = []
+    if launch["CROSS"]:
+        full = max(0, cross // block_n - 1)
+        crossing = [(full, 0), (_cdiv(cross, block_n) - 1 - full, 0)][: 1 if launch["EVEN_CROSS"] else 2]
+    programs = []
+    for tile in reversed(range(tiles)):
+        full, partial = _seen(launch, tile * block_m, min((tile + 1) * block_m, queries), keys, queries, block_n)
+        before = [(0, 0)] if launch["WINDOWED"] else []  # partial tiles that come first are counted among the last
+        first = min(full, 1)
+        programs += [(*crossing, *before, (full - first, 0), (partial - 1 + first, 0))] * (rows * heads)
+    q_bytes, key_bytes = _sizes(launch, rows)
+    kept = sum(name in launch.tensors for name in ("outputs.cross_out", "outputs.self_out"))
+    least = 2 * q_bytes + key_bytes
+    flops = 4 * launch["HEAD_DIM"] * _pairs(launch, rows)
+    copied = 2 * block_n * launch["HEAD_DIM"] * launch.itemsize
+    return Work(programs, None, flops, least + kept * q_bytes, least, groups=block_m // 64, copied=copied)
+
+
 def _query_gradients(launch: Launch) -> Work:
     programs, rows = _query_programs(launch)
     q_bytes, key_bytes = _sizes(launch, rows)
@@ -237,6 +263,7 @@ def _mix(products: int):
 
 _KERNELS: dict[str, Callable[[Launch], Work]] = {
     "forward_kernel": _forward,
+    "hopper_forward_kernel": _hopper_forward,
     "query_gradients_kernel": _query_gradients,
     "key_value_gradients_kernel": _key_value_gradients,
     "row_sums_kernel": _row_sums,

@@ -251,6 +251,37 @@ def test_gradients_of_states_are_written_along():
     assert states.least == along[1].least and states.flops == alone.flops
 
 
+def test_groups_of_warps_go_through_the_loops_on_their_own():
+    numbers = NUMBERS | dict(queries=512, keys=512, cross_keys=300, start=0)
+    constants = CONSTANTS | dict(BLOCK_M=128, BLOCK_N=128, EVEN_CROSS=False)
+    doing = work("hopper_forward_kernel", Launch((4 * 4 * 3,), numbers, {}, constants, 2))
+    first, last = doing.programs[0], doing.programs[-1]  # the last queries of all heads come first
+    assert first == ((1, 0), (1, 0), (2, 0), (1, 0)) and last == (
+        (1, 0),
+        (1, 0),
+        (0, 0),
+        (0, 0),
+    )  # and a tile before each
+    assert doing.groups == 2 and doing.copied == 2 * 128 * 64 * 2 and doing.programs[:12] == [first] * 12
+    even = work(
+        "hopper_forward_kernel", Launch((48,), numbers | dict(cross_keys=256), {}, constants | dict(EVEN_CROSS=True), 2)
+    )
+    assert even.programs[0] == ((1, 0), (2, 0), (1, 0))
+
+    def cycles(*turn, **fields):
+        read = predict.code_of(code("MOV R0, R1", *turn, "@P1 BRA 0x10", "EXIT"), "")
+        alone = Work([((64, 0),)] * 132, None, 1e9, 0, 0)
+        found = predict.predicted(read, dataclasses.replace(alone, **fields), H100, 168, 150_000, 4)
+        assert found.blocks == 1
+        return found.turn_cycles[0]
+
+    assert cycles(*PRODUCT, WAIT) == pytest.approx(512, rel=0.1)
+    assert cycles(*PRODUCT, WAIT, groups=2) == pytest.approx(1024, rel=0.1)  # they share the tensor cores
+    softmax = cycles(*PRODUCT, WAIT, *SOFTMAX, groups=2)
+    assert softmax == pytest.approx(1024, rel=0.15)  # one's softmax while the other one multiplies
+    assert cycles(*PRODUCT, WAIT, groups=2, copied=100_000) == pytest.approx(100_000 / H100.fill_rate)
+
+
 def test_turns_of_products_and_decoding():
     sizes = dict(M=256, N=512, K=1024, groups=3)
     blocks = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64)
