@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def _attention(batch, kv_heads, length, cross, *, trained, queries=None):
     return sizes | {"cross": cross, "trained": trained}
 
 
-def _two_calls(sizes: dict[str, Any], backward: bool) -> float:
+def _two_calls(sizes: dict[str, Any], backward: bool, lines: list[dict[str, Any]]) -> float:
     """Self- and cross-attention by the best public kernel each, and a combine of three passes over the output."""
     length, cross = sizes["queries"], sizes["cross"]
     width = 4 * sizes["batch"] * sizes["heads"] * 128
@@ -66,7 +67,7 @@ def _two_calls(sizes: dict[str, Any], backward: bool) -> float:
     return seconds
 
 
-def _two_decode_calls(sizes: dict[str, Any]) -> float:
+def _two_decode_calls(sizes: dict[str, Any], lines: list[dict[str, Any]]) -> float:
     moved = 2 * sizes["batch"] * sizes["kv_heads"] * (sizes["keys"] + sizes["cross"]) * 128 * 2
     return 2 * _DECODE_CALL + moved / H200.bytes_per_second + H200.launch
 
@@ -90,8 +91,8 @@ def goals() -> list[Goal]:
         ("(b) forward + backward, MHA", 4, 32, 1024, 512, True, 0.90),
     ):
         sizes = _attention(8, kv_heads, length, cross, trained=trained)
-        common = dict(number=number, sizes=sizes, kernels=(), wanted=wanted)
-        common |= dict(yardstick=lambda lines, sizes=sizes, trained=trained: _two_calls(sizes, trained))
+        common: dict[str, Any] = dict(number=number, sizes=sizes, kernels=(), wanted=wanted)
+        common["yardstick"] = partial(_two_calls, sizes, trained)
         found.append(Goal(title=title, operator=attention, **common))
         if not trained and _GLUON in SHIPPED_CALLS:
             found.append(Goal(title=f"{title}, warp-specialised", operator=_GLUON, **common))
@@ -104,7 +105,7 @@ def goals() -> list[Goal]:
         found.append(
             Goal(
                 title=f"(c) decode, {name}: of two calls",
-                yardstick=lambda lines, sizes=sizes: _two_decode_calls(sizes),
+                yardstick=partial(_two_decode_calls, sizes),
                 wanted=0.80,
                 **common,
             )
