@@ -140,7 +140,8 @@ class Plans:
 
 @contextmanager
 def _watched() -> Iterator[tuple[list[Tensor], list[Launched]]]:
-    made, launches = [], []
+    made: list[Tensor] = []
+    launches: list[Launched] = []
     _watching.made = made
     try:
         with noting(launches):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,20 @@ SOURCES = ("kernels", "layalign", "bench", "tests")
 
 
 class Record:
-    """The outcomes of steps by name, of one GPU and one state of the sources; those of another are not read."""
+    """The outcomes of steps by name, of one GPU and one state of the sources; those of another are not read.
+
+    before: a folder of the same, whose outcomes and rows are gone on from where `results` has none. fresh: read neither.
+    """
 
     def __init__(self, results: Path, gpu: str, before: Path | None = None, fresh: bool = False):
         self.results, self.path = results, results / "first_light.json"
         self.about = {"gpu": gpu, "sources": hash_of_sources()}
         self.outcomes: dict[str, Outcome] = {}
         self.forgot: str | None = None  # why an earlier record is not gone on from
-        for path in (self.path, *([before / "first_light.json"] if before else [])):
-            if path.exists() and not self.outcomes and not fresh:
-                self._read(path)
+        for folder in (results, *([before] if before else [])):
+            if (folder / self.path.name).exists() and not self.outcomes and not fresh:
+                self._read(folder / self.path.name)
+                self._take_rows(folder)
 
     def _read(self, path):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -38,6 +43,14 @@ class Record:
             self.forgot = f"{path} is of other {' and '.join(other)}: all steps begin anew"
         else:
             self.outcomes = {name: Outcome(**outcome) for name, outcome in found["steps"].items()}
+
+    def _take_rows(self, folder):
+        """Those that the steps done before have measured."""
+        for path in folder.glob("*/benchmarks.json") if self.outcomes and folder != self.results else ():
+            place = self.results / path.parent.name / path.name
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
 
     def keep(self, step: str, outcome: Outcome) -> None:
         """On disk, whole."""

@@ -90,7 +90,7 @@ def adaptive_fusion_attention(
         fields: list[Any] = [cast_for_autocast(x, dtype) if place < 5 else x for place, x in enumerate(call)]
         call = Call(*fields)
     if _is_for_triton(backend, q):
-        results = operator.attend_again(call, return_lse)
+        results: Any = operator.attend_again(call, return_lse)
         if results is not None:
             return results
     if dtype is not None:

@@ -228,12 +228,6 @@ def check_bounds(call: Call) -> None:
                 raise malformed(name, values, f"bounds that start at 0, never fall and end at {total}")
 
 
-def _packings(call):
-    """Names and bounds of packed sequences, and where the bounds end."""
-    yield "cu_seqlens", call.cu_seqlens, call.q.shape[2]
-    yield "cross_cu_seqlens", call.cross_cu_seqlens, call.cross_k.shape[2]
-
-
 def _may_look(bounds):
     """Whether reading bounds costs no wait for a device and no graph break. Elsewhere `packing.repaired` makes any bounds safe."""
     return bounds.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -9,7 +9,7 @@ import torch
 from .call import Call
 from .gpu.backward import backward
 from .gpu.decode import decode
-from .gpu.forward import forward
+from .gpu.forward import Kept, forward
 from .gpu.launch_table import decode_config, launch_config
 
 VARIANTS = ("causal", "spanned", "padded", "everything", "packed", "decode")
@@ -125,12 +125,13 @@ def run_sizes(
         return torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
 
     decoding = queries <= 16 and not trained
-    cache = [torch.empty(batch, kv_heads, keys, head_dim, dtype=dtype, device="meta") for _ in range(2)]
-    own = cache if decoding else [projected(kv_heads, keys) for _ in range(2)]
+    cache = torch.empty(batch, kv_heads, keys, head_dim, dtype=dtype, device="meta")
     call = Call(
         projected(heads, queries),
-        *own,
-        *(projected(kv_heads, cross) for _ in range(2)),
+        cache if decoding else projected(kv_heads, keys),
+        cache if decoding else projected(kv_heads, keys),
+        projected(kv_heads, cross),
+        projected(kv_heads, cross),
         torch.empty(1, dtype=torch.float32, device="meta"),
         causal=True,
         scale=head_dim**-0.5,
@@ -138,6 +139,6 @@ def run_sizes(
     if decoding:
         decode(call, False)
         return
-    results = forward(call, trained)
+    results = forward(call, Kept(trained, trained, trained))
     if trained:
         backward(torch.empty_like(results.out), results, call, [True] * 6)

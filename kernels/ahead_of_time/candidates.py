@@ -21,14 +21,20 @@ from .report import compile_lines, table
 
 def config(text: str) -> LaunchConfig:
     """The LaunchConfig that a word such as 128x128x8x3xd means. ValueError where it means none."""
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)(?:xk(\d+))?(xd)?", text)
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)(?:xk(\d+))?(xd)?(xa)?", text)
     if not found:
         raise ValueError(
             f"configuration: got {text}, takes rows x columns x warps x stages, such as 128x64x8x3 or 128x128x8x2xd"
         )
     rows, columns, warps, stages, inner = (int(number or 0) for number in found.groups()[:5])
     return LaunchConfig(
-        block_m=rows, block_n=columns, warps=warps, stages=stages, block_k=inner, descriptors=bool(found[6])
+        block_m=rows,
+        block_n=columns,
+        warps=warps,
+        stages=stages,
+        block_k=inner,
+        descriptors=bool(found[6]),
+        ahead=bool(found[7]),
     )
 
 

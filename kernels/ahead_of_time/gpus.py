@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # Threads of a warp that a pipe takes in one cycle on one of a multiprocessor's four schedulers: a quarter of CUDA's programming
 # guide's table "Throughput of Native Arithmetic Instructions", which counts a multiprocessor's.
@@ -52,7 +53,9 @@ class GPU:
 # pointer chases: A100 29 / 261 / 466 cycles and H100 29 / 263 / 479; there too that a bulk copy takes about 170 cycles more than
 # a load. L2 to multiprocessors: 5,120 bytes a cycle for both (A100 whitepaper; H100's is not published and measured no lower).
 # Not from a source but set once by hand, before any comparison: barrier, fence, special functions, the tensor cores' depth, launch.
-_GUESSED = dict(barrier_latency=24, fence_latency=20, function_latency=24, tensor_latency=32, launch=3e-6)
+_GUESSED: dict[str, Any] = dict(
+    barrier_latency=24, fence_latency=20, function_latency=24, tensor_latency=32, launch=3e-6
+)
 
 A100 = GPU(
     name="a100",
@@ -74,7 +77,7 @@ A100 = GPU(
     bulk_latency=0,
     **_GUESSED,
 )
-_HOPPER = dict(
+_HOPPER: dict[str, Any] = dict(
     architecture="sm_90",
     multiprocessors=132,
     clock=1.755e9,

@@ -87,11 +87,14 @@ def code_of(sass: str, dialect: str) -> Code:
     """The Code of a kernel from the text of `cuobjdump -sass` and Triton's GPU dialect."""
     program = Program(instructions(sass))
     turns = [(loop, program.turn(loop, False), program.turn(loop, True)) for loop in program.innermost()]
-    hot = [(loop, *ways) for loop, *ways in turns if any(x.kind.endswith("MMA") for x in ways[0])]
+    hot = [x for x in turns if any(instruction.kind.endswith("MMA") for instruction in x[1])]
     loads = loop_loads(dialect)
     if len(loads) != len(hot):  # a loop that the compiler unrolled or merged: nothing is known of its loads
         loads = [LoopLoads(ahead=1)] * len(hot)
-    found = [_Hot(*x, read, _figures(*x[1:], read)) for x, read in zip(hot, loads, strict=True)]
+    found = [
+        _Hot(loop, short, long, read, _figures(short, long, read))
+        for (loop, short, long), read in zip(hot, loads, strict=True)
+    ]
     inner = [x.loop for x in found]
     around = program.around(inner)
     outer = around[0] if around else None
@@ -199,9 +202,12 @@ def predicted(code: Code, doing: Work, gpu: GPU, registers: int, shared_bytes: i
 
 
 def _turn_times(hot: _Hot, gpu: GPU, warps: int, blocks: int) -> tuple[LoopTime, LoopTime]:
-    options = dict(warps=warps, blocks=blocks, distance=max(1, hot.loads.ahead), bulk_bytes=hot.loads.bulk_bytes)
-    short = loop_time(hot.short, gpu, **options)
-    return short, short if hot.long == hot.short else loop_time(hot.long, gpu, **options)
+    def time(turn):
+        ahead, moved = max(1, hot.loads.ahead), hot.loads.bulk_bytes
+        return loop_time(turn, gpu, warps=warps, blocks=blocks, distance=ahead, bulk_bytes=moved)
+
+    short = time(hot.short)
+    return short, short if hot.long == hot.short else time(hot.long)
 
 
 def _durations(doing, times, rest, around, code):

@@ -119,6 +119,10 @@ class _Scheduler:
         for index, warp in enumerate(self.warps):  # blocks do not start together, nor do their warp groups
             warp.ready = 40.0 * index
         per_turn = sum(x.kind == "UTMALDG" for x in turn)
+        if self.looping:  # what was asked for before the loop
+            for block in self.bulk:
+                for _ in range(self.distance * per_turn):
+                    self.bulk[block].append(self._bulk(block, 0.0))
         now, last = 0.0, None
         while True:
             best, when = None, 0.0
@@ -161,8 +165,8 @@ class _Scheduler:
             if len(pending) > left:
                 start = max(start, pending[len(pending) - left - 1])
         elif x.kind == "SYNCS" and "PHASECHK" in x.name and per_turn:
-            wanted = (warp.turn - self.distance) * per_turn + warp.bulk_waits % per_turn
-            if wanted >= 0:
+            wanted = warp.turn * per_turn + warp.bulk_waits % per_turn
+            if self.looping:
                 there = self.bulk[warp.block]
                 if wanted >= len(there):
                     return None
@@ -206,10 +210,7 @@ class _Scheduler:
             done = now + gpu.fence_latency
         elif x.kind == "UTMALDG":
             if warp is self.first[warp.block]:
-                number = len(self.bulk[warp.block])
-                moved = self.bulk_bytes[number % len(self.bulk_bytes)] if self.bulk_bytes else 0
-                done = self._fill(now, moved, gpu.bulk_latency)
-                self.bulk[warp.block].append(done)
+                self.bulk[warp.block].append(self._bulk(warp.block, now))
             done = now + 8
         elif x.kind == "SYNCS":
             done = now + gpu.fence_latency
@@ -253,6 +254,11 @@ class _Scheduler:
             self._fill(begin, moved, 0)
             return begin + cycles + gpu.shared_latency
         return begin + cycles + gpu.shared_latency - 4
+
+    def _bulk(self, block, now):
+        number = len(self.bulk[block])
+        moved = self.bulk_bytes[number % len(self.bulk_bytes)] if self.bulk_bytes else 0
+        return self._fill(now, moved, self.gpu.bulk_latency)
 
     def _fill(self, now, moved, extra):
         begin = max(now, self.free["fill"])
@@ -304,7 +310,7 @@ def loop_time(
     # By all turns together: a scheduler may let one warp run ahead of the others.
     times, warps = sorted(time for end in ends for time in end), len(ends)
     cycles = (times[_LAST * warps - 1] - times[_SETTLED * warps - 1]) / (_LAST - _SETTLED)
-    return LoopTime(cycles, {pipe: busy / _TURNS for pipe, busy in scheduler.busy.items()})
+    return LoopTime(cycles, {pipe: min(busy / _TURNS, cycles) for pipe, busy in scheduler.busy.items()})
 
 
 def straight_time(code: Sequence[Instruction], gpu: GPU, *, warps: int, blocks: int = 1) -> float:

@@ -160,7 +160,12 @@ def test_a_record_is_of_one_gpu_and_one_state_of_the_sources(tmp_path, monkeypat
     record = Record(tmp_path / "a", "GPU X")
     record.keep("smoke", Outcome("done", 1.0, [{"test": "t", "outcome": "passed", "message": None}]))
     assert Record(tmp_path / "a", "GPU X").outcomes["smoke"].tests[0]["test"] == "t"
+    rows = tmp_path / "a" / "gpu-x" / "benchmarks.json"
+    rows.parent.mkdir()
+    rows.write_text("{}")
     assert "smoke" in Record(tmp_path / "b", "GPU X", before=tmp_path / "a").outcomes
+    assert (tmp_path / "b" / "gpu-x" / "benchmarks.json").read_text() == "{}"
+    assert not Record(tmp_path / "c", "GPU Y", before=tmp_path / "a").outcomes and not (tmp_path / "c").exists()
     assert not Record(tmp_path / "a", "GPU X", fresh=True).outcomes
     other = Record(tmp_path / "a", "GPU Y")
     assert not other.outcomes and "other gpu" in other.forgot
