@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,14 @@ def reference_by_fused_formula(*inputs, **options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(specification, "_attention", attention)
         return adaptive_fusion_attention_reference(*inputs, **options)
+
+
+@pytest.fixture(autouse=HAS_TRITON)
+def no_plans():
+    """Each test's calls are the first of their kind, whatever ran before."""
+    operator = sys.modules.get("layalign.kernels.adaptive_fusion_attention.gpu.operator")
+    if operator is not None:
+        operator.PLANS.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
