@@ -211,6 +211,7 @@ def reference_by_fused_formula(*inputs, **options):
 @pytest.fixture(autouse=HAS_TRITON)
 def no_plans():
     """Each test's calls are the first of their kind, whatever ran before."""
+    yield
     operator = sys.modules.get("layalign.kernels.adaptive_fusion_attention.gpu.operator")
     if operator is not None:
         operator.PLANS.clear()
