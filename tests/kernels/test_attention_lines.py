@@ -46,7 +46,7 @@ CALLS = {
     "not causal": ((1, 70, 150, 130), {"causal": False}),
     "no cross keys": ((1, 140, 140, 0), {}),
     "spans": ((2, 140, 140, 70), {"key_span": spans((3, 99), (0, 140)), "cross_span": spans((0, 66), (11, 11))}),
-    "nothing left": ((2, 70, 70, 40), {"key_span": spans((70, 70), (0, 0)), "cross_span": spans((40, 40), (0, 0))}),
+    "nothing left": ((2, 70, 70, 40), {"key_span": spans((0, 0), (70, 70)), "cross_span": spans((0, 0), (40, 40))}),
     "packed": (
         (1, 140, 140, 70),
         {"cu_seqlens": spans(0, 60, 60, 140), "cross_cu_seqlens": spans(0, 0, 30, 70)},
