@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.attempts import read_lines, settle
 from bench.first_light import record as records
@@ -15,7 +16,7 @@ from bench.first_light.candidates import launching, named
 from bench.first_light.record import Record
 from bench.first_light.stages import KERNEL_TESTS, stages
 from bench.first_light.supervise import Outcome, Run, attempts_of, pytest_command, supervise
-from layalign.kernels import autotuning
+from layalign.kernels import autotuning, plans
 from layalign.kernels.launch import LaunchConfig
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +183,16 @@ def test_a_candidate_is_launched_and_no_other_kernel_changed():
         assert autotuning.tuned("query_gradients", {}, [shipped, other], None) == shipped
     assert seen == [shipped, other] and not autotuning.enabled()
     assert named(other) == "128x64 4 warps 2 stages"
+
+
+def test_no_plan_repeats_another_candidate(monkeypatch):
+    """A call's plan knows nothing of the configuration that is forced on the next like it."""
+    monkeypatch.setattr(plans, "enabled", True)
+    arguments, config = (torch.ones(4), torch.ones(4), 1, 2), LaunchConfig(block_m=64, block_n=64, warps=4, stages=2)
+    assert plans.Plans().describe(arguments, None) is not None
+    with launching("forward", config):
+        assert plans.Plans().describe(arguments, None) is None
+    assert plans.Plans().describe(arguments, None) is not None
 
 
 def test_steps_have_names_of_their_own():
