@@ -4,6 +4,7 @@ Only one accumulator is alive at a time: the un-gated cross result is stored (th
 the sum. Kept in registers it takes 210 to 255 of them at D = 128 and spills; stored, 171.
 """
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -121,6 +122,11 @@ def forward_kernel(
 
 def forward(call: Call, save_self: bool = True) -> ForwardResults:
     """The ForwardResults of a call whose scale is given. save_self: keep the un-gated self term."""
+    if os.environ.get("LAYALIGN_GLUON") == "1":
+        from ..gluon import forward as hopper
+
+        if hopper.covers(call):
+            return hopper.forward(call, save_self)
     prepared = Prepared(call)
     q, crossing = prepared.q, prepared.crossing
     out = torch.empty_like(q)

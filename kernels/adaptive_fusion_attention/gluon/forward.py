@@ -1,0 +1,119 @@
+"""From a Call to a launch of the Hopper forward, for the calls that it covers."""
+
+import math
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ...launch import LaunchConfig, architecture, launch
+from .. import gates
+from ..call import Call
+from ..gpu.arguments import Prepared, rows, rows_or_none
+from ..gpu.forward import ForwardResults, Outputs
+from .kernel import Cap, Spans, hopper_forward_kernel
+from .schedule import BLOCK_M, BLOCK_N, STAGES, WARPS
+
+# Up to here a tile of 128 queries is half empty, and the other kernel has one of 64.
+FEWEST_QUERIES = 65
+
+
+class Constants(NamedTuple):
+    """What the kernel is compiled for."""
+
+    HEADS: int
+    HEAD_DIM: int
+    GROUP: int  # query heads that share a key head
+    CAUSAL: bool
+    WINDOWED: bool
+    CAPPED: bool
+    CROSS: bool  # there are cross keys
+    EVEN_CROSS: bool  # and every row sees them all, in whole tiles
+    GATE_PER_QUERY: bool
+    START_PER_ROW: bool
+    STAGES: int
+    BLOCK_M: int = BLOCK_M
+    BLOCK_N: int = BLOCK_N
+
+
+def covers(call: Call) -> bool:
+    """Whether LAYALIGN_GLUON=1 asks for this kernel, the GPU is a Hopper and `takes` the call."""
+    if os.environ.get("LAYALIGN_GLUON") != "1" or call.q.shape[2] < FEWEST_QUERIES:
+        return False
+    return architecture(call.q.device) == "sm_90" and takes(call)
+
+
+def takes(call: Call) -> bool:
+    """Whether the kernel computes this call: half precision, heads of 64 or 128, no masks, no packing, and keys and values at
+    addresses that tensor descriptors take."""
+    q = call.q
+    if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[3] not in STAGES or q.numel() == 0:
+        return False
+    if call.key_mask is not None or call.cross_mask is not None or call.cu_seqlens is not None:
+        return False
+    if call.k.shape[2] == 0:
+        return False
+    return all(map(_is_described, call[1:5]))
+
+
+def forward(call: Call, save_self: bool = True, save_cross: bool = True) -> ForwardResults:
+    """The ForwardResults of a call that the kernel takes, whose scale is given. save_self, save_cross: keep the un-gated terms."""
+    prepared = Prepared(call)
+    q, crossing, numbers = prepared.q, prepared.crossing, prepared.numbers
+    out = torch.empty_like(q)
+    cross_out = torch.empty_like(q) if crossing and save_cross else q.new_empty(0)
+    self_out = torch.empty_like(q) if crossing and save_self else q.new_empty(0)
+    self_lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    cross_lse = q.new_empty(q.shape[:3], dtype=torch.float32) if crossing else torch.full_like(self_lse, -torch.inf)
+    kept = (rows_or_none(x if x.numel() else None) for x in (self_out, cross_out))
+    spans = Spans(_span(call, "key_span"), _span(call, "cross_span") if crossing else None)
+    scale = numbers.scale * math.log2(math.e)
+    cap = Cap(-2 * scale / numbers.softcap, numbers.softcap * math.log2(math.e)) if call.softcap else Cap(0.0, 0.0)
+    batch, heads, queries, width = q.shape
+    constants = Constants(
+        HEADS=heads,
+        HEAD_DIM=width,
+        GROUP=heads // call.k.shape[1],
+        CAUSAL=call.causal,
+        WINDOWED=prepared.windowed,
+        CAPPED=call.softcap is not None,
+        CROSS=crossing,
+        EVEN_CROSS=crossing and spans.cross_keys is None and numbers.cross_keys % BLOCK_N == 0,
+        GATE_PER_QUERY=gates.per_query(call.gate),
+        START_PER_ROW=isinstance(numbers.start, Tensor),
+        STAGES=STAGES[width],
+    )
+    launch(
+        hopper_forward_kernel,
+        (triton.cdiv(queries, BLOCK_M) * heads * batch,),
+        LaunchConfig(block_m=BLOCK_M, block_n=BLOCK_N, warps=WARPS, stages=constants.STAGES, descriptors=True),
+        prepared.inputs,
+        Outputs(rows(out), *kept, self_lse, cross_lse),
+        spans,
+        queries,
+        numbers.keys,
+        numbers.cross_keys,
+        numbers.start,
+        numbers.window,
+        scale,
+        cap,
+        batch // call.cross_k.shape[0],
+        batch,
+        C=constants,
+    )
+    return ForwardResults(out, self_out, cross_out, self_lse, cross_lse)
+
+
+def _is_described(x):
+    """Whether a tensor descriptor can be made of any rows of any head: 16-byte addresses, rows apart."""
+    if x.stride(3) != 1 or x.data_ptr() % 16 or any(stride * x.element_size() % 16 for stride in x.stride()[:3]):
+        return False
+    return x.stride(2) > 0
+
+
+def _span(call, name):
+    """A span of the call as the kernel reads it, (rows, 2) contiguous."""
+    span = getattr(call, name, None)
+    return None if span is None else span.contiguous()
