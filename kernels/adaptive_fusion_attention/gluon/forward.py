@@ -13,8 +13,9 @@ from .. import gates
 from ..call import Call
 from ..gpu.arguments import Prepared, rows, rows_or_none
 from ..gpu.forward import ForwardResults, Outputs
-from .kernel import Cap, Spans, hopper_forward_kernel
+from .kernel import Scaling, hopper_forward_kernel
 from .schedule import BLOCK_M, BLOCK_N, STAGES, WARPS
+from .work import Spans
 
 # Up to here a tile of 128 queries is half empty, and the other kernel has one of 64.
 FEWEST_QUERIES = 65
@@ -69,8 +70,8 @@ def forward(call: Call, save_self: bool = True, save_cross: bool = True) -> Forw
     cross_lse = q.new_empty(q.shape[:3], dtype=torch.float32) if crossing else torch.full_like(self_lse, -torch.inf)
     kept = (rows_or_none(x if x.numel() else None) for x in (self_out, cross_out))
     spans = Spans(_span(call, "key_span"), _span(call, "cross_span") if crossing else None)
-    scale = numbers.scale * math.log2(math.e)
-    cap = Cap(-2 * scale / numbers.softcap, numbers.softcap * math.log2(math.e)) if call.softcap else Cap(0.0, 0.0)
+    factor, cap = numbers.scale * math.log2(math.e), call.softcap
+    scaling = Scaling(factor, -2 * factor / cap, cap * math.log2(math.e)) if cap else Scaling(factor, 0.0, 0.0)
     batch, heads, queries, width = q.shape
     constants = Constants(
         HEADS=heads,
@@ -92,13 +93,12 @@ def forward(call: Call, save_self: bool = True, save_cross: bool = True) -> Forw
         prepared.inputs,
         Outputs(rows(out), *kept, self_lse, cross_lse),
         spans,
+        scaling,
         queries,
         numbers.keys,
         numbers.cross_keys,
         numbers.start,
         numbers.window,
-        scale,
-        cap,
         batch // call.cross_k.shape[0],
         batch,
         C=constants,
