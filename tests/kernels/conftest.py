@@ -42,6 +42,16 @@ def aligner_cases():
 
 
 @pytest.fixture(scope="session")
+def gluon_on_cpu():
+    return neighbour("gluon_on_cpu")
+
+
+@pytest.fixture(scope="session")
+def gluon_interleavings():
+    return neighbour("gluon_interleavings")
+
+
+@pytest.fixture(scope="session")
 def random_inputs(cases):
     return cases.random_inputs
 

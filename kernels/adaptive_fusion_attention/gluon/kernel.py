@@ -112,7 +112,7 @@ def weigh(
         b_scores = gl.where(b_scores < 0, -b_size, b_size)
         factor = scaling.height
     if MASKED:
-        o_key = columns.load(gl.SliceLayout(0, b_scores.type.layout))[None, :]
+        o_key = columns.load(gl.SliceLayout(0, product_layout(C.BLOCK_N)))[None, :]
         if C.CAUSAL and not CROSS:
             b_scores = gl.where(o_key < (seen.limit - first_key)[:, None], b_scores, -float("inf"))
             if C.WINDOWED:
@@ -156,6 +156,9 @@ def advance(
         b_new, b_decay, b_top, b_total = weigh(
             b_scores, b_top, b_total, seen, first_key, places.columns, scaling, C, CROSS, MASKED
         )
+        # V is there, and this wait ends at once: but across its branch the assembler moves nothing. Without it 62 of a tile's 66
+        # exponentials come after the next line, when the tensor cores have nothing to do (both Tritons, D = 128).
+        filled(places.v, number - 1, C)
         b_sum = warpgroup_mma_wait(0, deps=[s_sum])
         release(places.v, number - 1, C)
         b_sum = b_sum * by_row(b_decay, C)
