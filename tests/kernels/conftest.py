@@ -42,16 +42,6 @@ def aligner_cases():
 
 
 @pytest.fixture(scope="session")
-def gluon_on_cpu():
-    return neighbour("gluon_on_cpu")
-
-
-@pytest.fixture(scope="session")
-def gluon_interleavings():
-    return neighbour("gluon_interleavings")
-
-
-@pytest.fixture(scope="session")
 def random_inputs(cases):
     return cases.random_inputs
 
@@ -59,6 +49,16 @@ def random_inputs(cases):
 @pytest.fixture(scope="session")
 def random_mask(cases):
     return cases.random_mask
+
+
+@pytest.fixture(scope="session")
+def gluon_on_cpu():
+    return neighbour("gluon_on_cpu")
+
+
+@pytest.fixture(scope="session")
+def gluon_interleavings():
+    return neighbour("gluon_interleavings")
 
 
 @pytest.fixture(scope="session", autouse=HAS_TRITON and INTERPRETING)

@@ -8,11 +8,10 @@ import torch
 
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention_reference
 from layalign.kernels.adaptive_fusion_attention.call import Call
+from layalign.kernels.adaptive_fusion_attention.gpu.arguments import Prepared
 from layalign.kernels.launch import recording
 
-pytest.importorskip("triton.experimental.gluon")
-
-from layalign.kernels.adaptive_fusion_attention.gluon import forward as hopper  # noqa: E402
+hopper = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gluon.forward")
 
 LENGTHS = (1, 2, 63, 64, 65, 100, 127, 128, 129, 191, 200, 256, 257, 300, 384, 389)
 
@@ -41,7 +40,7 @@ def check(gluon_on_cpu, check_against_oracle):
             call = Call(q, k, v, cross_k, cross_v, gate, scale=scale or q.shape[-1] ** -0.5, **options)
             call = with_spans(call, key_span, cross_span)
             assert hopper.takes(call)
-            results, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(call), seed)
+            results, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(Prepared(call)), seed)
             if results.cross_out.numel():  # what the backward reads
                 gate = (gate[:, None] if gate.dim() == 1 else gate)[..., None]
                 again = results.self_out + gate * results.cross_out
@@ -129,7 +128,7 @@ def test_a_row_does_not_depend_on_padding_or_batch(cases, gluon_on_cpu):
         return torch.cat([fill[0], x, fill[1]], dim=2)
 
     def run(call):
-        return gluon_on_cpu.run_on_cpu(lambda: hopper.forward(call))[0]
+        return gluon_on_cpu.run_on_cpu(lambda: hopper.forward(Prepared(call)))[0]
 
     q, k, v, cross_k, cross_v, gate = alone
     want = run(Call(*alone, scale=0.125))
@@ -159,8 +158,8 @@ def test_longest_tiles_come_first(cases):
 def test_terms_not_kept_are_not_written(cases, gluon_on_cpu):
     inputs = inputs_of(cases, 1, 1, 1, 70, 70, 30, 64)
     call = Call(*inputs, scale=0.125)
-    kept, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(call))
-    bare, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(call, save_self=False, save_cross=False))
+    kept, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(Prepared(call)))
+    bare, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(Prepared(call), save_self=False, save_cross=False))
     assert bare.self_out.numel() == bare.cross_out.numel() == 0
     assert torch.equal(kept.out, bare.out) and torch.equal(kept.cross_lse, bare.cross_lse)
 

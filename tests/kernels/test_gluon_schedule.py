@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from layalign.kernels.adaptive_fusion_attention.call import Call
+from layalign.kernels.adaptive_fusion_attention.gpu.arguments import Prepared
 
 pytest.importorskip("triton.experimental.gluon")
 
@@ -24,7 +25,7 @@ def states(on_cpu, interleavings, given, stages, mutations=(), strict=False):
     """States of the first program of a call."""
     from layalign.kernels.adaptive_fusion_attention.gluon.forward import forward
 
-    _, machines = on_cpu.run_on_cpu(lambda: forward(given), mutations=mutations, stages=stages, strict=strict)
+    _, machines = on_cpu.run_on_cpu(lambda: forward(Prepared(given)), mutations=mutations, stages=stages, strict=strict)
     counts = {place: barrier.count for place, barrier in machines[0].barriers.items()}
     return interleavings.search(machines[0].traces, counts)
 
@@ -61,7 +62,7 @@ BROKEN = {
     "three groups empty a place": ("count=GROUPS", "count=3"),
     "nobody waits for a tile": ("    mbarrier.wait(ring.full.index(place), phase)\n", ""),
     "the producer does not wait": ("    mbarrier.wait(ring.empty.index(place), phase ^ 1)\n", ""),
-    "V is released before it is read": ("        b_sum = warpgroup_mma_wait(0, deps=[s_sum])", "        b_sum = warpgroup_mma_wait(1, deps=[s_sum])"),
+    "V is released before it is read": ("b_sum = warpgroup_mma_wait(0, deps=[s_sum])", "b_sum = warpgroup_mma_wait(1, deps=[s_sum])"),
     "half the bytes": ("C.BLOCK_N * C.HEAD_DIM * 2)", "C.BLOCK_N * C.HEAD_DIM)"),
     "V first": (
         "        fill(k_ring, number, keys, tile_number * C.BLOCK_N, C)\n",

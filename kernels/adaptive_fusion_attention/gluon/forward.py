@@ -59,9 +59,9 @@ def takes(call: Call) -> bool:
     return all(map(_is_described, call[1:5]))
 
 
-def forward(call: Call, save_self: bool = True, save_cross: bool = True) -> ForwardResults:
+def forward(prepared: Prepared, save_self: bool = True, save_cross: bool = True) -> ForwardResults:
     """The ForwardResults of a call that the kernel takes, whose scale is given. save_self, save_cross: keep the un-gated terms."""
-    prepared = Prepared(call)
+    call = prepared.call
     q, crossing, numbers = prepared.q, prepared.crossing, prepared.numbers
     out = torch.empty_like(q)
     cross_out = torch.empty_like(q) if crossing and save_cross else q.new_empty(0)

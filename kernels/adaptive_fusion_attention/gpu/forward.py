@@ -122,13 +122,13 @@ def forward_kernel(
 
 def forward(call: Call, save_self: bool = True) -> ForwardResults:
     """The ForwardResults of a call whose scale is given. save_self: keep the un-gated self term."""
+    prepared = Prepared(call)
+    q, crossing = prepared.q, prepared.crossing
     if os.environ.get("LAYALIGN_GLUON") == "1":
         from ..gluon import forward as hopper
 
         if hopper.covers(call):
-            return hopper.forward(call, save_self)
-    prepared = Prepared(call)
-    q, crossing = prepared.q, prepared.crossing
+            return hopper.forward(prepared, save_self)
     out = torch.empty_like(q)
     cross_out = torch.empty_like(q) if crossing else q.new_empty(0)
     self_out = torch.empty_like(q) if crossing and save_self else q.new_empty(0)
