@@ -3,7 +3,8 @@
 The steps are the traces that `gluon_on_cpu` kept: what an agent does depends on the call and not on the order. A state is how far
 each agent has come, the barriers, the copies that run, and what the places hold. A product reads its places from its start until it
 is retired, a copy writes its place from its start until it lands: overlaps are races, whenever the reading and writing really happen.
-A state with steps left and none possible is a deadlock. A product must read the same content in every order.
+A state with steps left and none possible is a deadlock. A product must read the same copy in every order, and every copy
+must be read by every agent that multiplies.
 """
 
 from collections import Counter
@@ -55,6 +56,12 @@ def search(traces, counts, limit=2_000_000):
                 waiting.append(after)
         if len(seen) > limit:
             raise RuntimeError(f"more than {limit} states")
+    copies = {
+        (agent, at) for agent, trace in enumerate(steps) for at, event in enumerate(trace) if event.kind == "copy"
+    }
+    for agent in {agent for agent, _, _ in read}:
+        if unread := copies - {copy for (reader, _, _), copy in read.items() if reader == agent}:
+            raise Race(f"{agents[agent]} never reads {len(unread)} of {len(copies)} tiles")
     return len(seen)
 
 

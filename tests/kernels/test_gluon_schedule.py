@@ -64,10 +64,14 @@ BROKEN = {
     "the producer does not wait": ("    mbarrier.wait(ring.empty.index(place), phase ^ 1)\n", ""),
     "V is released before it is read": ("b_sum = warpgroup_mma_wait(0, deps=[s_sum])", "b_sum = warpgroup_mma_wait(1, deps=[s_sum])"),
     "half the bytes": ("C.BLOCK_N * C.HEAD_DIM * 2)", "C.BLOCK_N * C.HEAD_DIM)"),
-    "V first": (
-        "        fill(k_ring, number, keys, tile_number * C.BLOCK_N, C)\n",
-        "        fill(k_ring, number + 1, keys, tile_number * C.BLOCK_N, C)\n",
+    "K of a tile too far": ("fill(k_ring, number, keys, tile", "fill(k_ring, number + 1, keys, tile"),
+    "V of one's own tile first": (
+        "        fill(k_ring, number, keys, tile_number * C.BLOCK_N, C)\n"
+        "        fill(v_ring, number - 1, weighted, (tile_number - 1) * C.BLOCK_N, C)\n",
+        "        fill(v_ring, number - 1, weighted, (tile_number - 1) * C.BLOCK_N, C)\n"
+        "        fill(v_ring, number, weighted, (tile_number - 1) * C.BLOCK_N, C)\n",
     ),
+    "K is released before it is read": ("        b_scores = warpgroup_mma_wait(1, ", "        b_scores = warpgroup_mma_wait(2, "),
     "the self tiles start a tile late": ("cross.end - cross.begin, C", "cross.end - cross.begin + 1, C"),
 }  # fmt: skip
 
@@ -100,12 +104,15 @@ def test_two_agents_and_one_place(gluon_on_cpu, gluon_interleavings):
     event, (full, empty, place) = gluon_on_cpu.Event, ((1, 0), (2, 0), (3, 0))
     filled = [event("expect", full, 8), event("copy", full, 8, (place,))]
     filling = [event("wait", empty, 1), *filled, event("wait", empty, 0), *filled]
-    using = [event("wait", full, 0), event("product", None, 0, (place,)), event("retire"), event("arrive", empty, 1)]
+    use = [event("product", None, 0, (place,)), event("retire"), event("arrive", empty, 1)]
+    using = [event("wait", full, 0), *use, event("wait", full, 1), *use]
     counts = {full: 1, empty: 1}
-    # 4 until the first copy lands, 4 of the reader's steps, and 4 from the second wait until the second copy has landed.
-    assert gluon_interleavings.search({"a": filling, "b": using}, counts) == 13
+    # No step but one is possible anywhere: 3 of the producer, a copy lands, 4 of the reader, and all that again.
+    assert gluon_interleavings.search({"a": filling, "b": using}, counts) == 17
     with pytest.raises(gluon_interleavings.Deadlock):
-        gluon_interleavings.search({"a": filling, "b": using[:-1]}, counts)
-    early = [using[0], using[1], using[3], using[2]]
-    with pytest.raises(gluon_interleavings.Race):
+        gluon_interleavings.search({"a": filling, "b": [x for x in using if x.kind != "arrive"]}, counts)
+    with pytest.raises(gluon_interleavings.Race, match="overwritten while"):
+        early = [using[0], using[1], using[3], using[2], *using[4:]]
         gluon_interleavings.search({"a": filling, "b": early}, counts)
+    with pytest.raises(gluon_interleavings.Race, match="never reads 1 of 2"):
+        gluon_interleavings.search({"a": filling, "b": using[:4]}, counts)

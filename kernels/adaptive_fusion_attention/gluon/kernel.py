@@ -3,12 +3,12 @@
 One ring of K tiles and one of V tiles serve the cross keys first and then the self keys, without a stop between them. A place in a
 ring has a barrier `full`, which the copy completes, and one `empty`, at which each group arrives. For the tile t of a program:
 
-| producer                         | each group of 64 queries                                               |
-|----------------------------------|------------------------------------------------------------------------|
-| wait for K's place to be empty   | wait for K of t; start S_t = Q K_t^T                                   |
-| start the copy of K of t         | wait for V of t - 1; start O += P_(t-1) V_(t-1)                        |
-| wait for V's place to be empty   | when S_t is done, K's place is empty; P_t = softmax while O is summed  |
-| start the copy of V of t         | when O is done, V's place is empty; rescale O                          |
+| producer                              | each group of 64 queries                                               |
+|---------------------------------------|------------------------------------------------------------------------|
+| wait for an empty place for K of t    | wait for K of t; start S_t = Q K_t^T                                   |
+| start the copy of K of t              | wait for V of t - 1; start O += P_(t-1) V_(t-1)                        |
+| wait for an empty place for V of t-1  | when S_t is done, K's place is empty; P_t = softmax while O is summed  |
+| start the copy of V of t - 1          | when O is done, V's place is empty; rescale O                          |
 
 When t is the first self tile, O is the cross term: while S_t is computed it is parked in shared memory, in the dtype of the output, and
 O starts anew. Tensors are read by descriptors that the producer makes of a row's seen keys, so that what lies past them, NaN included,

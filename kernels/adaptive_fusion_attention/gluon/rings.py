@@ -60,24 +60,34 @@ def fill(ring, number, source, row, C: gl.constexpr):
 
 
 @gluon.jit
-def read_term(k, v, tile, term, k_ring, v_ring, shares, C: gl.constexpr):
-    """All tiles of a term, in order. A descriptor takes a while to make: the first K is on its way before V's is made."""
-    keys = describe(k, tile, term, shares, C)
-    fill(k_ring, term.before, keys, term.begin * C.BLOCK_N, C)
-    weighted = describe(v, tile, term, shares, C)
-    fill(v_ring, term.before, weighted, term.begin * C.BLOCK_N, C)
+def fill_rest(keys, weighted, term, k_ring, v_ring, C: gl.constexpr):
+    """K of the tiles after a term's first, each before V of the tile before it."""
     for tile_number in range(term.begin + 1, term.end):
         number = term.before + tile_number - term.begin
         fill(k_ring, number, keys, tile_number * C.BLOCK_N, C)
-        fill(v_ring, number, weighted, tile_number * C.BLOCK_N, C)
+        fill(v_ring, number - 1, weighted, (tile_number - 1) * C.BLOCK_N, C)
 
 
 @gluon.jit
 def produce(inputs, tile, cross, own, k_ring, v_ring, shares, C: gl.constexpr):
-    """The producer warp."""
+    """The producer warp: K of every tile before V of the one before, which is the order in which places become empty.
+
+    A descriptor takes a while to make: the first K is on its way before that of V is made.
+    """
     if C.CROSS:
-        read_term(inputs.cross_k, inputs.cross_v, tile, cross, k_ring, v_ring, shares, C)
-    read_term(inputs.k, inputs.v, tile, own, k_ring, v_ring, 1, C)
+        keys = describe(inputs.cross_k, tile, cross, shares, C)
+        fill(k_ring, 0, keys, cross.begin * C.BLOCK_N, C)
+        weighted = describe(inputs.cross_v, tile, cross, shares, C)
+        fill_rest(keys, weighted, cross, k_ring, v_ring, C)
+        own_keys = describe(inputs.k, tile, own, 1, C)
+        fill(k_ring, own.before, own_keys, own.begin * C.BLOCK_N, C)
+        fill(v_ring, own.before - 1, weighted, (cross.end - 1) * C.BLOCK_N, C)
+    else:
+        own_keys = describe(inputs.k, tile, own, 1, C)
+        fill(k_ring, 0, own_keys, own.begin * C.BLOCK_N, C)
+    own_weighted = describe(inputs.v, tile, own, 1, C)
+    fill_rest(own_keys, own_weighted, own, k_ring, v_ring, C)
+    fill(v_ring, own.before + own.end - own.begin - 1, own_weighted, (own.end - 1) * C.BLOCK_N, C)
 
 
 @gluon.jit
