@@ -63,6 +63,16 @@ def random_mask(cases):
     return cases.random_mask
 
 
+@pytest.fixture(scope="session")
+def gluon_on_cpu():
+    return neighbour("gluon_on_cpu")
+
+
+@pytest.fixture(scope="session")
+def gluon_interleavings():
+    return neighbour("gluon_interleavings")
+
+
 @pytest.fixture(scope="session", autouse=HAS_TRITON and INTERPRETING)
 def interpreted():
     if not (HAS_TRITON and INTERPRETING):

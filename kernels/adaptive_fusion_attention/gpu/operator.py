@@ -18,7 +18,7 @@ from ..call import FLAT_NUMBERS, FLAT_TENSORS, SCHEMA, Call, check_bounds, flatt
 from .arguments import empty_like, unit_stride
 from .backward import gate_gradient, gradients
 from .decode import MOST_QUERIES, Decoded, decode, decodes
-from .forward import ForwardResults, Kept, forward
+from .forward import ForwardResults, Kept, forward, gluon_asked
 from .packing import raise_faults
 
 PLANS = plans.Plans()
@@ -80,9 +80,10 @@ def _kept(call, return_lse):
 
 
 def _described(arguments, state, tuned):
-    """The Described of arguments whose first is a tensor. tuned: whether autotuning may choose their launches."""
+    """The Described of arguments whose first is a tensor. tuned: whether autotuning, or LAYALIGN_GLUON=1, may choose their launches."""
     precision = torch.get_float32_matmul_precision() if arguments[0].dtype == torch.float32 else None
-    return PLANS.describe(arguments, (state, precision, stands_in(), tuned and autotuning.enabled()))
+    chosen = tuned and (autotuning.enabled(), gluon_asked())
+    return PLANS.describe(arguments, (state, precision, stands_in(), chosen))
 
 
 def _described_call(call, kept):
