@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -20,7 +19,7 @@ import torch
 
 import layalign
 from bench.machine import machine
-from bench.report.results import read_file
+from bench.report.results import kind_of, read_file
 from layalign.kernels.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +43,7 @@ def describe_machine() -> dict[str, Any]:
     on_gpu = machine().device == "cuda"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = torch.cuda.get_device_name() if on_gpu else machine().name or f"cpu {platform.machine()} {cores} cores"
-    kind = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")
+    kind = kind_of(name)
     found = {
         "kind": kind,
         "node": kind,  # in place of the host's name, which says nothing to others

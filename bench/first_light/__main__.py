@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -51,7 +52,7 @@ class FirstLight:
         everything = stages(options.jobs, options.workers)
         names = [stage.name for stage in everything]
         self.stages = everything[names.index(options.first) : names.index(options.last) + 1]
-        gpu = "a pretended GPU" if options.rehearse is not None else present_gpu()
+        gpu = "pretended GPU" if options.rehearse is not None else present_gpu()
         self.record = Record(options.results, gpu, options.before, options.fresh)
         self.work = Path(tempfile.mkdtemp(prefix="first-light-"))
 
@@ -101,8 +102,8 @@ class FirstLight:
     def _run_step(self, step: Step, seconds: float, before: Outcome) -> Outcome:
         start = time.monotonic()
         if step.command:
-            status, note = self._run_command(step, seconds)
-            return Outcome(status, time.monotonic() - start, note=note)
+            status, note, figures = self._run_command(step, seconds)
+            return Outcome(status, time.monotonic() - start, note=note, figures=figures)
         others = {name: one for name, one in self.record.outcomes.items() if name != step.name}
         done = others[step.goes_on_from].tests if step.goes_on_from in others else []
         broken = [line for one in others.values() for line in one.broken]  # what hung in one step hangs in the next
@@ -152,27 +153,34 @@ class FirstLight:
             runs.append(Run(command, folder, limit, self.work / f"{folder.parent.name}-{index}.log"))
         return runs
 
-    def _run_command(self, step: Step, seconds: float) -> tuple[str, str | None]:
+    def _run_command(self, step: Step, seconds: float) -> tuple[str, str | None, dict[str, int]]:
         if self.options.rehearse is not None:
-            return "done", "left out of a rehearsal"
+            return "done", "left out of a rehearsal", {}
         log = self.work / f"{step.name}.log"
         process = supervise.start(step.command, log)
         try:
-            status = process.wait(seconds)
+            status = "done" if process.wait(seconds) == 0 else "failed"
         except subprocess.TimeoutExpired:
-            supervise.end(process)
-            return "cut", f"out of time; {_compiled(log)}"
+            status = "cut"
         supervise.end(process)
-        return "done" if status == 0 else "failed", _compiled(log)
+        said, figures = compiled(log.read_text(errors="replace"))
+        return status, f"out of time; {said}" if status == "cut" else said, figures
 
 
-def _compiled(log: Path) -> str:
-    """What `layalign kernels --json` wrote."""
-    lines = [json.loads(line) for line in log.read_text(errors="replace").splitlines() if line.startswith('{"')]
+def compiled(output: str) -> tuple[str, dict[str, int]]:
+    """What `layalign kernels --json` wrote, in words and in numbers; a last line that was cut is left out."""
+    lines = []
+    for line in output.splitlines():
+        with suppress(ValueError):
+            lines += [json.loads(line)] if line.startswith('{"') else []
     failing = [
         f"{line['kernel']} {line['variant']}: {'; '.join(line['failures'])}" for line in lines if line["failures"]
     ]
-    return f"{len(lines)} kernels, {len(failing)} that fail a gate" + "".join(f"; {words}" for words in failing)
+    spilled = [line["spill_bytes"] for line in lines if line["spill_bytes"] is not None]
+    figures = {"kernels": len(spilled), "without_figures": len(lines) - len(spilled)}
+    figures |= {"failing": len(failing), "spill_bytes": sum(spilled)}
+    words = f"{len(lines)} kernels, {len(failing)} that fail a gate" + "".join(f"; {words}" for words in failing)
+    return words, figures
 
 
 def present_gpu() -> str:

@@ -15,7 +15,7 @@ from bench.cases.attention import CASES, exact_results, results_of
 from bench.machine import machine
 from bench.measuring import CLOCK, Table, measure, tried
 from bench.peers.attention.published import eager
-from layalign.kernels import autotuning
+from layalign.kernels import autotuning, plans
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 
 KERNELS = ("forward", "key_value_gradients", "query_gradients")
@@ -27,7 +27,7 @@ LIKE = "published eager"
 @contextmanager
 def launching(kernel, config, seen=None):
     """Within, `kernel` takes this configuration, and every other, or any where it is None, the shipped one. seen: the list that
-    gets the kernel's candidates, the shipped one first."""
+    gets the kernel's candidates, the shipped one first. Without plans: one would repeat the launches of the first configuration."""
 
     def tuned(name, key, candidates, run):
         if name == kernel and seen is not None:
@@ -37,6 +37,7 @@ def launching(kernel, config, seen=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autotuning, "enabled", lambda: True)
         patch.setattr(autotuning, "tuned", tuned)
+        patch.setattr(plans, "enabled", False)
         yield
 
 

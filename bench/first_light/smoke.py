@@ -4,9 +4,9 @@ Right is, as everywhere, an error against fp64 of at most twice that of eager Py
 NaN; memory that nobody wrote holds NaN. The sizes are those of the goals, so that what is compiled here is what they launch.
 """
 
-import inspect
 import os
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -24,12 +24,22 @@ from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 
 GLUON = "LAYALIGN_GLUON"
 ATTENTION = {"attention forward": "gpu_a_mha", "attention backward": "gpu_b_mha", "decode": "gpu_c_gqa"}
-FORMS = ("plain", "span", "masked", "captured")
-KERNELS = [(kernel, form) for form in FORMS for kernel in ATTENTION]
 ALIGNER = ("layer_mix", "layer_mix backward", "stream_linear", "stream_linear per stream", "cross_key_values", "folded")
-KERNELS[3:3] = [(kernel, "plain") for kernel in ALIGNER]
-KERNELS += [(kernel, "captured") for kernel in ALIGNER]
-KERNELS[1:1] = [(f"gluon {kernel}", "plain") for kernel in list(ATTENTION)[:2]]
+FLASH = ("flash_attn", "flash_attn_interface")  # either is imported by backend="flash"
+AGAIN = 3  # calls that agree: the first is checked and planned, the next repeated through Triton, the last launched directly
+
+
+def _listed():
+    """(kernel, form), what is missed most first."""
+    forward, backward, _ = ATTENTION
+    listed = [(kernel, "plain") for kernel in (*ATTENTION, *ALIGNER)]
+    listed[1:1] = [(f"gluon {kernel}", form) for form in ("plain", "span") for kernel in (forward, backward)]
+    listed += [(kernel, form) for form in ("again", "span", "masked") for kernel in ATTENTION]
+    listed += [(kernel, "captured") for kernel in (*ATTENTION, *ALIGNER)]
+    return listed + [(f"flash {kernel}", form) for form in ("plain", "span") for kernel in ATTENTION]
+
+
+KERNELS = _listed()
 EMPTY = [(torch, name) for name in ("empty", "empty_like", "empty_strided")]
 EMPTY += [(torch.Tensor, name) for name in ("new_empty", "new_empty_strided")]
 
@@ -54,20 +64,48 @@ def poisoned(monkeypatch):
         monkeypatch.setattr(owner, name, poisoning(getattr(owner, name)))
 
 
-@pytest.mark.parametrize(("kernel", "form"), KERNELS, ids=[f"{kernel}-{form}" for kernel, form in KERNELS])
-def test_kernel(kernel, form, device, request, monkeypatch):
-    if kernel.startswith("gluon "):
-        if os.environ.get(GLUON) != "1":
-            pytest.skip(f"{GLUON}=1 asks for it")
-        kernel = kernel.removeprefix("gluon ")
-    else:
+@pytest.fixture(autouse=True)
+def planless():
+    """What was called before, as with another kernel in this one's place, is not repeated."""
+    if find_spec("triton"):
+        from layalign.kernels.adaptive_fusion_attention.gpu.operator import PLANS
+
+        PLANS.clear()
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """chosen(kernel) -> the backend and the kernel's own name; a test of what is not here, or not asked for, is skipped."""
+
+    def choose(kernel):
+        first, _, rest = kernel.partition(" ")
+        if first == "gluon":
+            if os.environ.get(GLUON) != "1":
+                pytest.skip(f"{GLUON}=1 asks for it")
+            if not find_spec("layalign.kernels.adaptive_fusion_attention.gluon"):
+                pytest.skip("there are no Gluon kernels")
+            return "triton", rest
         monkeypatch.delenv(GLUON, raising=False)
+        if first == "flash":
+            if not any(map(find_spec, FLASH)):
+                pytest.skip("flash-attn is not installed")
+            return "flash", rest
+        return "triton", kernel
+
+    return choose
+
+
+@pytest.mark.parametrize(("kernel", "form"), KERNELS, ids=[f"{kernel}-{form}" for kernel, form in KERNELS])
+def test_kernel(kernel, form, device, request, chosen):
+    backend, kind = chosen(kernel)
     small = request.config.getoption("small")
     with attempts.case(form):
         if (reason := attempts.why_not(kernel)) is not None:
             pytest.fail(reason, pytrace=False)
         torch.manual_seed(0)
-        work, eager, exact = (_attention if kernel in ATTENTION else _aligner)(kernel, form, small)
+        work, eager, exact = _attention(kind, form, small, backend) if kind in ATTENTION else _aligner(kind, small)
+        if form == "again":
+            work = partial(_last, work)
         if form == "captured":
             work = partial(_captured, work, device)
         wanted = tried(EXACT, exact, device)
@@ -76,6 +114,13 @@ def test_kernel(kernel, form, device, request, monkeypatch):
         errors = judged({kernel: work, "eager": eager}, wanted.result, "eager", roundings, device)
     if kernel in errors:
         pytest.fail(errors[kernel], pytrace=False)
+
+
+def _last(work):
+    """What the last of some calls that agree gives: plans made them."""
+    for _ in range(AGAIN - 1):
+        work()
+    return work()
 
 
 def _captured(work, device):
@@ -98,15 +143,15 @@ def _captured(work, device):
     return results
 
 
-def _attention(kernel, form, small):
+def _attention(kernel, form, small, backend):
     """-> the kernels' results, eager PyTorch's and the right ones, of functions without arguments."""
     case = machine().fitted(DECODING | CASES)[ATTENTION[kernel]]
     case = case.small() if small else case
     trained = kernel == "attention backward"
     inputs = case.inputs(trained=trained)
     grad = case.output_gradient() if trained else None
-    options = {} if form in ("plain", "captured") else _padding(case, form)
-    function = machine().by_backend(adaptive_fusion_attention, "triton")
+    options = _padding(case, form) if form in ("span", "masked") else {}
+    function = machine().by_backend(adaptive_fusion_attention, backend)
     work = partial(results_of, partial(function, **options), inputs, grad)
     eager = partial(adaptive_fusion_attention_reference, **options, upcast=False)
     exact = partial(exact_results, case, inputs, grad, **options)
@@ -120,14 +165,12 @@ def _padding(case, form):
     if form == "masked":
         keys, cross = (torch.arange(length, device=machine().device) for length in (case.keys, case.cross))
         return {"key_mask": keys >= begins[:, None], "cross_mask": cross < ends[:, None]}
-    if "key_span" not in inspect.signature(adaptive_fusion_attention).parameters:
-        pytest.skip("the operator takes no spans")
     spans = (begins, torch.full_like(begins, case.keys)), (torch.zeros_like(ends), ends)
     own, cross = (torch.stack(span, dim=1).int() for span in spans)
     return {"key_span": own, "cross_span": cross}
 
 
-def _aligner(kernel, form, small):
+def _aligner(kernel, small):
     case = machine().fitted(ALIGNER_CASES)["gpu_gqa"]
     case = case.small() if small else case
     states, mix = case.states(), case.mix()

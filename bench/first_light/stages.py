@@ -79,6 +79,7 @@ def _first(jobs, workers):
             limit=60,
         ),
         Step(name="kernels", what="the kernels' goals", tests=[*kernels, *_without()], records=True),
+        Step(name="host cost", what="of calls", tests=["bench/test_host_cost.py"], records=True, seconds=90),
         Step(name="models", what="the model's goals at 7B", tests=[*models, *_without()], records=True, limit=120),
     ]
 

@@ -90,6 +90,7 @@ class Outcome:
 
     status: "done", "cut" (out of time) or "failed" (it could not be run at all). tests: one dict each, as bench/attempts.py writes
     them, with those of earlier runs. broken: implementations that ended their process. note: why it failed, or what a command said.
+    figures: of a command, the numbers of a bench.report.results.Compiled.
     """
 
     status: str
@@ -97,6 +98,7 @@ class Outcome:
     tests: list[dict[str, Any]] = field(default_factory=list)
     broken: list[dict[str, Any]] = field(default_factory=list)
     note: str | None = None
+    figures: dict[str, int] = field(default_factory=dict)
 
 
 def supervise(

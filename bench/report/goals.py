@@ -1,17 +1,23 @@
-"""The goals that a machine's rows speak to: each with its formula, what was measured, and whether that meets it.
+"""The goals that a machine's rows speak to: each with its formula, what was predicted and measured, and whether that meets it.
 
 Those of a GPU are the ones that matter; a CPU has two of its own. Cases are found by the names that the suites give them.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from bench.report.results import Failure, Results, Row
+from bench.report.results import Compiled, Failure, Results, Row, compiled_kernels
 from layalign.figures import markdown_table
 
+PREDICTED = Path(__file__).parents[1] / "results" / "predicted.json"  # `python -m bench predicted`
+PREDICTED_FOR = "H200"
+SPILLS, HOST_COST = "spills", "host_cost"  # no case of theirs is of one kind of machine
+UNITS = {"x": "{:.2f}x", "%": "{:.0%}", "us": "{:.1f} us", "B": "{:.0f} B"}
 SHOWN = 160  # characters of a reason; the whole stands beside the rows
 Figure = Callable[[Row, "Rows"], "float | None"]
 
@@ -50,10 +56,11 @@ class Goal:
     least: bool = False
     unit: str = "x"
     peers: Sequence[str] = ()
+    predicted: str | None = None
 
     def written(self, value: float) -> str:
         """A figure of this goal."""
-        return f"{value:.2f}x" if self.unit == "x" else f"{value:.0%}"
+        return UNITS[self.unit].format(value)
 
     @property
     def wanted(self) -> str:
@@ -63,14 +70,15 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A goal beside what was measured. why: there is no figure. lacking: peers that belong to the comparison, without a row.
-    rehearsed: at the sizes of --small."""
+    """A goal beside what was measured. why: there is no figure. lacking: what belongs to the comparison and has no row. rehearsed: at
+    the sizes of --small. predicted: by the static model, None where it says nothing."""
 
     goal: Goal
     value: float | None
     why: str | None = None
     lacking: Sequence[str] = ()
     rehearsed: bool = False
+    predicted: float | None = None
 
     @property
     def met(self) -> bool | None:
@@ -93,29 +101,57 @@ class Outcome:
 
 def outcomes(results: Results) -> list[Outcome]:
     """Of the goals of the kinds of machine that the rows, or rows that failed, are of; of a machine without any, none."""
-    kinds = {case[:3] for _, case, _ in map(_place, _fullnames(results))}
-    rows = Rows(results)
-    return [_outcome(goal, rows) for goal in GOALS if goal.case[:3] in kinds]
+    kinds = {case[:3] for _, case, _ in map(_place, _fullnames(results))} & {"cpu", "gpu"}
+    rows, predicted, compiled = Rows(results), predictions(), compiled_kernels(results)
+    found = []
+    for goal in GOALS:
+        if goal.test == SPILLS and (results.on_gpu or compiled is not None):
+            found.append(_of_spills(goal, compiled))
+        elif (goal.test == HOST_COST and kinds) or goal.case[:3] in kinds:
+            found.append(_outcome(goal, rows, predicted))
+    return found
 
 
 def goal_table(results: Results) -> list[str]:
     """Lines of Markdown; those without a figure say why."""
+    found = outcomes(results)
+    with_predictions = any(one.predicted is not None for one in found)
     lines = []
-    for one in outcomes(results):
-        measured = "" if one.value is None else one.goal.written(one.value)
-        lines.append([str(one.goal.number), one.goal.what, one.goal.wanted, measured, one.verdict])
-    return markdown_table(["goal", "what", "wanted", "measured", ""], lines) if lines else []
+    for one in found:
+        predicted, measured = ("" if x is None else one.goal.written(x) for x in (one.predicted, one.value))
+        cells = [predicted, measured] if with_predictions else [measured]
+        lines.append([str(one.goal.number), one.goal.what, one.goal.wanted, *cells, one.verdict])
+    heads = [f"predicted ({PREDICTED_FOR})", "measured"] if with_predictions else ["measured"]
+    return markdown_table(["goal", "what", "wanted", *heads, ""], lines) if lines else []
 
 
-def _outcome(goal, rows):
-    place = (goal.test, goal.case, goal.implementation)
+def predictions() -> Mapping[str, float]:
+    """{title: ratio, or share} of the present kernels by the static model; {} where none are kept."""
+    if not PREDICTED.exists():
+        return {}
+    rows = json.loads(PREDICTED.read_text(encoding="utf-8"))["after"]["rows"]
+    return {title: row["value"] for title, row in rows.items()}
+
+
+def _of_spills(goal: Goal, compiled: Compiled | None) -> Outcome:
+    if compiled is None or not compiled.kernels:
+        why = compiled.note if compiled is not None and compiled.note else "not compiled"
+        return Outcome(goal, None, why)
+    broken = [f"{compiled.without_figures} that did not compile"] if compiled.without_figures else []
+    cut = [] if compiled.whole else ["those that were not reached"]
+    return Outcome(goal, float(compiled.spill_bytes), lacking=[*broken, *cut])
+
+
+def _outcome(goal, rows, predicted):
+    place, expected = (goal.test, goal.case, goal.implementation), predicted.get(goal.predicted)
     if (row := rows.row(*place)) is not None:
         value = goal.figure(row, rows)
         lacking = [peer for peer in goal.peers if rows.row(goal.test, goal.case, peer) is None]
         why = None if value is not None else "what it is compared with has none"
-        return Outcome(goal, value, why, lacking, row.small)
+        return Outcome(goal, value, why, lacking, row.small, expected)
     failure = rows.failure(*place)
-    return Outcome(goal, None, failure.error[:SHOWN] if failure is not None else "not measured")
+    why = failure.error[:SHOWN] if failure is not None else "not measured"
+    return Outcome(goal, None, why, predicted=expected)
 
 
 def _fullnames(results):
@@ -143,6 +179,10 @@ def _ratio(row: Row, rows: Rows) -> float | None:
 
 def _inverse(row: Row, rows: Rows) -> float | None:
     return None if row.ratio is None else 1 / row.ratio
+
+
+def _microseconds(row: Row, rows: Rows) -> float | None:
+    return row.figures.get("microseconds_above_least")
 
 
 def _named(name: str) -> Figure:
@@ -182,32 +222,61 @@ def _model() -> Iterable[Goal]:
 
 def _attention() -> Iterable[Goal]:
     over = {"figure": _named("time_over_best_two_calls"), "implementation": "triton", "peers": ("sdpa cudnn", "flex")}
-    for case, name, bound in (("a_mha", "(a) MHA", 0.70), ("a_gqa", "(a) GQA", 0.70), ("b_mha", "(b)", 0.90)):
+    for case, name, bound, predicted in (
+        ("a_mha", "(a) MHA", 0.70, "(a) forward, MHA"),
+        ("a_gqa", "(a) GQA", 0.70, "(a) forward, GQA 8"),
+        ("b_mha", "(b)", 0.90, "(b) forward, MHA"),
+    ):
         what = f"attention forward, {name} / best two calls"
-        yield Goal(number=3, what=what, test="forward", case=f"gpu_{case}", bound=bound, **over)
+        yield Goal(number=3, what=what, test="forward", case=f"gpu_{case}", bound=bound, predicted=predicted, **over)
     backward = {"test": "forward_and_backward", "case": "gpu_b_mha", "bound": 0.90}
+    backward["predicted"] = "(b) forward + backward, MHA"
     yield Goal(number=4, what="attention forward + backward, (b) / best two calls", **backward, **over)
-    for heads in ("gqa", "mha"):
+    for heads, predicted in (("gqa", "(c) decode, GQA 8"), ("mha", "(c) decode, MHA")):
         case = {"test": "decode", "case": f"gpu_c_{heads}", "bound": 0.80}
-        yield Goal(number=5, what=f"decode, (c) {heads.upper()} / best two calls", **case, **over)
+        two = {"predicted": f"{predicted}: of two calls", **over}
+        yield Goal(number=5, what=f"decode, (c) {heads.upper()} / best two calls", **case, **two)
         share = {"figure": _named("share_of_floor"), "implementation": "triton", "least": True, "unit": "%"}
+        share["predicted"] = f"{predicted}: of the bandwidth"
         yield Goal(number=5, what=f"decode, (c) {heads.upper()}: of copy bandwidth", **case, **share)
 
 
 def _aligner() -> Iterable[Goal]:
     ours = {"implementation": "triton", "figure": _inverse, "least": True, "unit": "%"}
-    for direction, bound in (("forward", 0.85), ("backward", 0.75)):
+    for direction, bound, title in (("forward", 0.85, "mix forward"), ("backward", 0.75, "mix backward, weights")):
         what = f"layer_mix {direction}: of copy bandwidth"
-        yield Goal(number=6, what=what, test="layer_mix", case=f"gpu {direction}", bound=bound, **ours)
+        case = {"test": "layer_mix", "case": f"gpu {direction}"}
+        yield Goal(number=6, what=what, bound=bound, predicted=title, **case, **ours)
+    products = {"shared": "product, one weight 4096 x 2048", "per_stream": "product, folded, MHA 4096 x 2048"}
     for direction in ("forward", "backward"):
         for weights in ("shared", "per_stream"):
             what = f"stream_linear {direction}, weights {weights}: of cuBLAS"
             case = f"gpu {direction} {weights}"
-            yield Goal(number=7, what=what, test="stream_linear", case=case, bound=0.95, **ours)
+            title = products[weights] if direction == "forward" else None
+            yield Goal(number=7, what=what, test="stream_linear", case=case, bound=0.95, predicted=title, **ours)
     for heads, bound in (("mha", 0.36), ("gqa", 0.19)):
         folded = {"implementation": "folded before", "figure": _ratio, "case": f"gpu_{heads} triton"}
         what = f"aligner folded / unfolded, {heads.upper()}"
         yield Goal(number=7, what=what, test="folding", bound=bound, **folded)
 
 
-GOALS: Sequence[Goal] = sorted([*_model(), *_attention(), *_aligner()], key=lambda goal: goal.number)
+def _without_a_gpu() -> Iterable[Goal]:
+    spilled = "registers spilled, all kernels compiled for this GPU"
+    yield Goal(
+        number=9,
+        what=spilled,
+        test=SPILLS,
+        case="",
+        implementation="",
+        bound=0,
+        figure=lambda row, rows: None,
+        unit="B",
+    )
+    above = {"test": HOST_COST, "case": "", "unit": "us", "figure": _microseconds}
+    for call, bound in (("decode", 10), ("forward", 15), ("backward", 30)):
+        for name in (call, f"{call}, masks"):
+            what = f"host cost of a call above an empty launch: {name}"
+            yield Goal(number=10, what=what, implementation=name, bound=bound, **above)
+
+
+GOALS: Sequence[Goal] = sorted([*_model(), *_attention(), *_aligner(), *_without_a_gpu()], key=lambda goal: goal.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,19 @@ class Failure:
     implementation: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What compiling ahead of time has said. spill_bytes: of all `kernels` that compiled. failing: that do not pass a gate, with those
+    `without_figures`. whole: whether it came to its end. note: in words."""
+
+    kernels: int = 0
+    without_figures: int = 0
+    failing: int = 0
+    spill_bytes: int = 0
+    whole: bool = False
+    note: str | None = None
+
+
 @dataclass(frozen=True)
 class Results:
     """The rows of one file, and pytest-benchmark's machine_info with what bench/recording.py adds; failures: of the last runs."""
@@ -81,6 +95,11 @@ class Results:
         for row in self.rows:
             tables.setdefault((row.suite, row.case), []).append(row)
         return tables
+
+
+def kind_of(device: str) -> str:
+    """The name of the folder of a device's results."""
+    return re.sub(r"[^a-z0-9_]+", "-", device.lower()).strip("-")
 
 
 NAMES = ("suite", "case", "implementation", "yardstick", "ours", "dtype", "sizes")
@@ -124,6 +143,20 @@ def read_results(path: str | Path) -> Results:
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not results of `pytest bench/`: a row lacks {error}") from error
     return Results(Path(path), content["machine_info"], rows, failures)
+
+
+def compiled_kernels(results: Results) -> Compiled | None:
+    """What `make gpu` compiled on the same kind of machine, from its record in the folder of all results; None: it compiled nothing."""
+    path = results.path.resolve().parents[1] / "first_light.json"
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    step = record["steps"].get("compile")
+    if step is None or kind_of(record["gpu"]) != results.kind:
+        return None
+    figures = step["figures"]
+    whole = step["status"] == "done" or (step["status"] == "failed" and figures.get("failing", 0) > 0)
+    return Compiled(**figures, whole=whole, note=step["note"])
 
 
 def _row(row, content):

@@ -86,8 +86,13 @@ def inspect(compiled):
         **resources(*texts),
         "shared_bytes": compiled.metadata.shared,
         "tensor_memory_columns": compiled.metadata.tmem_size or 0,
-        "matrix_products": compiled.asm["ttir"].count("tt.dot "),
+        "matrix_products": _matrix_products(compiled.asm),
     }
+
+
+def _matrix_products(asm):
+    """How often a kernel multiplies matrices; Gluon starts from Triton's GPU dialect."""
+    return asm["ttir"].count("tt.dot ") if "ttir" in asm else asm["ttgir"].count("ttng.warp_group_dot ")
 
 
 def _arguments(kernel, args):

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.attempts import read_lines, settle
 from bench.first_light import record as records
@@ -15,10 +16,11 @@ from bench.first_light.candidates import launching, named
 from bench.first_light.record import Record
 from bench.first_light.stages import KERNEL_TESTS, stages
 from bench.first_light.supervise import Outcome, Run, attempts_of, pytest_command, supervise
-from layalign.kernels import autotuning
+from layalign.kernels import autotuning, plans
 from layalign.kernels.launch import LaunchConfig
 
 ROOT = Path(__file__).parents[2]
+FIRST = [step.name for step in stages(1, 1)[0].steps]
 FAULTS = "stream_linear=resources,attention backward=wrong,decode=kills,layer_mix=hangs"
 # What a GPU's image may lack, and what else of ours no part of `make gpu` may need.
 ABSENT = ("num2words2", "gguf", "datasets", "accelerate", "sacrebleu", "tensorboard", "pandas", "pyarrow", "setuptools")
@@ -184,9 +186,20 @@ def test_a_candidate_is_launched_and_no_other_kernel_changed():
     assert named(other) == "128x64 4 warps 2 stages"
 
 
+def test_no_plan_repeats_another_candidate(monkeypatch):
+    """A call's plan knows nothing of the configuration that is forced on the next like it."""
+    monkeypatch.setattr(plans, "enabled", True)
+    arguments, config = (torch.ones(4), torch.ones(4), 1, 2), LaunchConfig(block_m=64, block_n=64, warps=4, stages=2)
+    assert plans.Plans().describe(arguments, None) is not None
+    with launching("forward", config):
+        assert plans.Plans().describe(arguments, None) is None
+    assert plans.Plans().describe(arguments, None) is not None
+
+
 def test_steps_have_names_of_their_own():
     names = [step.name for stage in stages(16, 8) for step in stage.steps]
     assert len(set(names)) == len(names)
+    assert FIRST == ["compile", "smoke", "kernels", "host cost", "models"]
     options = parsed(["--from", "B", "--b-seconds", "60"])
     assert (options.first, options.last, options.b_seconds) == ("B", "C", 60)
 
@@ -206,7 +219,7 @@ def check_rehearsal(done, steps):
     """The faults stand in the goal table, and all other rows are there."""
     told = done.stdout[-20000:] + done.stderr[-2000:]
     assert done.returncode == 1, told
-    assert all(steps[name]["status"] == "done" for name in ("compile", "smoke", "kernels", "models")), told
+    assert all(steps[name]["status"] == "done" for name in FIRST), told
     goals = done.stdout.partition("## Goals on pretended GPU")[2].splitlines()
     verdicts = {line.split(" | ")[1]: line.split(" | ")[-1].rstrip(" |") for line in goals if line.startswith("| ")}
     for what, verdict in {
@@ -224,13 +237,18 @@ def check_rehearsal(done, steps):
         "training step, llama_2_7b / bare LLM",
         "generation, llama_2_7b_8 / bare LLM",
         "peak memory of a training step, llama_2_7b / published",
+        "host cost of a call above an empty launch: decode",
+        "host cost of a call above an empty launch: backward, masks",
     ):
         assert verdicts[what] == "rehearsed: says nothing", told
-    passed = {line["test"] for line in steps["kernels"]["tests"] if line["outcome"] == "passed"}
+    passed = {line["test"] for step in steps.values() for line in step["tests"] if line["outcome"] == "passed"}
     for peer in (
         "decode[gpu_c_gqa-two calls]",
         "layer_mix[gpu-forward-copy]",
         "forward_and_backward[gpu_b_mha-two calls]",
+        "kernel[attention forward-again]",
+        "kernel[attention forward-span]",
+        "kernel[attention forward-masked]",
     ):
         assert any(test.endswith(f"test_{peer}") for test in passed), told
 
@@ -247,7 +265,7 @@ def test_rehearsal(first_light, lean, tmp_path):
     again, same = first_light("--to", "A", "--rehearse", FAULTS, folders=(ROOT, lean))
     assert again.returncode == 1 and same == steps
     assert [line.partition(" ")[2] for line in again.stdout.splitlines() if line.endswith("before")] == [
-        f"{name}: done before" for name in ("compile", "smoke", "kernels", "models")
+        f"{name}: done before" for name in FIRST
     ]
 
 

@@ -16,12 +16,9 @@ SHAPE = (2, 4, 2, 18, 21, 17, 16, (4,))
 
 @pytest.fixture(autouse=True)
 def table(backend, monkeypatch):
-    """The operator's plans, none yet."""
-    operator = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gpu.operator")
-    operator.PLANS.clear()
+    """The operator's plans."""
     monkeypatch.setattr(plans, "enabled", True)
-    yield operator.PLANS
-    operator.PLANS.clear()
+    return pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gpu.operator").PLANS
 
 
 @pytest.fixture

@@ -258,5 +258,7 @@ def run_tuned(kernel: str, run: Callable[[LaunchConfig], None], prepared: Prepar
         constants = prepared.constants(config, cross_tiles=True)
         key = call | {"length": [] if packed else [triton.next_power_of_2(x) for x in lengths]}
         key |= {name: str(getattr(constants, name)) for name in _TUNED_BY} | {"dtype": str(q.dtype)}
+        lists = prepared.lists
         config = autotuning.tuned(kernel, key, launch_candidates(kernel, **call), run)
+        prepared.lists = lists  # what a candidate left was made by launches that no plan repeats
     run(config)
