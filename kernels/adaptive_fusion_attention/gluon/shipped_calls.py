@@ -54,3 +54,29 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
     forward(Prepared(call))
     if not everything:
         forward(Prepared(call), Kept(False, False, False))
+
+
+def run_sizes(
+    *,
+    head_dim: int,
+    dtype: torch.dtype,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    queries: int,
+    keys: int,
+    cross: int,
+    trained: bool,
+) -> None:
+    """The forward of a plain causal call of these sizes, laid out as a model's projections; keeping what a backward needs where
+    `trained`."""
+    from ..gpu.forward import Kept
+    from .forward import forward
+
+    def projected(heads, tokens):
+        return torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
+
+    keys_and_values = [projected(kv_heads, tokens) for tokens in (keys, keys, cross, cross)]
+    gate = torch.empty(1, dtype=torch.float32, device="meta")
+    call = Call(projected(heads, queries), *keys_and_values, gate, scale=head_dim**-0.5)
+    forward(Prepared(call), Kept(trained, trained, trained))
