@@ -21,13 +21,8 @@ BENCH ?=  # further options of `pytest bench/`, such as --full
 SUITES ?= bench/
 TOLERANCE ?= 0.10
 README ?=  # README=docs/benchmarks.md writes that page's section of results too
-GPU_WORKERS ?= 4
 REPORT = $(RUN) -m bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
-# Suites in the order in which their figures are missed most, should a run be cut.
-FIRST := $(wildcard bench/test_attention.py bench/test_decode.py bench/test_model.py)
-GPU_SUITES := $(FIRST) $(filter-out $(FIRST),$(wildcard bench/test_*.py))
-
-.PHONY: demo test lint docs bench bench-report bench-check gpu gpu-tests gpu-bench gpu-sanitize install clean
+.PHONY: demo test lint docs bench bench-report bench-check gpu gpu-replica install clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/layalign demo
@@ -64,22 +59,43 @@ bench-check: $(READY)
 	    $(RUN) -m pytest @$(NOW)/slower.txt $(BENCH) --benchmark-json=$(NOW)/again.json && \
 	    $(CHECK) --partial $(NOW)/again.json; }
 
-# Everything that a machine with a GPU can say. Each part can be made alone, and none waits for another to pass.
+# Everything that a machine with a GPU can say, in three stages; a second run goes on where the first ended. FROM=B, TO=B: a part;
+# ONLY=smoke,kernels: steps. BEFORE: a folder with what an earlier run, on a machine that is gone, left. FRESH=1 begins anew.
+FROM ?= A
+TO ?= C
+ONLY ?=
+BEFORE ?=
+FRESH ?=
+A_SECONDS ?= 540
+B_SECONDS ?= 540
+C_SECONDS ?= 540
+JOBS ?= 16
+GPU_WORKERS ?= 8
+STAGES = --from $(FROM) --to $(TO) --a-seconds $(A_SECONDS) --b-seconds $(B_SECONDS) --c-seconds $(C_SECONDS)
+FIRST_LIGHT = -m bench.first_light --results $(RESULTS) $(STAGES) --jobs $(JOBS) --workers $(GPU_WORKERS) \
+  $(if $(ONLY),--only "$(ONLY)") $(if $(BEFORE),--before $(BEFORE)) $(if $(FRESH),--fresh)
 gpu: $(READY)
-	status=0; for part in gpu-tests gpu-bench gpu-sanitize; do $(MAKE) $$part || status=$$?; done; exit $$status
+	$(RUN) $(FIRST_LIGHT)
 
-# What needs a GPU, then the operators' tests on compiled kernels.
-gpu-tests: $(READY)
-	status=0; $(RUN) -m pytest -m gpu -k "not compute_sanitizer" tests || status=$$?; \
-	$(RUN) -m pytest tests/kernels -m "not gpu and not slow" -n $(GPU_WORKERS) --dist loadfile || status=$$?; exit $$status
+# The same on a pretended GPU, in an environment that holds what a GPU's image may and nothing else: whether it would run at all.
+REPLICA ?= .venv-replica
+REPLICA_TORCH ?= 2.11.0
+REPLICA_TRITON ?= 3.6.0
+REPLICA_TRANSFORMERS ?= 5.17.0
+REHEARSED ?= runs/rehearsal
+FAULTS ?= stream_linear=resources,attention backward=wrong,decode=kills,layer_mix=hangs
+gpu-replica: $(REPLICA)/.installed
+	@# It ends with status 1: the faults are found, and stand in the table.
+	$(REPLICA)/bin/python -m bench.first_light --rehearse "$(FAULTS)" --results $(REHEARSED) --workers 2 --fresh --limit 30 || test $$? = 1
 
-gpu-bench: $(READY)
-	status=0; $(RUN) -m pytest $(GPU_SUITES) --full $(BENCH) --record $(RESULTS) || status=$$?; \
-	$(REPORT) && exit $$status
-
-# Small calls of the kernels under memcheck and racecheck; says so where compute-sanitizer is not installed.
-gpu-sanitize: $(READY)
-	$(RUN) -m pytest tests/kernels -m gpu -k compute_sanitizer
+$(REPLICA)/.installed:
+	test -x $(REPLICA)/bin/python || $(PYTHON) -m venv $(REPLICA)
+	$(REPLICA)/bin/python -c "import torch" 2>/dev/null || $(REPLICA)/bin/pip install -q "torch==$(REPLICA_TORCH)+cpu" 2>/dev/null || \
+	  $(REPLICA)/bin/pip install -q "torch==$(TORCH)+cpu"
+	$(REPLICA)/bin/pip install -q --no-deps "triton==$(REPLICA_TRITON)"
+	$(REPLICA)/bin/pip install -q "transformers==$(REPLICA_TRANSFORMERS)" tqdm typer pytest pytest-benchmark hypothesis matplotlib
+	$(REPLICA)/bin/python -c "import torch, triton, transformers as t; print('replica: torch', torch.__version__, 'triton', triton.__version__, 'transformers', t.__version__)"
+	touch $@
 
 install: $(VENV)/.installed-test
 

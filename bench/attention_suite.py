@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from bench import attempts
 from bench.cases.attention import AttentionCase, exact_results, results_of
 from bench.clocks import DeviceClock
-from bench.measuring import Effort, Measurement, Missing, Table, by_backend, measure
+from bench.measuring import Effort, Measurement, Missing, Table, by_backend, measure, tried
 from bench.peers import peers_of
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 
@@ -19,17 +20,18 @@ OURS = ("triton", "torch")
 FP32_ROUNDINGS = 20  # PyTorch's fused attention on a CPU takes an exp of so many ulp, as the tests' oracle allows
 YARDSTICK = "two calls"
 PUBLISHED = ("published eager", "published sdpa")
+COMPILED = ("flex",)
 
 
 def names(suite: str) -> list[str]:
     """Of all implementations; suite: "attention" or "decode"."""
-    return [*OURS, *peers_of("attention", suite)]
+    return [*OURS, *_peers(suite)]
 
 
 def implementations(case: AttentionCase) -> dict[str, Callable | Missing]:
     """{name: function of `adaptive_fusion_attention`'s tensors, gate (1,), or Missing}."""
-    peers = peers_of("attention", "decode" if case.queries == 1 else "attention")
-    found = by_backend(adaptive_fusion_attention, case.device, OURS)
+    peers = _peers("decode" if case.queries == 1 else "attention")
+    found = by_backend(adaptive_fusion_attention, OURS)
     return found | {name: make(case) for name, make in peers.items()}
 
 
@@ -64,14 +66,11 @@ def enter_row(
     table: Table,
     name: str,
     measurements: Mapping[str, Measurement],
-    goal: float | None = None,
 ) -> Measurement:
-    """`row` with what an attention suite says of this library: its time over the fastest two calls, and the goal of that."""
+    """`row` with what an attention suite says of this library: its time over the fastest two calls."""
     figures = {}
-    if name in OURS and measurements[name].seconds:
-        figures["time_over_best_two_calls"] = over_best_two_calls(measurements, name)
-    if name == "triton" and goal is not None:
-        figures["goal"] = goal
+    if name in OURS and measurements[name].seconds and (over := over_best_two_calls(measurements, name)) is not None:
+        figures["time_over_best_two_calls"] = over
     return row(table, name, measurements, ours=name in OURS, **figures)
 
 
@@ -93,18 +92,20 @@ def cpu_limit(measurements: Mapping[str, Measurement]) -> float:
     return 1.15 + 1e-4 / measurements[YARDSTICK].median()
 
 
-def over_best_two_calls(measurements: Mapping[str, Measurement], name: str) -> float:
-    """Time of `name` over that of the fastest composite of two calls in the same run."""
+def over_best_two_calls(measurements: Mapping[str, Measurement], name: str) -> float | None:
+    """Time of `name` over that of the fastest composite of two calls in the same run, None where none ran."""
     peers = [mine for peer, mine in measurements.items() if peer == YARDSTICK or may_refuse(peer)]
-    return max(measurements[name].ratio_to(composite) for composite in peers if composite.seconds)
+    return max((measurements[name].ratio_to(composite) for composite in peers if composite.seconds), default=None)
+
+
+def _peers(suite):
+    """Those that compile at their first call stand last: whatever ends a run, it ends what takes longest."""
+    peers = peers_of("attention", suite)
+    return dict(sorted(peers.items(), key=lambda peer: peer[0] in COMPILED))
 
 
 def _unless_refused(name, work, captured):
-    if isinstance(work, Missing):
+    if isinstance(work, Missing) or attempts.why_not(name) is not None:
         return work
-    try:
-        DeviceClock.capture(work[0]) if captured else work[0]()
-    except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return Missing(f"{name} refuses the call: {reason}")
-    return work
+    trial = tried(name, partial(DeviceClock.capture, work[0]) if captured else work[0])
+    return work if trial.error is None else Missing(f"{name} refuses the call: {trial.error.partition(': ')[2]}")

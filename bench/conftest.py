@@ -1,23 +1,31 @@
 """`pytest bench/` runs the benchmarks, which `pytest` alone leaves out; `--small` shows that they run, in seconds."""
 
+import dataclasses
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import attempts
 from bench.ceilings import ceilings
 from bench.clocks import allocate_as_later
+from bench.machine import machine, use
 from bench.measuring import CLOCK, Effort
-from bench.recording import describe_machine, keep_rows
+from bench.recording import FAILURES, describe_machine, keep_rows
 
 NOTES = pytest.StashKey[list[str]]()
+SET_UP = "the set-up"  # as an attempt: what ends the process before any implementation is named
 
 
 def pytest_addoption(parser):
     parser.addoption("--small", action="store_true", help="tiny sizes: whether benchmarks run, not what they reach")
     parser.addoption("--full", action="store_true", help="also sweeps and the largest models, for a GPU")
     parser.addoption("--cpu-time", action="store_true", help="processor instead of wall-clock seconds: busy machines")
+    parser.addoption(
+        "--leave-out", action="append", default=[], metavar="NAME", help="an implementation not to measure; repeatable"
+    )
+    parser.addoption("--compile-only", action="store_true", help="of launch candidates: launch each once, time none")
     parser.addoption(
         "--record", metavar="FOLDER", help="keep each row there as soon as it is measured, beside those of earlier runs"
     )
@@ -27,6 +35,8 @@ def pytest_configure(config):
     config.option.benchmark_skip = False
     allocate_as_later()
     config.stash[NOTES] = []
+    if names := config.getoption("leave_out"):
+        use(dataclasses.replace(machine(), left_out=frozenset(names)))
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
@@ -48,7 +58,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(scope="session")
 def device():
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(machine().device)
 
 
 @pytest.fixture
@@ -77,10 +87,12 @@ def row(request, benchmark, device, effort):
     def enter(table, name, measurements, *, ours, **figures):
         benchmark.group = f"{table.suite}, {table.case}"
         mine = measurements[name]
-        CLOCK.enter(benchmark, mine)
         about = {"suite": table.suite, "case": table.case, "implementation": name, "ours": ours}
         about |= {"yardstick": table.yardstick, "dtype": str(table.dtype).removeprefix("torch.")}
         about["sizes"] = dict(table.sizes)
+        if mine.error is not None:
+            request.config.stash.setdefault(FAILURES, {})[request.node.nodeid] = about | {"error": mine.error}
+        CLOCK.enter(benchmark, mine)
         if measurements[table.yardstick].seconds:
             figures["time_over_yardstick"] = mine.ratio_to(measurements[table.yardstick])
         if table.flops or table.moved:
@@ -107,13 +119,29 @@ def row(request, benchmark, device, effort):
 
 @pytest.fixture(scope="session")
 def measured_once():
-    """measured_once(measure, *arguments): the measurements of a case, which all rows of its table share."""
+    """measured_once(measure, *arguments): the measurements of a case, which all rows of its table share, as they do its failure."""
     done = {}
 
     def measured(measure, *arguments):
         key = (measure, *arguments)
         if key not in done:
-            done[key] = measure(*arguments)
+            try:
+                with attempts.case(_named(measure, arguments)):
+                    if (reason := attempts.why_not(SET_UP)) is not None:
+                        raise RuntimeError(reason)
+                    with attempts.trying(SET_UP):
+                        done[key] = measure(*arguments)
+            except Exception as error:  # kept as words: the exception holds every tensor of the case
+                done[key] = f"no row of this table: {attempts.in_a_line(error)}"
+                raise
+        if isinstance(done[key], str):
+            pytest.fail(done[key], pytrace=False)
         return done[key]
 
     return measured
+
+
+def _named(measure, arguments):
+    """The case of a measurement in words that are the same in every process."""
+    told = [getattr(one, "__name__", str(one)) for one in arguments if not isinstance(one, Effort)]
+    return " ".join([measure.__name__, *told])

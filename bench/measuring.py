@@ -16,10 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import attempts
 from bench.clocks import seconds_by
+from bench.machine import machine
 from bench.memory import peak_bytes
 
 BACKENDS = ("torch", "triton")  # this library's
+EXACT = "the exact result"  # as an attempt of its own: it may hang, too
 Results = Sequence[Tensor]
 Work = Callable[[], "Results | None"]
 
@@ -108,10 +111,10 @@ class Table:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-def by_backend(function: Callable, device: str, backends: Sequence[str] = BACKENDS) -> dict[str, Any]:
+def by_backend(function: Callable, backends: Sequence[str] = BACKENDS) -> dict[str, Any]:
     """{backend: this library's `function` by that backend, or Missing}."""
-    absent = {} if device == "cuda" else {"triton": Missing("triton needs a CUDA device")}
-    return {name: partial(function, backend=name) for name in backends} | absent
+    found: dict[str, Any] = {name: machine().by_backend(function, name) for name in backends}
+    return found if machine().has_triton() else found | {"triton": Missing("triton needs a CUDA device")}
 
 
 def measure(
@@ -133,7 +136,7 @@ def measure(
             checked.
         exact: function that returns these tensors in fp64.
         like: name of the work whose error measures the others: right is what errs at most twice as much, plus so many
-            `roundings`, relative to the largest value of each result.
+            `roundings`, relative to the largest value of each result. Where it fails itself, the best of the others counts.
         device: whose clock and memory count.
         effort: how many rounds, and for how long.
         captured: on a GPU, time the replay of a CUDA graph, which holds no launches from the host: for work of
@@ -142,50 +145,112 @@ def measure(
         roundings: how many are allowed beside.
     """
     measurements = {name: Measurement() for name in works}
-    present = {}
+    present: dict[str, list[Work]] = {}
     for name, work in works.items():
         if isinstance(work, Missing):
             measurements[name].missing = work.reason
+        elif (reason := attempts.why_not(name)) is not None:
+            measurements[name].error = reason
         else:
             present[name] = work if isinstance(work, list) else [work]
-    for name, error in _errors({name: turns[0] for name, turns in present.items()}, exact(), like, roundings).items():
-        measurements[name].error = error
-    present = {name: turns for name, turns in present.items() if measurements[name].error is None}
+
+    def keep(trials):
+        """Of those present the ones whose trial succeeded -> {name: its result}"""
+        for name, trial in trials.items():
+            if trial.error is not None:
+                measurements[name].error, measurements[name].seconds = trial.error, []
+                del present[name]
+        return {name: trial.result for name, trial in trials.items() if trial.error is None}
+
+    wanted = tried(EXACT, exact, device)
+    if wanted.error is not None:
+        raise RuntimeError(wanted.error)
+    wrong = judged({name: turns[0] for name, turns in present.items()}, wanted.result, like, roundings, device)
+    keep({name: Trial(error=wrong.get(name)) for name in present})
+    del wanted
     if memory or (memory is None and device.type == "cuda"):
-        for name, turns in present.items():
-            measurements[name].peak_bytes = peak_bytes(turns[0], device)
+        peaks = {name: tried(name, partial(peak_bytes, turns[0], device), device) for name, turns in present.items()}
+        for name, peak in keep(peaks).items():
+            measurements[name].peak_bytes = peak
     seconds_of = seconds_by(device, effort.clock)
     if captured and device.type == "cuda":
-        present = {name: [seconds_of.capture(work) for work in turns] for name, turns in present.items()}
+        captures = {
+            name: tried(name, lambda turns=turns: [seconds_of.capture(work) for work in turns], device)
+            for name, turns in present.items()
+        }
+        present.update(keep(captures))
     rounds, spent = 0, 0.0
-    names = list(present)
-    while names and (rounds < effort.rounds or spent < effort.seconds * len(names)):
+    while present and (rounds < effort.rounds or spent < effort.seconds * len(present)):
+        names = list(present)
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
             turns = present[name]
-            measurements[name].seconds.append(seconds_of(turns[rounds % len(turns)]))
-            spent += measurements[name].seconds[-1]
+            timed = tried(name, partial(seconds_of, turns[rounds % len(turns)]))
+            for seconds in keep({name: timed}).values():
+                measurements[name].seconds.append(seconds)
+                spent += seconds
         rounds += 1
     return measurements
 
 
-def _errors(works, exact, like, roundings):
-    """{name: what is wrong with it} of those that are; a NaN anywhere, or no way to run at all, is wrong."""
+@dataclass(frozen=True)
+class Trial:
+    """What a piece of work returned, or in words why it returned nothing."""
+
+    result: Any = None
+    error: str | None = None
+
+
+def tried(name: str, work: Callable[[], Any], device: torch.device | None = None) -> Trial:
+    """Run the work of one implementation, whatever comes of it; with a device, until it is done there too.
+
+    Triton's OutOfResources and CompilationError are plain Exceptions, and each peer has errors of its own: all of them cost
+    the row of this implementation and no other. Where a GPU answers no longer, see `attempts.end_if_lost`.
+    """
+    with attempts.trying(name):
+        try:
+            result = work()
+            if device is not None and device.type == "cuda":
+                torch.cuda.synchronize()
+        except Exception as error:
+            why = f"fails: {attempts.in_a_line(error)}"
+            attempts.end_if_lost(name, why)
+            return Trial(error=f"{name} {why}")
+    return Trial(result)
+
+
+def judged(
+    works: Mapping[str, Work], exact: Results, like: str, roundings: int, device: torch.device
+) -> dict[str, str]:
+    """{name: what is wrong with it} of those that are; a NaN anywhere, or no way to run at all, is wrong.
+
+    Arguments as `measure` has them. Where `like` itself does not run, what errs least among the others stands for it.
+    """
     found, wrong = {}, {}
     for name, work in works.items():
-        try:
-            results = work()
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            wrong[name] = f"{name} fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            continue
-        if results is not None:
-            each = [_relative_error(got, want) for got, want in zip(results, exact, strict=True)]
-            found[name] = (torch.tensor(each).max().item(), torch.finfo(results[0].dtype).eps)
+        trial = tried(name, partial(_error_and_rounding, work, exact), device)
+        if trial.error is not None:
+            wrong[name] = trial.error
+        elif trial.result is not None:
+            found[name] = trial.result
     for name, (error, rounding) in found.items():
-        allowed = 2 * found[like][0] + roundings * rounding
+        others = [found[like][0]] if like in found else [found[other][0] for other in found if other != name]
+        if not others:
+            wrong[name] = f"{name} cannot be judged: {like}, whose error others are measured by, has none"
+            continue
+        allowed = 2 * min(others) + roundings * rounding
         if not error <= allowed:
             wrong[name] = f"{name} is wrong: relative error {error:.2e}, allowed {allowed:.2e}"
     return wrong
+
+
+def _error_and_rounding(work, exact):
+    """Largest relative error among the results of a work, None where it has none to check, and a rounding of their dtype."""
+    results = work()
+    if results is None:
+        return None
+    each = [_relative_error(got, want) for got, want in zip(results, exact, strict=True)]
+    return torch.tensor(each).max().item(), torch.finfo(results[0].dtype).eps
 
 
 def _relative_error(got, want):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases.model import ModelCase, twin
+from bench.cases.model import ModelCase, in_fp64, twin
+from bench.machine import machine
 from bench.measuring import Effort, Measurement, Missing, Results, measure
 from bench.model_systems import BareLLM, LayAlign, System
 from bench.peers import peers_of
@@ -45,14 +46,14 @@ class Compared:
         self.systems = {"bare": self.system(BareLLM), "layalign": layalign}
         self.systems |= {name: make(self) for name, make in PEERS.items()}
 
-    def system(self, kind: Callable, dtype: torch.dtype | None = None, **settings: Any) -> Any:
-        """One over the same LLM, with a copy of the trained part. dtype: of both."""
-        trained = self.trained.copied(dtype or torch.float32)
-        return kind(self.encoder, twin(self.llm, dtype), self.batch, trained, **settings)
+    def system(self, kind: Callable, exact: bool = False, **settings: Any) -> Any:
+        """One over the same LLM, with a copy of the trained part. exact: both in fp64."""
+        llm, dtype = (in_fp64(self.llm), torch.float64) if exact else (twin(self.llm), torch.float32)
+        return kind(self.encoder, llm, self.batch, self.trained.copied(dtype), **settings)
 
     def exact(self, call: Call, kind: Callable = Published, **settings: Any) -> Results:
         """`call` of a system in fp64."""
-        system = self.system(kind, torch.float64, **settings)
+        system = self.system(kind, exact=True, **settings)
         system.llm.gradient_checkpointing_enable({"use_reentrant": False})
         # Checkpointing saves a GPU's memory: the graph of a 7B LLM in fp64 would not fit.
         system.llm.train(self.llm.device.type == "cuda")
@@ -83,8 +84,12 @@ def measure_generation(case: ModelCase, effort: Effort) -> dict[str, Measurement
     works = {name: _work(system, _generation(case, given)) for name, system in compared.systems.items()}
     for name in STATIC:
         call = _generation(case, given, cache_implementation="static")
-        on_gpu = case.device == "cuda"
-        works[name] = _work(compared.systems[name.split()[0]], call) if on_gpu else Missing("pays with CUDA graphs")
+        if case.device != "cuda":
+            works[name] = Missing("pays with CUDA graphs")
+        elif name in machine().left_out:
+            works[name] = Missing(f"{name} is left out of this run")
+        else:
+            works[name] = _work(compared.systems[name.split()[0]], call)
     exact = partial(compared.exact, lambda system: system.forced(given, CHECKED_TOKENS), eager=False)
     return _measure(case, works, exact, effort, memory=False)
 

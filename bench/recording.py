@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -19,10 +18,12 @@ import pytest
 import torch
 
 import layalign
-from bench.report.results import read_file
+from bench.machine import machine
+from bench.report.results import kind_of, read_file
 from layalign.kernels.files import write_text
 
 ROOT = Path(__file__).parents[1]
+FAILURES = pytest.StashKey[dict[str, dict]]()  # {name of a test: what the row fixture says of one without a figure}
 KEPT = pytest.StashKey[tuple[int, int]]()  # how many rows and failures the file already has
 MACHINE = pytest.StashKey[tuple[dict, dict]]()  # machine and commit, asked once a run
 CLOCKS = pytest.StashKey[dict[str, dict]]()  # {group: the GPU's clocks just after its measurement}
@@ -39,10 +40,10 @@ GPU_FIGURES = {
 
 def describe_machine() -> dict[str, Any]:
     """What pytest-benchmark's machine_info lacks: kind (the name of the results folder), versions, cores, threads, GPU."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = machine().device == "cuda"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = torch.cuda.get_device_name() if on_gpu else f"cpu {platform.machine()} {cores} cores"
-    kind = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")
+    name = torch.cuda.get_device_name() if on_gpu else machine().name or f"cpu {platform.machine()} {cores} cores"
+    kind = kind_of(name)
     found = {
         "kind": kind,
         "node": kind,  # in place of the host's name, which says nothing to others
@@ -71,8 +72,9 @@ def gpu_figures() -> dict[str, str]:
 def keep_rows(config: pytest.Config, folder: Path) -> None:
     """Merge the rows measured so far in this run into folder/<kind>/benchmarks.json.
 
-    A row replaces the one of the same name; a row that failed without a figure takes the old one's away. Each keeps its
-    own date, commit, versions and GPU clocks in extra_info. A file that cannot be merged with ends the run untouched.
+    A row replaces the one of the same name; a row that failed without a figure takes the old one's away, and stands with the reason
+    under "failures". Each keeps its own date, commit, versions and GPU clocks in extra_info. A file that cannot be merged with ends
+    the run untouched.
     """
     session = config._benchmarksession
     measured = [bench for bench in session.benchmarks if not bench.has_error]
@@ -83,9 +85,10 @@ def keep_rows(config: pytest.Config, folder: Path) -> None:
     path = folder / machine["kind"] / "benchmarks.json"
     small = config.getoption("small")
     try:
-        rows = {row["fullname"]: row for row in read_file(path)["benchmarks"]} if path.exists() else {}
+        before = read_file(path) if path.exists() else {"benchmarks": []}
     except ValueError as error:
         pytest.exit(f"--record: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+    rows = {row["fullname"]: row for row in before["benchmarks"]}
     if any(row["extra_info"].get("small", False) != small for row in rows.values()):
         mixed = (
             f"--record: {path} has rows {'without' if small else 'of'} --small: they do not mix, take another folder"
@@ -102,15 +105,25 @@ def keep_rows(config: pytest.Config, folder: Path) -> None:
         row["extra_info"] = row["extra_info"] | provenance | _moment(config, row, whole["datetime"])
         rows[row["fullname"]] = row
     whole["benchmarks"] = list(rows.values())
+    whole["failures"] = _failures(before, rows, failed, config.stash.get(FAILURES, {}), commit["id"])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(whole, indent=1, default=str) + "\n")
     config.stash[KEPT] = (len(measured), len(failed))
 
 
 def _failed_tests(config):
-    """Names of the tests that have failed so far, as pytest's terminal output counts them."""
+    """{name: its last line} of the tests that have failed so far, as pytest's terminal output counts them."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    return {report.nodeid for report in reporter.stats.get("failed", [])} if reporter else set()
+    reports = [*reporter.stats.get("failed", []), *reporter.stats.get("error", [])] if reporter else []
+    return {report.nodeid: (report.longreprtext.strip().splitlines() or [""])[-1] for report in reports}
+
+
+def _failures(before, rows, failed, told, commit):
+    """One dict for each row that has no figure: fullname, commit, error, and what is known of the row."""
+    found = {failure["fullname"]: failure for failure in before.get("failures", [])}
+    for name, line in failed.items():
+        found[name] = {"fullname": name, "commit": commit, "error": line[:500], **told.get(name, {})}
+    return [failure for name, failure in found.items() if name not in rows]
 
 
 def _machine_and_commit(config):
@@ -138,7 +151,7 @@ def _moment(config, row, now):
     """When a row was first kept, and the clocks after its group was measured."""
     moments = config.stash.setdefault(CLOCKS, {})
     if row["fullname"] not in moments:
-        clocks = _clocks_once(row["group"]) if torch.cuda.is_available() else {}
+        clocks = _clocks_once(row["group"]) if machine().device == "cuda" else {}
         moments[row["fullname"]] = {"datetime": now, **clocks}
     return moments[row["fullname"]]
 

@@ -40,7 +40,7 @@ def measure_training(case, effort):
     torch.manual_seed(0)
     arguments = [case.states(), *case.mix(), *case.projection(), *case.key_value_weights()]
     grads = case.draw(2, case.llm_layers, case.batch, case.length, case.kv)
-    functions = {name: make(case) for name, make in PEERS.items()} | by_backend(cross_key_values, case.device)
+    functions = {name: make(case) for name, make in PEERS.items()} | by_backend(cross_key_values)
     works = {
         name: f if isinstance(f, Missing) else partial(forward_and_backward, f, arguments, grads)
         for name, f in functions.items()
@@ -60,7 +60,8 @@ def measure_training(case, effort):
 @pytest.mark.parametrize("case_name", cases_here(CASES))
 @pytest.mark.benchmark(timer=CLOCK)
 def test_training(row, measured_once, effort, small, case_name, name):
-    case = CASES[case_name].small() if small else CASES[case_name]
+    case = cases_here(CASES)[case_name]
+    case = case.small() if small else case
     measurements = measured_once(measure_training, case, effort)
     table = Table(suite="aligner", case=str(case), yardstick=YARDSTICK, dtype=case.dtype, sizes=case.sizes)
     mine = row(table, name, measurements, ours=name in BACKENDS)

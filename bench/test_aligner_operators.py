@@ -8,7 +8,7 @@ On a GPU in bf16 at the sizes of mT5-xl with a 7B LLM, up to 20 GB of its memory
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 
 from bench.cases import cases_here
 from bench.cases.aligner import FOLDING, OPERATORS, in_fp64
+from bench.machine import machine
 from bench.measuring import BACKENDS, CLOCK, Missing, Table, by_backend, measure
 from bench.peers import peers_of
 from layalign.kernels import layerwise_aligner as operators
@@ -23,10 +24,6 @@ from layalign.kernels import layerwise_aligner as operators
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
 MIX_PEERS, LINEAR_PEERS = (peers_of("aligner", operator) for operator in ("layer_mix", "stream_linear"))
 FOLDED = ("unfolded", "folded", "folded before")
-# Of the time over the yardstick's, on a GPU.
-MIX_GOALS = {"forward": 1 / 0.85, "backward": 1 / 0.75}
-LINEAR_GOAL = 1 / 0.95
-FOLDING_GOALS = {"gpu_gqa": 0.19, "gpu_mha": 0.36}
 
 
 @pytest.fixture
@@ -78,7 +75,7 @@ def _gradients(function, call):
 
 def implementations(operator, peers, case):
     """{name: function of the operator's arguments, or Missing}."""
-    return {name: make(case) for name, make in peers.items()} | by_backend(operator, case.device)
+    return {name: make(case) for name, make in peers.items()} | by_backend(operator)
 
 
 def copy_of(case, tensors):
@@ -111,7 +108,7 @@ def measure_mix(case, direction, effort):
 @pytest.mark.parametrize("case_name", cases_here(OPERATORS))
 def test_layer_mix(row, sized, measured_once, effort, case_name, direction, name):
     """The backward computes what training asks for, the gradients of weight and bias."""
-    case = sized(OPERATORS[case_name])
+    case = sized(cases_here(OPERATORS)[case_name])
     table = Table(
         suite=f"layer_mix {direction}",
         case=str(case),
@@ -121,8 +118,7 @@ def test_layer_mix(row, sized, measured_once, effort, case_name, direction, name
         moved=(case.encoder_layers + case.streams) * case.tokens * case.encoder_width * case.dtype.itemsize,
         sizes=case.sizes,
     )
-    goal = {"goal": MIX_GOALS[direction]} if name == "triton" else {}
-    row(table, name, measured_once(measure_mix, case, direction, effort), ours=name in BACKENDS, **goal)
+    row(table, name, measured_once(measure_mix, case, direction, effort), ours=name in BACKENDS)
 
 
 def measure_linear(case, weights, direction, effort):
@@ -143,7 +139,7 @@ def measure_linear(case, weights, direction, effort):
 @pytest.mark.parametrize("case_name", cases_here(OPERATORS))
 def test_stream_linear(row, sized, measured_once, effort, case_name, direction, weights, name):
     """The plain product is cuBLAS's on a GPU: one for a shared weight, a batched one for a weight per stream."""
-    case = sized(OPERATORS[case_name])
+    case = sized(cases_here(OPERATORS)[case_name])
     products = 1 if direction == "forward" else 2
     table = Table(
         suite=f"stream_linear {direction}",
@@ -153,22 +149,22 @@ def test_stream_linear(row, sized, measured_once, effort, case_name, direction, 
         flops=products * 2 * case.streams * case.tokens * case.encoder_width * case.llm_width,
         sizes=case.sizes,
     )
-    goal = {"goal": LINEAR_GOAL} if name == "triton" else {}
-    row(table, name, measured_once(measure_linear, case, weights, direction, effort), ours=name in BACKENDS, **goal)
+    row(table, name, measured_once(measure_linear, case, weights, direction, effort), ours=name in BACKENDS)
 
 
 def measure_folding(case, backend, effort):
     torch.manual_seed(0)
-    if backend == "triton" and case.device != "cuda":
+    if backend == "triton" and not machine().has_triton():
         missing = Missing("triton needs a CUDA device")
         return measure(dict.fromkeys(FOLDED, missing), list, FOLDED[0], torch.device(case.device), effort)
     states, mix, projection, weights = case.states(), case.mix(), case.projection(), case.key_value_weights()
-    call = torch.no_grad()(partial(operators.cross_key_values, states, *mix, backend=backend))
-    folded = operators.fold_key_values(*projection, *weights, backend=backend)
+    call = torch.no_grad()(partial(machine().by_backend(operators.cross_key_values, backend), states, *mix))
+    fold = partial(machine().by_backend(operators.fold_key_values, backend), *projection, *weights)
+    folded = cache(fold)  # within its own row: what becomes of it is no matter of the others
     works = {
         "unfolded": lambda: call(*projection, *weights, folded=False),
         "folded": lambda: call(*projection, *weights, folded=True),
-        "folded before": lambda: call(None, None, *folded),
+        "folded before": lambda: call(None, None, *folded()),
     }
 
     def exact():
@@ -185,9 +181,7 @@ def measure_folding(case, backend, effort):
 @pytest.mark.parametrize("case_name", cases_here(FOLDING))
 def test_folding(row, sized, measured_once, effort, case_name, backend, name):
     """Folded before: the weights are multiplied once for many calls, as at inference."""
-    case = sized(FOLDING[case_name])
+    case = sized(cases_here(FOLDING)[case_name])
     about = {"yardstick": "unfolded", "dtype": case.dtype, "sizes": case.sizes}
     table = Table(suite="aligner folded", case=f"{backend}, {case}", **about)
-    told = (backend, name) == ("triton", "folded before") and case_name in FOLDING_GOALS
-    goal = {"goal": FOLDING_GOALS[case_name]} if told else {}
-    row(table, name, measured_once(measure_folding, case, backend, effort), ours=True, **goal)
+    row(table, name, measured_once(measure_folding, case, backend, effort), ours=True)

@@ -7,8 +7,8 @@ is forward, backward and an AdamW step of what a system trains; the bare LLM tra
 """
 
 import pytest
-import torch
 
+from bench.cases import cases_here
 from bench.cases.model import CASES
 from bench.measuring import CLOCK, Table
 from bench.model_suite import STATIC, SYSTEMS, measure_call, measure_generation, prefill, train
@@ -19,10 +19,9 @@ STEP_LIMIT, GENERATION_LIMIT, PEAK_LIMIT = 1.20, 1.10, 0.5  # on a CPU; of "laya
 def pytest_generate_tests(metafunc):
     """The cases of this machine, and with --full or --small those of --full."""
     option = metafunc.config.getoption
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     suite = metafunc.function.__name__.removeprefix("test_")
     every = option("full") or option("small")
-    cases = {k: case for k, case in CASES[suite].items() if case.device == device and (every or not case.full)}
+    cases = {name: case for name, case in cases_here(CASES[suite]).items() if every or not case.full}
     names = SYSTEMS + STATIC if suite == "generation" else SYSTEMS
     sized = [case.small() if option("small") else case for case in cases.values()]
     metafunc.parametrize("case", sized, ids=list(cases))
@@ -30,14 +29,15 @@ def pytest_generate_tests(metafunc):
 
 
 def enter(row, suite, case, name, measurements, **figures):
-    """The row, with the ratio of peaks where both are known."""
+    """The row, with the ratio of peaks where both are known. -> its time over the bare LLM's, None where that has none"""
     mine, published = measurements[name], measurements["published eager"]
     if mine.peak_bytes and published.peak_bytes:
         figures["peak_over_published"] = mine.peak_bytes / published.peak_bytes
     sizes = case.sizes(suite == "training step")
     table = Table(suite=suite, case=str(case), yardstick="bare", dtype=case.dtype, sizes=sizes)
     row(table, name, measurements, ours=name.startswith("layalign"), **figures)
-    return mine.ratio_to(measurements["bare"])
+    bare = measurements["bare"]
+    return mine.ratio_to(bare) if bare.seconds else None
 
 
 def promised(case, small):

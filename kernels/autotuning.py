@@ -15,7 +15,7 @@ import triton
 import triton.testing
 
 from .files import cache_folder, write_json
-from .launch import LaunchConfig
+from .launch import LaunchConfig, noting
 
 # (path, entry) -> what this process has looked up: a launch cannot wait for a file.
 _known: dict[tuple[Path, str], LaunchConfig] = {}
@@ -40,7 +40,9 @@ def tuned(
     if (path, entry) not in _known:
         config = _stored(path).get(entry)
         if config not in candidates:  # none yet, or of an older launch table
-            config = _store(path, entry, _fastest(candidates, run), candidates)
+            with noting(None):
+                fastest = _fastest(candidates, run)
+            config = _store(path, entry, fastest, candidates)
         _known[path, entry] = config
     return _known[path, entry]
 

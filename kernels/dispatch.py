@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .launch import INTERPRETING
+from .launch import INTERPRETING, stands_in
 
 BACKENDS = ("auto", "triton", "torch", "flash", "reference")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -31,10 +31,10 @@ def choose_backend(backend: object, available: Sequence[str], operator: str, ten
         raise malformed("backend", repr(backend), f"one of {', '.join(map(repr, BACKENDS))}")
     device = tensor.device if isinstance(tensor, Tensor) else torch.device("cpu")
     if backend == "auto":
-        return "triton" if device.type == "cuda" and "triton" in available and _covered(device) else "torch"
+        return "triton" if device.type == "cuda" and "triton" in available and covered(device) else "torch"
     if backend not in available:
         raise ValueError(f'backend="{backend}" is not available here for {operator}; available: {", ".join(available)}')
-    if backend == "triton" and device.type != "cuda":
+    if backend == "triton" and device.type != "cuda" and stands_in() is None:
         if not INTERPRETING:
             takes = (
                 "CUDA or HIP tensors (TRITON_INTERPRET=1, set before the start, runs the kernels on a CPU to test them)"
@@ -47,7 +47,7 @@ def choose_backend(backend: object, available: Sequence[str], operator: str, ten
 
 
 @torch.compiler.assume_constant_result
-def _covered(device):
+def covered(device: torch.device) -> bool:
     """Whether the kernels support this GPU; says once of each that they do not."""
     if torch.version.hip or device in _refused:
         return device not in _refused
@@ -84,6 +84,8 @@ def check_tensors(backend: str, required: Mapping[str, Any], optional: Mapping[s
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype that autocast prescribes for this call, None where autocast is off."""
     device = tensor.device.type
+    if device == "meta":  # there is no autocast, and asking is an error
+        return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 

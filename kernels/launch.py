@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,7 +22,8 @@ class LaunchConfig:
 
     block_m, block_n: rows and columns of a tile (of attention: queries and keys); block_k: what a product takes of its
     inner dimension at a time, 0 for a kernel that takes all; warps: of 32 threads each; stages: tiles in flight in the
-    software pipeline; descriptors: read tiles by tensor descriptors (TMA) instead of pointers.
+    software pipeline; descriptors: read tiles by tensor descriptors (TMA) instead of pointers; ahead: with descriptors, start
+    a product of the next tile before this one's is used.
     """
 
     block_m: int
@@ -29,12 +31,13 @@ class LaunchConfig:
     warps: int
     stages: int
     descriptors: bool = False
+    ahead: bool = False
     block_k: int = 0
 
 
-_recorder: tuple[str, Callable[..., None]] | None = (
-    None  # (architecture, function called instead of a launch), set by `recording`
-)
+# (architecture, function called instead of a launch or None), set by `recording` and `pretending`
+_recorder: tuple[str, Callable[..., None] | None] | None = None
+_noting = threading.local()  # .launches, set by `noting`
 
 
 @torch.compiler.assume_constant_result
@@ -81,20 +84,41 @@ def dot_precision(dtype: torch.dtype, architecture: str) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
+class Launched(NamedTuple):
+    """A launch as `noting` notes it: what `launch` was given, Triton's options, and the compiled kernel that ran; None in the
+    interpreter."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    config: LaunchConfig
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+    compiled: Any
+
+
 def launch(kernel: Any, grid: tuple[int, ...], config: LaunchConfig, *args: Any, **constants: Any) -> None:
     """Start `kernel` on `grid`; C: a named tuple of what it is compiled for.
 
     Floating-point fusion is asked for by name: Triton's default changes with 3.10.
     """
     options = dict(num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
-    if _recorder is not None:
+    if _recorder is not None and _recorder[1] is not None:
         _recorder[1](kernel, grid, args, constants, options)
         return
     if config.descriptors and not INTERPRETING:
-        import triton
+        allow_descriptors()
+    compiled = kernel[grid](*args, **constants, **options)
+    launches = getattr(_noting, "launches", None)
+    if launches is not None:
+        launches.append(Launched(kernel, grid, config, args, constants, options, compiled))
 
-        triton.set_allocator(_allocate)  # every time: it holds for one thread, and backward passes have their own
-    kernel[grid](*args, **constants, **options)
+
+def allow_descriptors() -> None:
+    """Before each launch of a kernel that makes tensor descriptors: it holds for one thread, and backward passes have their own."""
+    import triton
+
+    triton.set_allocator(allocate_scratch)
 
 
 def compiled_for(constants: dict[str, Any]) -> dict[str, Any]:
@@ -102,14 +126,47 @@ def compiled_for(constants: dict[str, Any]) -> dict[str, Any]:
     return constants["C"]._asdict() if "C" in constants else constants
 
 
-def _allocate(size, alignment, stream):
+def allocate_scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     """Memory in which a kernel makes its tensor descriptors."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
+    return torch.empty(size, dtype=torch.int8, device="cuda" if _recorder is None else "cpu")
+
+
+@contextmanager
+def noting(launches: list[Launched] | None) -> Iterator[None]:
+    """Within, this thread's launches are appended to `launches`; None: not noted."""
+    before, _noting.launches = getattr(_noting, "launches", None), launches
+    try:
+        yield
+    finally:
+        _noting.launches = before
+
+
+@contextmanager
+def pretending(name: str) -> Iterator[None]:
+    """Within, CPU tensors pass for a GPU's of architecture `name`, whose driver Triton must have been given."""
+    with _standing_in(name, None):
+        yield
+
+
+def stands_in() -> str | None:
+    """The architecture of `recording` or `pretending`, None outside."""
+    return None if _recorder is None else _recorder[0]
+
+
+def launches_replaced() -> bool:
+    """Whether `recording` takes the launches."""
+    return _recorder is not None and _recorder[1] is not None
 
 
 @contextmanager
 def recording(name: str, record: Callable[..., None]) -> Iterator[None]:
     """Within, devices are of architecture `name`, and record(kernel, grid, args, constants, options) replaces launches."""
+    with _standing_in(name, record):
+        yield
+
+
+@contextmanager
+def _standing_in(name, record):
     global _recorder
     before, _recorder = _recorder, (name, record)
     try:

@@ -280,6 +280,9 @@ def kernels(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line instead of a table.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Compilations at a time; one per core by default.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Compile again what was compiled before.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="h100 h200 a100: add loops, occupancy and predicted times there.")
+    ] = None,
 ) -> None:
     """Compile every kernel ahead of time, no GPU needed, into Triton's cache: registers, spills, shared memory, tensor cores."""
     import json
@@ -288,14 +291,20 @@ def kernels(
     from tqdm import tqdm
 
     from layalign.kernels.ahead_of_time.calls import described_calls
-    from layalign.kernels.ahead_of_time.report import compile_report, default_architectures, describe, table
-
-    calls = described_calls(
-        arch or default_architectures(), head_dim or (64, 128), dtype or ("bfloat16",), variant or ()
+    from layalign.kernels.ahead_of_time.report import (
+        compile_report,
+        default_architectures,
+        describe,
+        modelled_gpu,
+        table,
     )
+
+    gpu = modelled_gpu(model, arch)
+    architectures = arch or ([gpu.architecture] if gpu else default_architectures())
+    calls = described_calls(architectures, head_dim or (64, 128), dtype or ("bfloat16",), variant or ())
     lines = []
     for compiled in tqdm(
-        compile_report(calls, jobs or os.cpu_count() or 1, refresh), "compiling", len(calls), unit="call"
+        compile_report(calls, jobs or os.cpu_count() or 1, refresh, gpu), "compiling", len(calls), unit="call"
     ):
         lines += compiled
         if as_json:

@@ -54,12 +54,12 @@ class FrozenBases(PreTrainedModel):
         self.generation_config = self.llm.generation_config
 
     @torch.no_grad()
-    def encoder_states(self, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+    def encoder_states(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Any:
         """The encoder's output with all its hidden states.
 
         Args:
             ids: (B, T) long.
-            mask: (B, T) bool, True = real token.
+            mask: (B, T) bool, True = real token; None where all are, which transformers would look for itself and wait for a GPU.
 
         Raises:
             ValueError: more tokens than `encoder_limit`.
@@ -69,9 +69,8 @@ class FrozenBases(PreTrainedModel):
                 f"encoder_input_ids has {ids.shape[1]} tokens in a row, the encoder takes {self.encoder_limit}; the processor's "
                 f"encoder_max_length={self.encoder_limit} cuts what is longer"
             )
-        return self.encoder(
-            input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, **self._encoder_arguments
-        )
+        mask = None if mask is None else mask.long()
+        return self.encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, **self._encoder_arguments)
 
     def init_weights(self) -> None:
         """Nothing to do: the bases bring their weights, and the trained part was initialised where it was made."""

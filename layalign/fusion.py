@@ -20,6 +20,7 @@ from transformers.masking_utils import (
 )
 
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
+from layalign.sequence import Padding
 
 NAME = "layalign"
 UNCOVERED = (
@@ -34,14 +35,17 @@ class FusionMask(NamedTuple):
     key_mask: torch.Tensor | None  # (B, N) bool
     query_start: int | torch.Tensor  # key index of the first query
     window: int | None
+    key_offset: int | torch.Tensor = 0  # of the sequence's positions that a sliding cache has dropped
 
 
 class CrossInputs(NamedTuple):
-    """Cross keys and values of the fused layers, as a forward call takes them."""
+    """Cross keys and values of the fused layers, as a forward call takes them, and what is known of padding."""
 
     keys: torch.Tensor  # (B, L, Hkv, T, D)
     values: torch.Tensor  # (B, L, Hkv, T, D)
     mask: torch.Tensor | None  # (B, T) bool
+    span: torch.Tensor | None = None  # (B, 2) int32, the mask once more; None: only the mask says
+    own: Padding | None = None  # of the LLM's sequence, B rows; None: only its attention mask says
 
 
 class CrossStates:
@@ -56,10 +60,35 @@ class CrossStates:
     def __init__(self, cross: CrossInputs, layers: Sequence[int], backend: str):
         # Taken apart once: indexing in every layer would make a full-size gradient of zeros for each.
         self.keys, self.values = cross.keys.unbind(1), cross.values.unbind(1)
-        self.mask = None if cross.mask is None else drop_full(cross.mask)
+        spans = takes_spans(backend, cross.keys.device)
+        self.span = cross.span if spans else None
+        self.mask = None if cross.mask is None or self.span is not None else drop_full(cross.mask)
+        self.own = cross.own if spans else None
+        self._own_spans: dict[tuple[int, Any], torch.Tensor] = {}
         self.backend = backend
         self.indices = {layer: index for index, layer in enumerate(layers)}
         self.used: set[int] = set()
+
+    def hidden_keys(self, mask: FusionMask, rows: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """-> the mask (rows, N) and the span (rows, 2) of the LLM's own keys, made once per call of the model."""
+        if self.own is None:
+            return mask.key_mask, None
+        if self.own.span is None:
+            return None, None
+        moved = mask.key_offset if isinstance(mask.key_offset, int) else id(mask)
+        if (rows, moved) not in self._own_spans:
+            span = self.own.span
+            if rows != len(span):  # beams and samples of an example
+                span = span.repeat_interleave(rows // len(span), dim=0)
+            if moved != 0:
+                span = (span - mask.key_offset).to(torch.int32)
+            self._own_spans[rows, moved] = span
+        return None, self._own_spans[rows, moved]
+
+
+def takes_spans(backend: str, device: torch.device) -> bool:
+    """Whether this backend of the operator is faster by spans than by masks; on CPUs full masks are dropped by a look at them."""
+    return backend in ("triton", "flash") or (backend == "auto" and device.type == "cuda")
 
 
 def swap_attention(llm: PreTrainedModel) -> None:
@@ -123,7 +152,7 @@ def fusion_mask(
         if key_mask.shape[1] < kv_length:
             key_mask = torch.nn.functional.pad(key_mask, (0, kv_length - key_mask.shape[1]))
         key_mask = drop_full(key_mask)
-    return FusionMask(key_mask, q_offset - kv_offset, _window(mask_function, local_size, config))
+    return FusionMask(key_mask, q_offset - kv_offset, _window(mask_function, local_size, config), kv_offset)
 
 
 def drop_full(mask: torch.Tensor) -> torch.Tensor | None:
@@ -174,13 +203,16 @@ def fused_attention(
     index = None if fusion is None else fusion.indices.get(module.layer_idx)
     if fusion is None or index is None:
         empty = key[:, :, :0]
-        cross_key, cross_value, cross_mask, gate = empty, empty, None, query.new_zeros(1)
+        cross_key, cross_value, cross_mask, cross_span, gate = empty, empty, None, None, query.new_zeros(1)
     else:
         cross_key, cross_value = fusion.keys[index], fusion.values[index]
-        cross_mask = fusion.mask
+        cross_mask, cross_span = fusion.mask, fusion.span
         made = kwargs.get("fusion_gate")
         gate = module.fusion_gate(None) if made is None else made
         fusion.used.add(module.layer_idx)
+    key_mask, key_span = attention_mask.key_mask, None
+    if fusion is not None:
+        key_mask, key_span = fusion.hidden_keys(attention_mask, len(query))
     out: Any = adaptive_fusion_attention(
         query,
         key,
@@ -192,8 +224,10 @@ def fused_attention(
         scale=scaling,
         window=attention_mask.window,
         softcap=softcap,
-        key_mask=attention_mask.key_mask,
+        key_mask=key_mask,
         cross_mask=cross_mask,
+        key_span=key_span,
+        cross_span=cross_span,
         query_start=attention_mask.query_start,
         backend="auto" if fusion is None else fusion.backend,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from layalign import fusion, saving, sequence
 from layalign.configuration import LayAlignConfig
 from layalign.frozen_bases import FrozenBases
 from layalign.generation.mixin import LayAlignGenerationMixin
+from layalign.kernels.dispatch import autocast_dtype
 from layalign.loading import load_encoder, load_llm
 from layalign.modules import Adapter, Gate, LayerwiseAligner
 from layalign.outputs import Encoded, LayAlignOutput
 from layalign.projections import attention_modules, key_value_projection, split_heads
 from layalign.published import PublishedCheckpoint, write_published
 from layalign.saving import Source, Weights
+from layalign.sequence import Assembled, Lengths, Part
 
 
 class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
@@ -195,7 +197,12 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         modules = attention_modules(self.llm)
         return torch.stack([modules[layer].fusion_gate.value.detach().float() for layer in self.config.fused_layers])
 
-    def encode(self, encoder_input_ids: torch.Tensor, encoder_attention_mask: torch.Tensor | None = None) -> Encoded:
+    def encode(
+        self,
+        encoder_input_ids: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Encoded:
         """Everything the LLM needs from the encoder, once per input.
 
         Where much padding is left after squeezing, adapter and aligner run on the real tokens only, and the results are zeros at
@@ -204,6 +211,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         Args:
             encoder_input_ids: (B, T) long.
             encoder_attention_mask: (B, T), True or 1 = real token, any pattern; None = all real.
+            lengths: the number of real tokens of each row, see `Lengths`.
 
         Raises:
             ValueError: more tokens than `encoder_limit`, the most that an encoder with learned positions reads; None: any number.
@@ -214,18 +222,18 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
             encoder_attention_mask,
             self.encoder.get_input_embeddings().num_embeddings,
         )
-        places = None
+        places = padding = None
         if self.config.mask_cross_padding:
-            index, mask, tokens = sequence.squeeze(mask, "right")
-            ids = ids.gather(1, index)
+            order, mask, tokens, padding = sequence.squeeze(mask, "right", lengths)
+            ids = ids.gather(1, order)
             places = sequence.real_tokens(mask, tokens)
-        out = self.encoder_states(ids, mask)
+        out = self.encoder_states(ids, None if padding is not None and padding.span is None else mask)
         soft = None
         if self.adapter is not None:
             soft = self.adapter(sequence.pack(out.last_hidden_state, places)).to(self.llm.dtype)
             soft = sequence.unpack(soft, places, mask)
         if self.aligner is None:
-            return Encoded(soft, mask)
+            return Encoded(soft, mask, padding=padding)
         keys, values = self.aligner(
             [sequence.pack(out.hidden_states[index], places) for index in self.config.mixed_states],
             self._projections,
@@ -235,17 +243,14 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         )
         keys, values = split_heads(self._projections, keys, values)
         keys, values = (sequence.unpack(part, places, mask, dim=1).permute(1, 0, 3, 2, 4) for part in (keys, values))
-        return Encoded(soft, mask, keys, values)
+        return Encoded(soft, mask, keys, values, padding)
 
     def fold(self) -> LayAlignForConditionalGeneration:
-        """Multiply the aligner's projection into the LLM's key and value projections now, as the first inference call else does.
+        """This model, its aligner folded into the key and value projections now, as the first inference call else does.
 
         It takes 4 L kv Dl De operations (4.4 TFLOP for mT5-xl and a 7B LLM with MHA: a minute on a CPU) and keeps 2 L kv De values
         until a weight changes, the model is moved or trained. Nothing happens where inference would not use them: in training
         mode, with `fold_at_inference=False`, an aligner that is not "linear" or projections that are not plain linear layers.
-
-        Returns:
-            The model.
         """
         if self.aligner is not None and self.config.fold_at_inference:
             with torch.no_grad():
@@ -259,8 +264,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
 
     def _compute_dtype(self) -> torch.dtype:
         """The dtype of cross keys and values: autocast's, or the LLM's."""
-        device = self.llm.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.llm.dtype
+        return autocast_dtype(self.llm.get_input_embeddings().weight) or self.llm.dtype
 
     def _aligner_backend(self) -> str:
         """The attention's, where the aligner's operators have it."""
@@ -274,7 +278,8 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        lengths: Lengths | None = None,
+    ) -> Assembled:
         """The LLM's input sequence: `[bos][soft prompts][boundary][input_ids]`, padding squeezed to the left.
 
         Args:
@@ -283,41 +288,34 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
             input_ids: (B, M) long.
             attention_mask: (B, M), True or 1 = real token; None = all real.
             labels: (B, M) long, -100 where no loss.
-
-        Returns:
-            embeddings (B, S, Dl), mask (B, S) bool, and labels (B, S) moved with them (-100 elsewhere) or None.
+            lengths: see `Lengths`.
 
         Raises:
             ValueError: rows or labels that do not fit, or nothing to read.
         """
         embed = self.llm.get_input_embeddings()
         rows, ones = len(soft_mask), soft_mask.new_ones(len(soft_mask), 1)
+        of_soft, of_text, _ = lengths or (None, None, None)
         parts = []
         bos = self.config.get_text_config().bos_token_id
         if bos is not None:
             bos = bos[0] if isinstance(bos, (list, tuple)) else bos
-            parts.append((embed(torch.full((rows, 1), bos, device=soft_mask.device)), ones))
+            parts.append(Part(embed(torch.full((rows, 1), bos, device=soft_mask.device)), ones, [1] * rows))
         if soft is not None and self.adapter is not None:
             boundary = self.adapter.boundary.to(soft.dtype).expand(rows, 1, -1)
-            parts += [(soft, soft_mask), (boundary, ones)]
+            parts += [Part(soft, soft_mask, of_soft), Part(boundary, ones, [1] * rows)]
         if input_ids is not None:
             ids, mask = sequence.ids_and_mask("input_ids", input_ids, attention_mask, embed.num_embeddings)
             if ids.shape[0] != rows:
-                raise ValueError(
-                    f"input_ids has {ids.shape[0]} rows, encoder_input_ids {rows}; both need one row per example"
-                )
-            parts.append((embed(ids), mask))
+                found = f"input_ids has {ids.shape[0]} rows, encoder_input_ids {rows}"
+                raise ValueError(f"{found}; both need one row per example")
+            parts.append(Part(embed(ids), mask, of_text))
         if not parts:
             raise ValueError("nothing for the LLM to read: no bos token, no adapter and no input_ids")
-        embeddings = torch.cat([part.to(self.llm.dtype) for part, _ in parts], 1)
-        unsqueezed = torch.cat([mask for _, mask in parts], 1)
-        index, mask, _ = sequence.squeeze(unsqueezed, "left")
-        if labels is not None:
-            if input_ids is None or labels.shape != input_ids.shape:
-                got = None if input_ids is None else tuple(input_ids.shape)
-                raise ValueError(f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {got}")
-            labels = sequence.align_labels(labels, unsqueezed, index, self.config.published_training)
-        return sequence.take(embeddings, index), mask, labels
+        if labels is not None and (input_ids is None or labels.shape != input_ids.shape):
+            got = None if input_ids is None else tuple(input_ids.shape)
+            raise ValueError(f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {got}")
+        return sequence.join(parts, self.llm.dtype, labels, self.config.published_training)
 
     def forward(
         self,
@@ -330,6 +328,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         cross: fusion.CrossInputs | None = None,
+        lengths: Lengths | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> LayAlignOutput:
@@ -340,6 +339,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
             encoder_input_ids, encoder_attention_mask: (B, T), the question for the encoder.
             inputs_embeds, position_ids, past_key_values, cross: (B, S, Dl), (B, S), the LLM's cache, and cross keys and values: the
                 inputs of `generate`'s steps, as `encode` and `assemble` make them; with them input_ids are continuation tokens.
+            lengths: see `Lengths`.
             logits_to_keep: as in transformers; ignored where labels are given.
             kwargs: `num_items_in_batch`, the label tokens in the whole optimizer step (gradient accumulation; default: in this
                 call), `use_cache` (default: False), and what else the LLM takes.
@@ -358,14 +358,14 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
                 raise ValueError(
                     "encoder_input_ids starts a new sequence: do not give inputs_embeds, past_key_values or cross with it"
                 )
-            encoded = self.encode(encoder_input_ids, encoder_attention_mask)
-            cross = encoded.cross
-            inputs_embeds, attention_mask, aligned = self.assemble(
-                encoded.soft, encoded.mask, input_ids, attention_mask, labels
-            )
-            input_ids = None
-            if aligned is not None:
-                targets, logits_to_keep = sequence.predicting_columns(aligned)
+            asked = (encoder_input_ids, encoder_attention_mask), (input_ids, attention_mask), labels
+            lengths = lengths or sequence.measure(*asked, self.config.published_training)
+            encoded = self.encode(encoder_input_ids, encoder_attention_mask, lengths and lengths.encoder)
+            assembled = self.assemble(encoded.soft, encoded.mask, input_ids, attention_mask, labels, lengths)
+            inputs_embeds, attention_mask, aligned, padding = assembled
+            cross, input_ids = encoded.cross(padding), None
+            if aligned is not None and labels is not None:
+                targets, logits_to_keep = sequence.predicting_columns(aligned, lengths, labels.shape[1])
         elif labels is not None:
             raise ValueError("labels need encoder_input_ids: the loss is computed over the assembled sequence")
         elif past_key_values is None and inputs_embeds is None:
@@ -375,7 +375,7 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
             position_ids = sequence.positions(attention_mask, count_padding)
         states = None
         if cross is not None:
-            cross = cross if self.config.mask_cross_padding else cross._replace(mask=None)
+            cross = cross if self.config.mask_cross_padding else cross._replace(mask=None, span=None)
             states = fusion.CrossStates(cross, self.config.fused_layers, self.config.attention_backend)
             kwargs["fusion"] = states
         out = self.llm(

@@ -9,6 +9,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from layalign.fusion import CrossInputs
+from layalign.sequence import Padding
 
 
 @dataclass
@@ -41,14 +42,19 @@ class Encoded(NamedTuple):
         mask: (B, T) bool, True = real token.
         keys: cross keys (B, L, Hkv, T, D) of the L fused layers, None without an aligner.
         values: cross values, likewise.
+        padding: the mask as spans; None where padding was left as it came (`mask_cross_padding=False`).
     """
 
     soft: torch.Tensor | None
     mask: torch.Tensor
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    padding: Padding | None = None
 
-    @property
-    def cross(self) -> CrossInputs | None:
-        """Keys, values and mask as `forward` takes them."""
-        return None if self.keys is None or self.values is None else CrossInputs(self.keys, self.values, self.mask)
+    def cross(self, own: Padding | None = None) -> CrossInputs | None:
+        """Keys, values and what hides of them as `forward` takes them. own: the padding of the LLM's sequence."""
+        if self.keys is None or self.values is None:
+            return None
+        span = None if self.padding is None else self.padding.span
+        mask = None if self.padding is not None and span is None else self.mask
+        return CrossInputs(self.keys, self.values, mask, span, own)

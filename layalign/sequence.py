@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
 
@@ -11,26 +14,171 @@ from torch.nn import functional as F
 PACKED_FROM = 0.1
 
 
-def squeeze(mask: torch.Tensor, side: str) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Gather indices that move the padding of each row to one side and drop columns that are padding in every row.
+# The end of a span that grows with the sequence: the operators cut it to the keys that there are.
+OPEN = 2**31 - 1
+
+
+class Padding(NamedTuple):
+    """What is known of a sequence's padding without asking a device.
+
+    Attributes:
+        span: (B, 2) int32, begin and end of each row's real tokens; None: all are real.
+    """
+
+    span: torch.Tensor | None
+
+
+class Lengths(NamedTuple):
+    """The numbers of real tokens of each row: what a call has to know of its masks, `measure` asks a GPU for in one wait, and a
+    caller may know already; then nothing waits, and prefill or a training step can be captured in a CUDA graph.
+
+    Attributes:
+        encoder: of encoder_input_ids.
+        text: of input_ids, None where there are none.
+        labels: how many real tokens come after a token with a label, each number that occurs in some row; None: logits of all of
+            input_ids are computed.
+    """
+
+    encoder: Sequence[int]
+    text: Sequence[int] | None = None
+    labels: Sequence[int] | None = None
+
+
+class Part(NamedTuple):
+    """Embeddings (B, N, Dl), their mask (B, N) bool, and the number of real tokens of each row where it is known."""
+
+    embeddings: torch.Tensor
+    mask: torch.Tensor
+    lengths: Sequence[int] | None
+
+
+class Assembled(NamedTuple):
+    """What the LLM reads, its padding squeezed to the left.
+
+    Attributes:
+        embeddings: (B, S, Dl).
+        mask: (B, S) bool, True = real token.
+        labels: (B, S), -100 where no loss, or None.
+        padding: the mask as spans.
+    """
+
+    embeddings: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor | None
+    padding: Padding
+
+
+class Squeezed(NamedTuple):
+    """A sequence with its padding on one side.
+
+    Attributes:
+        places: (B, N') long, where its tokens were; the order of real tokens is kept. N' is at least 1.
+        mask: (B, N') bool, True = real token.
+        tokens: the number of real tokens.
+        padding: the mask once more, as spans.
+    """
+
+    places: torch.Tensor
+    mask: torch.Tensor
+    tokens: int
+    padding: Padding
+
+
+def measure(
+    encoder: tuple[torch.Tensor, torch.Tensor | None],
+    text: tuple[torch.Tensor | None, torch.Tensor | None],
+    labels: torch.Tensor | None,
+    published: bool,
+) -> Lengths | None:
+    """The Lengths of a call, by one wait for a GPU, or none where there are neither masks nor labels.
+
+    Args:
+        encoder, text: ids (B, N) and their mask or None.
+        labels: (B, M), those of the text, or None.
+        published: of `align_labels`.
+
+    Returns:
+        None for shapes that do not fit, of which others have more to say.
+    """
+    given = [(ids, mask) for ids, mask in (encoder, text) if ids is not None]
+    if any(ids.dim() != 2 or (mask is not None and mask.shape != ids.shape) for ids, mask in given):
+        return None
+    if labels is not None and (text[0] is None or labels.shape != text[0].shape):
+        return None
+    asked = [mask.bool().sum(1) for _, mask in given if mask is not None]
+    if labels is not None:
+        asked.append(_label_distances(labels, text[1], published))
+    answers = iter(torch.cat(asked).tolist() if asked else ())
+    known = [[ids.shape[1]] * len(ids) if mask is None else [next(answers) for _ in ids] for ids, mask in given]
+    found = None if labels is None else [distance for distance, occurs in enumerate(answers) if occurs]
+    return Lengths(known[0], known[1] if len(known) > 1 else None, found)
+
+
+def _label_distances(labels, mask, published):
+    """Whether each number (M,) of real tokens comes after a label in some row."""
+    mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool()
+    after = torch.ones_like(mask) if published else mask
+    after = after.long().flip(1).cumsum(1).flip(1) - after.long()
+    labelled = ((labels != -100) & mask).long()
+    return labelled.new_zeros(labels.shape[1]).scatter_reduce(0, after.flatten(), labelled.flatten(), "amax")
+
+
+def squeeze(mask: torch.Tensor, side: str, lengths: Sequence[int] | None = None) -> Squeezed:
+    """Move the padding of each row to one side and drop columns that are padding in every row.
 
     Args:
         mask: (B, N) bool, True = real token; any pattern.
-        side: "left" or "right", where the padding goes.
+        side: "left" or "right", where the padding goes; spans of padding on the left are open, for tokens to come.
+        lengths: the number of real tokens of each row. Without it a GPU is waited for.
 
-    Returns:
-        index (B, N') long and the new mask (B, N'); the order of real tokens is kept. N' is at least 1. And the number of real
-        tokens, which a GPU is waited for together with N'.
+    Raises:
+        ValueError: on a CPU, lengths that the mask has not.
     """
-    longest = tokens = 0
+    counts = mask.sum(1)
+    if lengths is not None:
+        _check_lengths(lengths, counts)
+        longest, tokens = max(lengths, default=0), sum(lengths)
+    elif mask.numel():
+        longest, tokens = torch.stack([counts.max(), counts.sum()]).tolist()
+    else:
+        longest = tokens = 0
     if mask.numel():
-        lengths = mask.sum(1)
-        longest, tokens = torch.stack([lengths.max(), lengths.sum()]).tolist()
         longest = max(longest, 1)
     key = mask if side == "left" else ~mask
     order = key.to(torch.int8).argsort(dim=1, stable=True)
     index = order[:, -longest:] if side == "left" else order[:, :longest]
-    return index, mask.gather(1, index), tokens
+    span = None
+    if tokens != longest * len(mask):
+        zeros = torch.zeros_like(counts)
+        ends = (longest - counts, zeros + OPEN) if side == "left" else (zeros, counts)
+        span = torch.stack(ends, 1).to(torch.int32)
+    return Squeezed(index, mask.gather(1, index), tokens, Padding(span))
+
+
+def join(parts: Sequence[Part], dtype: torch.dtype, labels: torch.Tensor | None, published: bool) -> Assembled:
+    """Parts of a sequence, at least one, end to end and squeezed to the left.
+
+    Args:
+        parts: in their order.
+        dtype: of the embeddings.
+        labels: (B, M) of the last M columns, or None.
+        published: of `align_labels`.
+    """
+    embeddings = torch.cat([part.embeddings.to(dtype) for part in parts], 1)
+    mask = torch.cat([part.mask for part in parts], 1)
+    known = [part.lengths for part in parts if part.lengths is not None]
+    lengths = [sum(of_row) for of_row in zip(*known, strict=True)] if len(known) == len(parts) else None
+    squeezed = squeeze(mask, "left", lengths)
+    if labels is not None:
+        labels = align_labels(labels, mask, squeezed.places, published)
+    return Assembled(take(embeddings, squeezed.places), squeezed.mask, labels, squeezed.padding)
+
+
+def _check_lengths(lengths, counts):
+    if len(lengths) != len(counts):
+        raise ValueError(f"lengths: got {len(lengths)} numbers, takes one for each of {len(counts)} rows")
+    if counts.device.type == "cpu" and not torch.compiler.is_compiling() and list(lengths) != counts.tolist():
+        raise ValueError(f"lengths: got {list(lengths)}, the masks have {counts.tolist()} real tokens")
 
 
 def real_tokens(mask: torch.Tensor, tokens: int) -> torch.Tensor | None:
@@ -123,8 +271,18 @@ def align_labels(labels: torch.Tensor, mask: torch.Tensor, index: torch.Tensor, 
     return labels[:, -index.shape[1] :] if published else labels.gather(1, index)
 
 
-def predicting_columns(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Targets (B, C) of aligned labels (B, S), and the C columns that predict a label in at least one row."""
-    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
-    columns = (shifted != -100).any(0).nonzero().squeeze(1)
-    return shifted[:, columns], columns
+def predicting_columns(labels: torch.Tensor, lengths: Lengths | None, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets (B, C) of aligned labels (B, S), and the C columns that predict them.
+
+    Args:
+        labels: of `align_labels`.
+        lengths: without those of labels, the columns of all that may have one.
+        most: M, how many those are.
+    """
+    last = labels.shape[1] - 2  # predicts the last token
+    if lengths is None or lengths.labels is None:
+        columns = torch.arange(max(last + 1 - most, 0), last + 1, device=labels.device)
+    else:
+        places = [last - distance for distance in reversed(lengths.labels) if distance <= last]
+        columns = torch.tensor(places, dtype=torch.long, device=labels.device)
+    return labels[:, columns + 1], columns

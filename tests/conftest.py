@@ -36,6 +36,7 @@ def pytest_addoption(parser):
     group.addoption(
         "--fuzz", type=int, metavar="N", help="random calls of each operator (300; 40 with compiled kernels)"
     )
+    group.addoption("--fuzz-from", type=int, metavar="S", default=0, help="the seed of the first of them")
     group.addoption("--fuzz-seed", type=int, metavar="S", help="only the random call of seed S")
 
 

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from bench.machine import machine
+
 AnyCase = TypeVar("AnyCase", bound="Case")
 
 
@@ -32,5 +34,4 @@ class Case:
 
 def cases_here(*groups: dict[str, AnyCase]) -> dict[str, AnyCase]:
     """Those of the groups that this machine is measured at, by name."""
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    return {name: case for group in groups for name, case in group.items() if case.device == here}
+    return machine().fitted({name: case for group in groups for name, case in group.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -95,8 +96,13 @@ def results_of(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: 
     return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
 
 
-def exact_results(case: AttentionCase, inputs: Sequence[Tensor], grad: Tensor | None = None) -> list[Tensor]:
-    """`results_of` in fp64, a key head of a row at a time: all scores together take gigabytes."""
+def exact_results(
+    case: AttentionCase, inputs: Sequence[Tensor], grad: Tensor | None = None, **by_row: Tensor
+) -> list[Tensor]:
+    """`results_of` in fp64, a key head of a row at a time: all scores together take gigabytes.
+
+    by_row: further arguments of the reference, each with a row of its own for every row of the batch.
+    """
     group = case.heads // case.kv_heads
     *tensors, gate = (x.detach().double() for x in inputs)
     parts = []
@@ -106,13 +112,14 @@ def exact_results(case: AttentionCase, inputs: Sequence[Tensor], grad: Tensor | 
         leaves = [x[row : row + 1, h] for x, h in zip(tensors, heads, strict=True)] + [gate]
         leaves = [x.detach().requires_grad_(grad is not None) for x in leaves]
         part_grad = None if grad is None else grad[row : row + 1, queries].double()
-        parts.append(results_of(_reference, leaves, part_grad))
+        options = {name: x[row : row + 1] for name, x in by_row.items()}
+        parts.append(results_of(partial(_reference, **options), leaves, part_grad))
     results = [torch.cat(x).view(case.batch, -1, *x[0].shape[2:]) for x in list(zip(*parts, strict=True))[:6]]
     return results if grad is None else [*results, sum(part[6] for part in parts)]
 
 
-def _reference(*inputs):
-    return adaptive_fusion_attention_reference(*inputs, upcast=False)
+def _reference(*inputs, **options):
+    return adaptive_fusion_attention_reference(*inputs, **options, upcast=False)
 
 
 def on_cpu(kv_heads: int, length: int) -> AttentionCase:

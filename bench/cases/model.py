@@ -131,14 +131,44 @@ class ModelCase(Case):
         return torch.randint(3, self.vocabulary, (self.batch, length), generator=generator)
 
 
-def twin(module: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A copy with modules and settings of its own over the same weights, or over copies of these in another dtype."""
-    weights = {id(weight): weight for weight in module.parameters()}
-    if dtype is not None:
-        weights = {
-            key: nn.Parameter(weight.detach().to(dtype), weight.requires_grad) for key, weight in weights.items()
-        }
-    return copy.deepcopy(module, weights)
+def twin(module: PreTrainedModel) -> PreTrainedModel:
+    """A copy with modules and settings of its own over the same weights."""
+    return _over(module, lambda weight: weight)
+
+
+def in_fp64(llm: PreTrainedModel) -> PreTrainedModel:
+    """A copy that computes in fp64. Its layers share the weights of `llm` and hold fp64 copies of them while they run only: those of
+    a 7B LLM together take 54 GB."""
+    shared = {id(weight) for layer in llm.model.layers for weight in layer.parameters()}
+    copied = _over(
+        llm,
+        lambda weight: weight if id(weight) in shared else nn.Parameter(weight.detach().double(), weight.requires_grad),
+    )
+    for layer in copied.model.layers:
+        layer.forward = _casting(layer, layer.forward)
+    return copied
+
+
+def _over(module, weight_of):
+    return copy.deepcopy(module, {id(weight): weight_of(weight) for weight in module.parameters()})
+
+
+def _casting(layer, forward):
+    """`forward` of a layer with frozen weights, which are fp64 within."""
+
+    def cast_forward(*arguments, **options):
+        own = [
+            (module, name, x) for module in layer.modules() for name, x in module._parameters.items() if x is not None
+        ]
+        for module, name, weight in own:
+            module._parameters[name] = weight.detach().double()
+        try:
+            return forward(*arguments, **options)
+        finally:
+            for module, name, weight in own:
+                module._parameters[name] = weight
+
+    return cast_forward
 
 
 _CPU = {"device": "cpu", "dtype": torch.float32, "vocabulary": 8192, "width": 576, "inner": 1536, "heads": 9}

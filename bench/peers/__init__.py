@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.machine import machine
 from bench.measuring import Missing
 
 Make = Callable[[Any], Any]
@@ -29,7 +30,7 @@ def peers_of(folder: str, suite: str) -> dict[str, Make]:
         if twice := found.keys() & peers.keys():
             raise ValueError(f"bench/peers/{folder}/{module}.py: there is a {', '.join(twice)} of {suite} already")
         found |= peers
-    return found
+    return {name: _left_out(name) if name in machine().left_out else make for name, make in found.items()}
 
 
 def everywhere(function: Callable) -> Make:
@@ -40,3 +41,7 @@ def everywhere(function: Callable) -> Make:
 def needs_cuda(name: str, make: Make) -> Make:
     """`make` of a peer that a GPU alone has."""
     return lambda case: make(case) if case.device == "cuda" else Missing(f"{name} needs a CUDA device")
+
+
+def _left_out(name):
+    return lambda case: Missing(f"{name} is left out of this run")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,38 @@ class Row:
         return flops * self.median, moved * self.median
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A row without a figure: its test's name and why; suite and the like are "" where it failed before they were known."""
+
+    fullname: str
+    error: str
+    suite: str = ""
+    case: str = ""
+    implementation: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What compiling ahead of time has said. spill_bytes: of all `kernels` that compiled. failing: that do not pass a gate, with those
+    `without_figures`. whole: whether it came to its end. note: in words."""
+
+    kernels: int = 0
+    without_figures: int = 0
+    failing: int = 0
+    spill_bytes: int = 0
+    whole: bool = False
+    note: str | None = None
+
+
 @dataclass(frozen=True)
 class Results:
-    """The rows of one file, and pytest-benchmark's machine_info with what bench/recording.py adds."""
+    """The rows of one file, and pytest-benchmark's machine_info with what bench/recording.py adds; failures: of the last runs."""
 
     path: Path
     machine: dict[str, Any]
     rows: list[Row]
+    failures: list[Failure] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -69,6 +95,11 @@ class Results:
         for row in self.rows:
             tables.setdefault((row.suite, row.case), []).append(row)
         return tables
+
+
+def kind_of(device: str) -> str:
+    """The name of the folder of a device's results."""
+    return re.sub(r"[^a-z0-9_]+", "-", device.lower()).strip("-")
 
 
 NAMES = ("suite", "case", "implementation", "yardstick", "ours", "dtype", "sizes")
@@ -105,9 +136,27 @@ def read_results(path: str | Path) -> Results:
     content = read_file(path)
     try:
         rows = [_row(row, content) for row in content["benchmarks"]]
+        names = [field.name for field in fields(Failure)]
+        failures = [
+            Failure(**{name: one[name] for name in names if name in one}) for one in content.get("failures", [])
+        ]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not results of `pytest bench/`: a row lacks {error}") from error
-    return Results(Path(path), content["machine_info"], rows)
+    return Results(Path(path), content["machine_info"], rows, failures)
+
+
+def compiled_kernels(results: Results) -> Compiled | None:
+    """What `make gpu` compiled on the same kind of machine, from its record in the folder of all results; None: it compiled nothing."""
+    path = results.path.resolve().parents[1] / "first_light.json"
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    step = record["steps"].get("compile")
+    if step is None or kind_of(record["gpu"]) != results.kind:
+        return None
+    figures = step["figures"]
+    whole = step["status"] == "done" or (step["status"] == "failed" and figures.get("failing", 0) > 0)
+    return Compiled(**figures, whole=whole, note=step["note"])
 
 
 def _row(row, content):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.report.goals import goal_table
 from bench.report.results import Results
 from layalign.figures import markdown_table
 
@@ -47,6 +48,11 @@ def full_report(results: Results, plots: Sequence[str] = ()) -> str:
         "of operations over the measured product rate and bytes over the measured copy bandwidth.",
     ]
     lines += ["", NOTATION]
+    if goals := goal_table(results):
+        lines += ["", "## Goals", "", *goals]
+    if results.failures:
+        failures = (f"- {one.fullname.partition('::')[2] or one.fullname}: {one.error}" for one in results.failures)
+        lines += ["", "## Without a figure", "", *failures]
     lines += ["", *(f"![{plot.removesuffix('.png')}]({plot})" for plot in plots)]
     suite = None
     for (name, case), rows in sorted(results.tables().items(), key=lambda table: _place(table[0][0])):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend
-from . import torch_backend
+from . import flash_backend, torch_backend
 from .call import Call, check
 from .reference import adaptive_fusion_attention_reference, attend_reference
 
@@ -19,6 +19,7 @@ __all__ = ["adaptive_fusion_attention", "adaptive_fusion_attention_reference"]
 # Name -> function of a checked Call and whether log-sum-exps are wanted.
 _BACKENDS: dict[str, Callable[[Call, bool], Any]] = {
     "torch": torch_backend.fused_attention,
+    "flash": flash_backend.fused_attention,
     "reference": attend_reference,
 }
 if find_spec("triton"):  # there are systems without
@@ -41,6 +42,8 @@ def adaptive_fusion_attention(
     softcap: float | None = None,
     key_mask: Tensor | None = None,
     cross_mask: Tensor | None = None,
+    key_span: Tensor | None = None,
+    cross_span: Tensor | None = None,
     query_start: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     cross_cu_seqlens: Tensor | None = None,
@@ -60,12 +63,16 @@ def adaptive_fusion_attention(
         window: attend to keys less than `window` positions back; needs causal. Self term only.
         softcap: scores s become softcap * tanh(s / softcap). Self term only.
         key_mask, cross_mask: (B, N), (B, T) bool, True = attend; None attends to all. (B / n, T) as cross_k.
+        key_span, cross_span: (B, 2) int32, beside the masks: row b attends to keys span[b, 0] <= key < span[b, 1], which are cut to
+            what there is; None attends to all. (B / n, 2) as cross_k. What contiguous padding wants: a mask costs the kernels a
+            list of its tiles and their fast loads, a span nothing, and the padding beside a row changes none of its bits. Not with
+            cu_seqlens.
         query_start: key index of the first query, an int or an integer tensor () or (B,); None is N - S.
         cu_seqlens, cross_cu_seqlens: (n + 1,) int32, from 0 up to S and to T: n packed sequences (B = 1, N = S);
             sequence i attends to itself and to cross sequence i, either may be empty. Given together.
         return_lse: also return both log-sum-exps, (B, Hq, S) fp32, -inf where a row attends to nothing; no gradient.
-        backend: "triton" (one launch; CUDA and HIP), "torch" (two calls of PyTorch's attention and a combine), "reference",
-            or "auto": "triton" where there is such a GPU, else "torch". "flash" is a name of later versions.
+        backend: "triton" (one launch; CUDA and HIP), "torch" (two calls of PyTorch's attention and a combine), "flash" (the
+            same by flash-attn where it is installed; no masks), "reference", or "auto": "triton" where there is such a GPU, else "torch".
 
     Returns:
         (B, Hq, S, D) in the dtype of q; with return_lse (output, self_lse, cross_lse). A row with nothing to attend to
@@ -76,14 +83,29 @@ def adaptive_fusion_attention(
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
-    masks = (key_mask, cross_mask, cu_seqlens, cross_cu_seqlens)
+    masks = (key_mask, cross_mask, key_span, cross_span, cu_seqlens, cross_cu_seqlens)
     call = Call(q, k, v, cross_k, cross_v, gate, *masks, query_start, causal, scale, window, softcap)
-    if isinstance(q, torch.Tensor) and (dtype := autocast_dtype(q)) is not None:
+    dtype = autocast_dtype(q) if isinstance(q, torch.Tensor) else None
+    if dtype is not None:
         fields: list[Any] = [cast_for_autocast(x, dtype) if place < 5 else x for place, x in enumerate(call)]
         call = Call(*fields)
+    if _is_for_triton(backend, q):
+        results: Any = operator.attend_again(call, return_lse)
+        if results is not None:
+            return results
+    if dtype is not None:
         with torch.autocast(q.device.type, enabled=False):
             return _run(call, return_lse, backend)
     return _run(call, return_lse, backend)
+
+
+def _is_for_triton(backend, q):
+    """Whether a call may have a plan."""
+    if backend == "auto":
+        chosen = isinstance(q, torch.Tensor) and q.is_cuda
+    else:
+        chosen = backend == "triton"
+    return chosen and "triton" in _BACKENDS and not torch.compiler.is_compiling()
 
 
 def _run(call, return_lse, backend):
@@ -92,5 +114,5 @@ def _run(call, return_lse, backend):
     if call.scale is not None and call.scale <= 0 and name != "reference":
         # Kernels look for the largest score before they scale, PyTorch's too: it gives NaN where keys are masked.
         q, scale = (call.q * 0, 1.0) if call.scale == 0 else (-call.q, -call.scale)
-        call = Call(q, *call[1:12], scale, *call[13:])
+        call = call._replace(q=q, scale=scale)
     return _BACKENDS[name](call, return_lse)

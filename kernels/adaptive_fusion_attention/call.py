@@ -25,6 +25,8 @@ class Call(NamedTuple):
     gate: Tensor
     key_mask: Tensor | None = None
     cross_mask: Tensor | None = None
+    key_span: Tensor | None = None
+    cross_span: Tensor | None = None
     cu_seqlens: Tensor | None = None
     cross_cu_seqlens: Tensor | None = None
     query_start: Tensor | int | None = None
@@ -37,10 +39,10 @@ class Call(NamedTuple):
 # The flat form: the fields in their order, but for query_start, which is a tensor and an int, one of them None.
 SCHEMA = (
     "Tensor q, Tensor k, Tensor v, Tensor cross_k, Tensor cross_v, Tensor gate, Tensor? key_mask, Tensor? cross_mask, "
-    "Tensor? cu_seqlens, Tensor? cross_cu_seqlens, Tensor? query_start, SymInt? first_query, bool causal, float scale, "
-    "SymInt? window, float? softcap"
+    "Tensor? key_span, Tensor? cross_span, Tensor? cu_seqlens, Tensor? cross_cu_seqlens, Tensor? query_start, "
+    "SymInt? first_query, bool causal, float scale, SymInt? window, float? softcap"
 )
-FLAT_TENSORS = 11  # of the flat form, first; the others are numbers
+FLAT_TENSORS = 13  # of the flat form, first; the others are numbers
 FLAT_NUMBERS = 5
 
 
@@ -50,13 +52,13 @@ def flatten(call: Call) -> tuple[Any, ...]:
     query_start, first_query = (call.query_start, None) if given else (None, call.query_start)
     scale = call.q.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
     softcap = None if call.softcap is None else float(call.softcap)
-    return *call[:10], query_start, first_query, call.causal, scale, call.window, softcap
+    return *call[:12], query_start, first_query, call.causal, scale, call.window, softcap
 
 
 def unflatten(flat: Sequence[Any]) -> Call:
     """The Call that `flatten` took apart."""
-    query_start, first_query = flat[10:12]
-    fields = [*flat[:10], first_query if query_start is None else query_start, *flat[12:]]
+    query_start, first_query = flat[12:14]
+    fields = [*flat[:12], first_query if query_start is None else query_start, *flat[14:]]
     return Call(*fields)
 
 
@@ -65,10 +67,27 @@ def with_rows_repeated(call: Call) -> Call:
     if call.cross_k.shape[0] == call.q.shape[0]:
         return call
     sharing = call.q.shape[0] // call.cross_k.shape[0]
-    cross_k, cross_v = (x.repeat_interleave(sharing, dim=0) for x in call[3:5])
-    cross_mask = None if call.cross_mask is None else call.cross_mask.repeat_interleave(sharing, dim=0)
-    fields: list[Any] = [*call[:3], cross_k, cross_v, call.gate, call.key_mask, cross_mask, *call[8:]]
-    return Call(*fields)
+    names = ("cross_k", "cross_v", "cross_mask", "cross_span")
+    given = {name: x for name in names if (x := getattr(call, name)) is not None}
+    fields: dict[str, Any] = {name: x.repeat_interleave(sharing, dim=0) for name, x in given.items()}
+    return call._replace(**fields)
+
+
+def with_spans_as_masks(call: Call) -> Call:
+    """A call that says with masks alone what its spans and masks hide."""
+    if call.key_span is None and call.cross_span is None:
+        return call
+    key_mask = _spanned(call.key_span, call.k.shape[2], call.key_mask)
+    cross_mask = _spanned(call.cross_span, call.cross_k.shape[2], call.cross_mask)
+    return call._replace(key_mask=key_mask, cross_mask=cross_mask, key_span=None, cross_span=None)
+
+
+def _spanned(span, length, mask):
+    if span is None:
+        return mask
+    key = torch.arange(length, device=span.device)
+    inside = (key >= span[:, :1]) & (key < span[:, 1:])
+    return inside if mask is None else inside & mask
 
 
 def check(call: Call, return_lse: object, backend: str) -> None:
@@ -91,6 +110,8 @@ def check(call: Call, return_lse: object, backend: str) -> None:
         raise malformed("softcap", repr(call.softcap), "a positive finite number or None")
     _check_mask("key_mask", call.key_mask, (q.shape[0], call.k.shape[2]), q)
     _check_mask("cross_mask", call.cross_mask, (call.cross_k.shape[0], call.cross_k.shape[2]), q)
+    _check_span("key_span", call.key_span, q.shape[0], q)
+    _check_span("cross_span", call.cross_span, call.cross_k.shape[0], q)
     _check_query_start(call.query_start, q)
     _check_packing(call)
 
@@ -144,6 +165,15 @@ def _check_mask(name, mask, shape, q):
     _check_device(name, mask, q)
 
 
+def _check_span(name, span, rows, q):
+    if span is None:
+        return
+    if not isinstance(span, torch.Tensor) or span.dtype != torch.int32:
+        raise malformed(name, getattr(span, "dtype", type(span).__name__), f"({rows}, 2) int32, begin and end, or None")
+    _check_shape(name, span, (rows, 2))
+    _check_device(name, span, q)
+
+
 def _check_query_start(query_start, q):
     if query_start is None:
         return
@@ -166,18 +196,38 @@ def _check_packing(call):
         raise malformed(missing, "None", "(n + 1,) int32: cu_seqlens and cross_cu_seqlens are given together")
     if call.query_start is not None:
         raise malformed("query_start", "a value with cu_seqlens", "None: each packed sequence starts at its first key")
-    (batch, _, queries, _), keys, cross_keys = call.q.shape, call.k.shape[2], call.cross_k.shape[2]
+    for name in ("key_span", "cross_span"):
+        if getattr(call, name) is not None:
+            raise malformed(name, "a tensor with cu_seqlens", "None: packed sequences have no padding")
+    (batch, _, queries, _), keys = call.q.shape, call.k.shape[2]
     if batch != 1 or keys != queries:
         raise malformed("cu_seqlens", f"q of batch {batch} with {queries} queries, {keys} keys", "B = 1 and N = S")
-    packings = (("cu_seqlens", cu_seqlens, queries), ("cross_cu_seqlens", cross_cu_seqlens, cross_keys))
-    for name, bounds, total in packings:
+    for name, bounds, total in _packings(call):
         if not isinstance(bounds, torch.Tensor) or bounds.dtype != torch.int32:
             raise malformed(name, getattr(bounds, "dtype", type(bounds).__name__), "an int32 tensor (n + 1,)")
         if bounds.dim() != 1 or bounds.shape[0] < 1 or bounds.shape != cu_seqlens.shape:
             raise malformed(name, f"shape {tuple(bounds.shape)}", "(n + 1,), the same n for both")
         _check_device(name, bounds, call.q)
-        # The values are looked at only where that costs no wait for a device and no graph break.
-        if bounds.device.type == "cpu" and not torch.compiler.is_compiling():
+        if bounds.shape[0] == 1 and total > 0:
+            raise malformed(name, f"no sequence for {total} positions", "bounds of at least one")
+    check_bounds(call)
+
+
+def _packings(call):
+    """(name, bounds, length) of q's and of the cross keys'."""
+    yield "cu_seqlens", call.cu_seqlens, call.q.shape[2]
+    yield "cross_cu_seqlens", call.cross_cu_seqlens, call.cross_k.shape[2]
+
+
+def check_bounds(call: Call) -> None:
+    """Raises ValueError for bounds of packed sequences with wrong values, where `_may_look`: they are no part of a plan."""
+    for name, bounds, total in _packings(call):
+        if bounds is not None and _may_look(bounds):
             values = bounds.tolist()
             if values[0] != 0 or values[-1] != total or any(a > b for a, b in pairwise(values)):
                 raise malformed(name, values, f"bounds that start at 0, never fall and end at {total}")
+
+
+def _may_look(bounds):
+    """Whether reading bounds costs no wait for a device and no graph break. Elsewhere `packing.repaired` makes any bounds safe."""
+    return bounds.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,8 +1,6 @@
 """The shapes that a gate may have, and all that depends on them: a new one that broadcasts against (B, Hq, S) is one more entry of
 `shapes`. The kernels read any gate by strides."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -49,15 +47,17 @@ def of_sequence(gate: Tensor, begin: int, end: int) -> Tensor:
     return gate[:, :, begin:end] if per_query(gate) and gate.shape[2] > 1 else gate
 
 
-def write_gradient(sums: Tensor, grad: Tensor, sum_heads: Callable[[Tensor], Tensor]) -> None:
-    """Write the gate's gradient from that of each query and head, (B, Hq, S) fp32, by what the gate was spread over.
+def sums_heads(gate: Tensor, sums: Tensor) -> bool:
+    """Whether the gradient of a gate is that of each query and head, (B, Hq, S), summed over heads alone."""
+    rows, (batch, _, queries) = as_rows(gate), sums.shape
+    return rows.shape != sums.shape and rows.shape == (batch, 1, queries)
 
-    sum_heads: (B, Hq, S) to (B, 1, S), in the order of the heads whatever the batch, so that a row's bits do not depend on others.
-    """
-    rows = as_rows(grad)
-    if rows.shape == sums.shape:
-        rows.copy_(sums)
-    elif rows.shape == (sums.shape[0], 1, sums.shape[2]):
-        rows.copy_(sum_heads(sums))
+
+def gradient(sums: Tensor, gate: Tensor) -> Tensor:
+    """The gate's gradient from that of each query and head, (B, Hq, S) fp32, or of each query where `sums_heads`."""
+    if gate.dim() == 1:
+        total = sums.sum((0, 2)) if gate.shape[0] > 1 else sums.sum().view(1)
     else:
-        rows.copy_(sums.sum([dim for dim in range(3) if rows.shape[dim] < sums.shape[dim]], keepdim=True))
+        spread_over = [dim for dim in range(3) if gate.shape[dim] < sums.shape[dim]]
+        total = sums.sum(spread_over, keepdim=True) if spread_over else sums
+    return total if total.dtype == gate.dtype else total.to(gate.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import gates
-from .call import Call, with_rows_repeated
+from .call import Call, with_rows_repeated, with_spans_as_masks
 
 
 def adaptive_fusion_attention_reference(
@@ -25,6 +25,8 @@ def adaptive_fusion_attention_reference(
     softcap: float | None = None,
     key_mask: Tensor | None = None,
     cross_mask: Tensor | None = None,
+    key_span: Tensor | None = None,
+    cross_span: Tensor | None = None,
     query_start: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     cross_cu_seqlens: Tensor | None = None,
@@ -36,7 +38,20 @@ def adaptive_fusion_attention_reference(
     upcast=True computes in fp64 and rounds the results once to the dtype of q; upcast=False computes in the dtype of q,
     as eager PyTorch would.
     """
-    tensors = (q, k, v, cross_k, cross_v, gate, key_mask, cross_mask, cu_seqlens, cross_cu_seqlens)
+    tensors = (
+        q,
+        k,
+        v,
+        cross_k,
+        cross_v,
+        gate,
+        key_mask,
+        cross_mask,
+        key_span,
+        cross_span,
+        cu_seqlens,
+        cross_cu_seqlens,
+    )
     return attend_reference(Call(*tensors, query_start, causal, scale, window, softcap), return_lse, upcast=upcast)
 
 
@@ -45,7 +60,7 @@ def attend_reference(
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """`adaptive_fusion_attention_reference` of a Call."""
     dtype = call.q.dtype
-    call = with_rows_repeated(call)
+    call = with_rows_repeated(with_spans_as_masks(call))
     if upcast:
         call = call._replace(**{name: getattr(call, name).double() for name in Call._fields[:6]})
     call = call._replace(scale=call.q.shape[-1] ** -0.5 if call.scale is None else call.scale)

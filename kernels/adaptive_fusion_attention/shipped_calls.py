@@ -9,10 +9,10 @@ import torch
 from .call import Call
 from .gpu.backward import backward
 from .gpu.decode import decode
-from .gpu.forward import forward
+from .gpu.forward import Kept, forward
 from .gpu.launch_table import decode_config, launch_config
 
-VARIANTS = ("causal", "padded", "everything", "packed", "decode")
+VARIANTS = ("causal", "spanned", "padded", "everything", "packed", "decode")
 BY_HEAD_DIM = True
 
 
@@ -26,7 +26,7 @@ def lengths(variant: str, **of_launch_table: Any) -> tuple[int, ...]:
     if variant == "decode":
         of_launch_table = {name: of_launch_table[name] for name in ("architecture", "dtype", "head_dim")}
         return (1, 8, 16) if decode_config(**of_launch_table, rows=1) else ()
-    of_launch_table["plain"] = variant == "causal"
+    of_launch_table["plain"] = variant in ("causal", "spanned")
     buckets = {}
     for length in (2**power for power in range(6, 15)):
         kernels = ("forward", "key_value_gradients", "query_gradients")
@@ -38,7 +38,8 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
     """Forward and backward with every gradient, of 32 query heads over 8 key heads laid out as a model's projections.
 
     causal: what a training step without padding runs.
-    padded: the same with both masks, and lengths that are no multiple of a tile, as from here on.
+    spanned: the same with padding as spans, and lengths that are no multiple of a tile, as from here on.
+    padded: with both masks.
     everything: window, soft cap, both masks, a start per row and a gate per query.
     packed: sequences end to end in one row, with both masks.
     decode: `length` tokens over a cache, plainly and with everything; no backward.
@@ -55,8 +56,9 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
         return torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
 
     def flags(tokens):
-        return None if variant == "causal" else torch.empty(batch, tokens, dtype=torch.bool, device="meta")
+        return None if variant in ("causal", "spanned") else torch.empty(batch, tokens, dtype=torch.bool, device="meta")
 
+    span = torch.empty(batch, 2, dtype=torch.int32, device="meta") if variant == "spanned" else None
     bounds = torch.empty(5, dtype=torch.int32, device="meta") if packed else None
     call = Call(
         projected(32, queries),
@@ -67,6 +69,8 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
         torch.empty((batch, 32, queries) if everything else (1,), dtype=torch.float32, device="meta"),
         key_mask=flags(queries),
         cross_mask=flags(cross_keys),
+        key_span=span,
+        cross_span=span,
         query_start=torch.empty(batch, dtype=torch.int64, device="meta") if everything else None,
         cu_seqlens=bounds,
         cross_cu_seqlens=bounds,
@@ -80,7 +84,7 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
 
 
 def _decode(head_dim, dtype, queries):
-    """32 query heads over 8 key heads plainly; with everything 4 over 1, few enough that a second launch merges splits."""
+    """32 query heads over 8 key heads plainly and with spans; with everything 4 over 1, few enough that a second launch merges splits."""
 
     def empty(*shape, dtype=dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -93,8 +97,48 @@ def _decode(head_dim, dtype, queries):
         return Call(q, cache, cache, cross, cross, gate, causal=True, scale=head_dim**-0.5, **options)
 
     decode(call(8, (1,), query_start=1000), False)
+    spans = (empty(1, 2, dtype=torch.int32) for _ in range(2))
+    decode(call(8, (1,), query_start=1000, **dict(zip(("key_span", "cross_span"), spans, strict=True))), False)
     key_mask, cross_mask = (empty(1, keys, dtype=torch.bool) for keys in (1024, 256))
     everything = dict(
         key_mask=key_mask, cross_mask=cross_mask, query_start=empty(1, dtype=torch.int64), window=500, softcap=50.0
     )
     decode(call(1, (1, 4, queries), **everything), True)
+
+
+def run_sizes(
+    *,
+    head_dim: int,
+    dtype: torch.dtype,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    queries: int,
+    keys: int,
+    cross: int,
+    trained: bool,
+) -> None:
+    """A plain causal call of these sizes, laid out as a model's projections: forward, and backward where `trained`, or decoding
+    over a cache where the queries are few and it is not."""
+
+    def projected(heads, tokens):
+        return torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
+
+    decoding = queries <= 16 and not trained
+    cache = torch.empty(batch, kv_heads, keys, head_dim, dtype=dtype, device="meta")
+    call = Call(
+        projected(heads, queries),
+        cache if decoding else projected(kv_heads, keys),
+        cache if decoding else projected(kv_heads, keys),
+        projected(kv_heads, cross),
+        projected(kv_heads, cross),
+        torch.empty(1, dtype=torch.float32, device="meta"),
+        causal=True,
+        scale=head_dim**-0.5,
+    )
+    if decoding:
+        decode(call, False)
+        return
+    results = forward(call, Kept(trained, trained, trained))
+    if trained:
+        backward(torch.empty_like(results.out), results, call, [True] * 6)

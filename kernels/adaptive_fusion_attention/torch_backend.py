@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from . import gates
-from .call import Call
+from .call import Call, with_spans_as_masks
+from .packing import repaired
 
 
 class Keys(NamedTuple):
@@ -25,6 +26,7 @@ class Keys(NamedTuple):
 
 def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """The results of `adaptive_fusion_attention` for a checked Call."""
+    call = with_spans_as_masks(call)
     scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
     cu_seqlens, cross_cu_seqlens = call.cu_seqlens, call.cross_cu_seqlens
     if cu_seqlens is None:
@@ -129,7 +131,9 @@ def _causal_visibility(queries, keys, query_start, window, device):
 
 def _sequence_index(cu_seqlens, length):
     """Which packed sequence each position belongs to; empty sequences own none."""
-    return torch.searchsorted(cu_seqlens[1:], torch.arange(length, device=cu_seqlens.device), right=True)
+    return torch.searchsorted(
+        repaired(cu_seqlens, length)[1:], torch.arange(length, device=cu_seqlens.device), right=True
+    )
 
 
 def _attend(q, keys, scale, softcap, return_lse):

@@ -17,9 +17,13 @@ from typing import Any
 import torch
 import triton
 
+from ..dispatch import malformed
 from ..files import cache_folder, write_json
 from ..launch import architecture
 from .calls import SHARED_LIMITS, SHIPPED_CALLS
+from .gates import loop_failures
+from .gpus import GPU, GPUS
+from .predict import MODEL_TITLES, figures, model_cells
 
 TENSOR_MEMORY_COLUMNS = 512
 FIGURES = (
@@ -33,6 +37,7 @@ FIGURES = (
     "tensor_core_kind",
     "seconds",
 )
+_OF_THE_MODEL = ("cubin", "grid", "numbers", "tensors", "constants", "programs")  # kept on disk and not printed
 
 
 def default_architectures() -> list[str]:
@@ -42,16 +47,34 @@ def default_architectures() -> list[str]:
     return ["sm_80", "sm_89", "sm_90", "sm_100"]
 
 
-def compile_report(calls: Sequence[dict[str, Any]], jobs: int, refresh: bool = False) -> Iterator[list[dict[str, Any]]]:
+def modelled_gpu(name: str | None, architectures: Sequence[str] | None = None) -> GPU | None:
+    """The GPU of that name. ValueError unless it is known and of every architecture asked for."""
+    if name is None:
+        return None
+    if name not in GPUS:
+        raise malformed("model", name, f"one of {', '.join(GPUS)}")
+    gpu = GPUS[name]
+    for arch in architectures or ():
+        if arch != gpu.architecture:
+            raise malformed("arch", arch, f"{gpu.architecture} with --model {name}")
+    return gpu
+
+
+def compile_report(
+    calls: Sequence[dict[str, Any]], jobs: int, refresh: bool = False, gpu: GPU | None = None
+) -> Iterator[list[dict[str, Any]]]:
     """Compile the calls, `jobs` at a time -> for each call, in order and as they finish, its list of lines.
 
     A line is a kernel: the fields of its call, kernel, config, FIGURES, triton, error (None, or why it did not compile)
-    and failures, the gates it does not pass. What is on disk from before is used unless `refresh`: kept by a hash of
-    the call, of all sources of the kernels and of Triton's version, while Triton's cache still holds the kernels.
+    and failures, the gates it does not pass; with a GPU also what `predict.figures` says of it there, and what its loops must not
+    hold among the gates. What is on disk from before is used unless `refresh`: kept by a hash of the call, of all sources of the
+    kernels and of Triton's version, while Triton's cache still holds the kernels.
     """
     sources = _hash_of_sources()
+    if gpu is not None:  # kernels with as many programs as multiprocessors
+        calls = [call | {"programs": gpu.multiprocessors} for call in calls]
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(lambda call: _report_call(call, sources, refresh), calls)
+        yield from pool.map(lambda call: _report_call(call, sources, refresh, gpu), calls)
 
 
 def failures(line: dict[str, Any]) -> list[str]:
@@ -68,7 +91,7 @@ def failures(line: dict[str, Any]) -> list[str]:
     multiplies = line["matrix_products"] > 0 and line["dtype"] != "float32"
     if line["arch"] == "sm_90" and multiplies and "HGMMA" not in (line["tensor_core_kind"] or ""):
         found.append(f"no HGMMA instruction, {line['tensor_core_kind'] or 'no tensor cores'} instead")
-    return found
+    return found + loop_failures(line)
 
 
 def describe(line: dict[str, Any]) -> str:
@@ -80,13 +103,15 @@ def describe(line: dict[str, Any]) -> str:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """The report as aligned text."""
     titles = ["kernel", "arch", "variant", "D", "dtype", "length", "config"]
-    titles += ["regs", "spill", "stack", "shared", "tensor cores", "s", ""]
+    titles += ["regs", "spill", "stack", "shared", "tensor cores", "s"]
     names = ("registers", "spill_bytes", "stack_bytes", "shared_bytes")
-    rows = [titles]
+    modelled = any("model" in line for line in lines)
+    rows = [[*titles, *(MODEL_TITLES if modelled else ()), ""]]
     for line in lines:
         row = [line[name] for name in ("kernel", "arch", "variant", "head_dim", "dtype", "length")]
         row += [_config(line), *(line[name] for name in names)]
         row += [f"{line['tensor_core_instructions'] or '-'} {line['tensor_core_kind'] or ''}", line["seconds"]]
+        row += model_cells(line) if modelled else []
         rows.append([*("-" if cell is None else str(cell) for cell in row), "FAILS" if line["failures"] else ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -101,7 +126,7 @@ def _config(line):
     return " ".join([*words, *(["descriptors"] if config.get("descriptors") else [])])
 
 
-def _report_call(call, sources, refresh):
+def _report_call(call, sources, refresh, gpu=None):
     path = _kept_at(call, sources)
     lines = None if refresh else _kept(path)
     if lines is None:
@@ -109,8 +134,14 @@ def _report_call(call, sources, refresh):
         if all(line["error"] is None for line in lines):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, lines, indent=None)
-    lines = [{name: value for name, value in line.items() if name != "cubin"} for line in lines]
+    lines = [line | (figures(line, gpu) if gpu is not None else {}) for line in lines]
+    lines = [{name: value for name, value in line.items() if name not in _OF_THE_MODEL} for line in lines]
     return [{**line, "failures": failures(line)} for line in lines]
+
+
+def compile_lines(call: dict[str, Any], gpu: GPU | None = None) -> list[dict[str, Any]]:
+    """Lines of one call that need not be a shipped one: `configs`, `sizes` and `programs` as the worker takes them."""
+    return _report_call(call, _hash_of_sources(), False, gpu)
 
 
 def _kept_at(call, sources):

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from ..launch import compiled_for, recording
+from ..launch import LaunchConfig, compiled_for, recording
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
 _SHOWN = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "DESCRIPTORS")  # of what a kernel is compiled for
@@ -85,12 +86,66 @@ def inspect(compiled):
         **resources(*texts),
         "shared_bytes": compiled.metadata.shared,
         "tensor_memory_columns": compiled.metadata.tmem_size or 0,
-        "matrix_products": compiled.asm["ttir"].count("tt.dot "),
+        "matrix_products": _matrix_products(compiled.asm),
     }
 
 
-def compile_call(module, arch, variant, head_dim, dtype, length, skip, emit):
-    """Run the shipped calls of `module` on meta tensors and compile each kernel with just the arguments that it would be launched with."""
+def _matrix_products(asm):
+    """How often a kernel multiplies matrices; Gluon starts from Triton's GPU dialect."""
+    return asm["ttir"].count("tt.dot ") if "ttir" in asm else asm["ttgir"].count("ttng.warp_group_dot ")
+
+
+def _arguments(kernel, args):
+    """-> {name: number} of a launch's arguments, and {name: bytes of one number} of its tensors (0 of what is none); those in a named
+    tuple as "tuple.field"."""
+    numbers, tensors = {}, {}
+    for name, value in zip(kernel.arg_names, args, strict=False):
+        fields = value._asdict() if hasattr(value, "_asdict") else {"": value}
+        for field, part in fields.items():
+            place = f"{name}.{field}" if field else name
+            if isinstance(part, (int, float)) and not isinstance(part, bool):
+                numbers[place] = part
+            elif part is not None:
+                held = part[0] if isinstance(part, tuple) and part else part
+                tensors[place] = held.element_size() if isinstance(held, torch.Tensor) else 0
+    return numbers, tensors
+
+
+@contextmanager
+def replacing(name, function):
+    """Within, every module of the kernels that has a function of that name has this one."""
+    modules = [module for place, module in sys.modules.items() if place.startswith("layalign.kernels.")]
+    found = [(module, getattr(module, name)) for module in modules if callable(getattr(module, name, None))]
+    for module, _ in found:
+        setattr(module, name, function)
+    try:
+        yield [original for _, original in found]
+    finally:
+        for module, original in found:
+            setattr(module, name, original)
+
+
+@contextmanager
+def configured(configs):
+    """Within, launch tables give these: {kernel: fields of a LaunchConfig}, "decode" and "matmul" among the kernels."""
+    with ExitStack() as stack:
+        for name in ("launch_config", "mix_config", "decode_config", "matmul_config"):
+            table = {kernel: LaunchConfig(**fields) for kernel, fields in configs.items()}
+            originals: list = []
+
+            def choose(*args, table=table, originals=originals, name=name, **call):
+                kernel = args[0] if args else name.removesuffix("_config")
+                return table[kernel] if kernel in table else originals[0](*args, **call)
+
+            originals += stack.enter_context(replacing(name, choose))[:1]
+        yield
+
+
+def compile_call(module, arch, variant, head_dim, dtype, length, skip, emit, sizes=None, configs=None, programs=None):
+    """Run the shipped calls of `module` on meta tensors and compile each kernel with just the arguments that it would be launched with.
+
+    sizes: of a call beside the shipped ones, arguments of `run_sizes` there; configs: see `configured`; programs: multiprocessors.
+    """
     triton.runtime.driver.set_active(AbsentGPU(arch))
     launches, seen = 0, set()
 
@@ -108,14 +163,30 @@ def compile_call(module, arch, variant, head_dim, dtype, length, skip, emit):
         # A meta tensor's address is 0 plus its storage offset: aligned just where a real one is.
         compiled = kernel.warmup(*args, grid=grid, **constants, **options)
         seconds = time.perf_counter() - start
-        repeated = compiled.hash in seen  # such as the tile lists of two masks
+        repeated = compiled.hash in seen and sizes is None  # such as the tile lists of two masks
         seen.add(compiled.hash)
-        files = [str(path) for path in compiled.metadata_group.values() if str(path).endswith(".cubin")]
-        figures = None if repeated else {**inspect(compiled), "seconds": round(seconds, 2), "cubin": files[0]}
+        figures = None
+        if not repeated:
+            numbers, tensors = _arguments(kernel, args)
+            files = [str(path) for path in compiled.metadata_group.values() if str(path).endswith(".cubin")]
+            figures = {**inspect(compiled), "seconds": round(seconds, 2), "cubin": files[0], "grid": list(grid)}
+            figures |= {"numbers": numbers, "tensors": tensors, "constants": _plain(named)}
         emit({"launch": launch, "figures": figures})
 
-    with recording(arch, record):
-        import_module(module).run(variant, head_dim, getattr(torch, dtype), length)
+    with ExitStack() as stack:
+        stack.enter_context(recording(arch, record))
+        shipped = import_module(module)
+        stack.enter_context(configured(configs or {}))
+        if programs is not None:
+            stack.enter_context(replacing("multiprocessors", lambda device: programs))
+        if sizes is None:
+            shipped.run(variant, head_dim, getattr(torch, dtype), length)
+        else:
+            shipped.run_sizes(head_dim=head_dim, dtype=getattr(torch, dtype), **sizes)
+
+
+def _plain(constants):
+    return {name: value for name, value in constants.items() if isinstance(value, (bool, int, float, str))}
 
 
 def main():

@@ -70,3 +70,33 @@ def _stream_linear(streams, weight, bias):
         summed_matmul(out, streams, torch.empty_like(weight, dtype=torch.float32))
     else:
         matmul(out, streams, transpose_a=True)
+
+
+def run_sizes(
+    *,
+    head_dim: int,
+    dtype: torch.dtype,
+    tokens: int,
+    states: int,
+    width: int,
+    streams: int,
+    columns: int,
+    product: str | None,
+) -> None:
+    """Mix of `states` encoder states and its gradients, or one product of what it gives, (streams, tokens, width), with weights
+    of `columns` rows: "shared", "strided" (a weight for each stream) or "listed" (in tensors of their own)."""
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    if product is None:
+        weight, bias, inputs = empty(streams, states), empty(streams), [empty(tokens, width) for _ in range(states)]
+        mixed = mix(inputs, weight, bias)
+        mix_gradients(mixed, inputs, weight, bias, True, True, True)
+        return
+    weights = {
+        "shared": lambda: empty(columns, width),
+        "strided": lambda: empty(streams, columns, width),
+        "listed": lambda: [empty(columns, width) for _ in range(streams)],
+    }
+    matmul(empty(streams, tokens, width), weights[product](), transpose_b=True)

@@ -8,6 +8,8 @@ import torch
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
+from layalign.sequence import Lengths, measure
+
 UNSUPPORTED = {
     "inputs_embeds": "they are made from encoder_input_ids and input_ids; give these",
     "assistant_model": "a draft model would see neither the encoder's output nor the prompt; use prompt_lookup_num_tokens instead",
@@ -31,6 +33,7 @@ class LayAlignGenerationMixin(GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        lengths: Lengths | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | ModelOutput:
         """Generate from the encoder's tokens and, where given, a prompt.
@@ -45,6 +48,7 @@ class LayAlignGenerationMixin(GenerationMixin):
             input_ids: (B, M) long, the prompt; leave out for the translation stage.
             attention_mask: (B, M), likewise.
             labels: ignored, so that a training batch can be passed as it is with its target cut off.
+            lengths: as in `forward`.
             kwargs: transformers' arguments of generate.
 
         Returns:
@@ -60,12 +64,14 @@ class LayAlignGenerationMixin(GenerationMixin):
                 "layalign.LayAlignPipeline takes texts"
             )
         self._check_way_of_decoding(len(encoder_input_ids), kwargs)
-        encoded = self.encode(encoder_input_ids, encoder_attention_mask)
-        inputs_embeds, mask, _ = self.assemble(encoded.soft, encoded.mask, input_ids, attention_mask)
+        asked = (encoder_input_ids, encoder_attention_mask), (input_ids, attention_mask)
+        lengths = lengths or measure(*asked, None, False)
+        encoded = self.encode(encoder_input_ids, encoder_attention_mask, lengths and lengths.encoder)
+        assembled = self.assemble(encoded.soft, encoded.mask, input_ids, attention_mask, lengths=lengths)
         # One argument that is no tensor: transformers repeats tensors for beams and samples, which share these.
-        if encoded.cross is not None:
-            kwargs["cross"] = encoded.cross
-        return super().generate(inputs_embeds=inputs_embeds, attention_mask=mask.long(), **kwargs)
+        if (cross := encoded.cross(assembled.padding)) is not None:
+            kwargs["cross"] = cross
+        return super().generate(inputs_embeds=assembled.embeddings, attention_mask=assembled.mask.long(), **kwargs)
 
     def _check_way_of_decoding(self, rows: int, kwargs: dict[str, Any]) -> None:
         def setting(name: str) -> Any:

@@ -191,9 +191,7 @@ def test_make_targets():
     for target, expected in {
         "bench": "pytest bench/ --full --record somewhere",
         "bench-check": "-m bench check --against somewhere --tolerance 0.10 runs/bench/now.json",
-        "gpu-bench": "--full --full --record somewhere",
-        "gpu-tests": "pytest -m gpu",
-        "gpu-sanitize": "-k compute_sanitizer",
+        "gpu": "-m bench.first_light --results somewhere --from A --to C --a-seconds 540",
     }.items():
         # Without the variables of the make that may be running this test.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}

@@ -117,6 +117,10 @@ class Case:
     options: dict
     key_mask: str | None
     cross_mask: str | None
+    key_span: (
+        tuple | None
+    )  # (begin, end) of every batch row; of the cross keys those of rows that share count for nothing
+    cross_span: tuple | None
     cuts: tuple | None
     cross_cuts: tuple | None
     sharing: int  # batch rows that read one row of the cross keys
@@ -138,6 +142,10 @@ class Case:
             result["key_mask"] = mask(self.key_mask, self.batch, self.keys, self.seed)
         if self.cross_mask:
             result["cross_mask"] = mask(self.cross_mask, self.batch // self.sharing, self.cross_keys, self.seed + 1)
+        if self.key_span:
+            result["key_span"] = torch.tensor(self.key_span, dtype=torch.int32)
+        if self.cross_span:
+            result["cross_span"] = torch.tensor(self.cross_span[:: self.sharing], dtype=torch.int32)
         if self.cuts:
             result["cu_seqlens"] = torch.tensor(self.cuts, dtype=torch.int32)
             result["cross_cu_seqlens"] = torch.tensor(self.cross_cuts, dtype=torch.int32)
@@ -150,6 +158,9 @@ class Case:
         cross_mask = keywords.get(
             "cross_mask", torch.ones(self.batch // self.sharing, self.cross_keys, dtype=torch.bool)
         )
+        for seen, name in ((key_mask, "key_span"), (cross_mask, "cross_span")):
+            for row, span in zip(seen, keywords.get(name, ()), strict=name in keywords):
+                row &= inside(span, len(row))
         if self.cuts:
             for own, cross in zip(pairwise(self.cuts), pairwise(self.cross_cuts), strict=True):
                 cross_mask[:, slice(*cross)] &= own[0] < own[1]
@@ -177,6 +188,31 @@ def draw(seed, dtypes, accept=lambda case: True):
             return case
 
 
+def inside(span, length):
+    """Which of `length` keys lie in a span: (length,) bool."""
+    key = torch.arange(length)
+    return (key >= span[0]) & (key < span[1])
+
+
+def random_spans(choose, rows, length):
+    """(begin, end) of every row: mostly of padding on one side, some past the end, some of nothing."""
+    spans = []
+    for _ in range(rows):
+        begin, end = sorted((choose.randint(0, length), choose.randint(0, length)))
+        forms = (
+            (begin, length),
+            (begin, 2**30),
+            (0, end),
+            (begin, end),
+            (0, length),
+            (begin, begin),
+            (-3, end),
+            (end, begin),
+        )
+        spans.append(choose.choice(forms))
+    return tuple(spans)
+
+
 def _draw(seed, choose, dtypes):
     packed = choose.random() < 0.25
     batch = 1 if packed else choose.choice((1, 1, 2, 3))
@@ -198,7 +234,7 @@ def _draw(seed, choose, dtypes):
         options["scale"] = choose.choice((0.0, -0.3, 0.03, 0.5, 2.0))
     count = choose.randint(1, 5)
     wanted = choose.choice((NAMES, NAMES, NAMES, tuple(name for name in NAMES if choose.random() < 0.5)))
-    return Case(
+    case = Case(
         seed=seed,
         batch=batch,
         heads=heads,
@@ -216,10 +252,22 @@ def _draw(seed, choose, dtypes):
         options=options,
         key_mask=choose.choice((None, None, None, None, None, None, *MASKS)),
         cross_mask=choose.choice((None, None, None, None, None, None, *MASKS)),
+        key_span=None,
+        cross_span=None,
         cuts=_cuts(choose, queries, count) if packed else None,
         cross_cuts=_cuts(choose, cross_keys, count) if packed else None,
         sharing=choose.choice([count for count in (1, 1, 2, 3) if batch % count == 0]),
     )
+    return case if packed else _with_spans(case)
+
+
+def _with_spans(case):
+    choose = random.Random(f"spans {case.seed}")  # apart: a seed's call stays what it was before there were spans
+    chosen = {}
+    for name, length in (("key_span", case.keys), ("cross_span", case.cross_keys)):
+        if choose.random() < 0.25:
+            chosen[name] = random_spans(choose, case.batch, length)
+    return dataclasses.replace(case, **chosen)
 
 
 def _cuts(choose, total, count):

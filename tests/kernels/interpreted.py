@@ -1,4 +1,4 @@
-"""Triton's interpreter under test: made faster, and its launches and matrix products counted."""
+"""Triton's interpreter under test: made faster, its launches and matrix products counted, its addresses checked."""
 
 from collections import Counter
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from triton.runtime import interpreter
 
 
@@ -59,3 +60,53 @@ def counted_work():
         monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", count)
         monkeypatch.setattr(interpreter.GridExecutor, "__call__", run_named)
         yield work
+
+
+@contextmanager
+def guarded_addresses():
+    """Within, a load or store outside the memory of the launch's tensors raises IndexError before it happens."""
+    load, store = interpreter.InterpreterBuilder.create_masked_load, interpreter.InterpreterBuilder.create_masked_store
+    run = interpreter.GridExecutor.__call__
+    extents = []
+
+    def check(pointers, mask):
+        used = np.broadcast_to(pointers.data, mask.data.shape)[mask.data.astype(bool)].astype(np.uint64)
+        inside = np.zeros(used.shape, dtype=bool)
+        for begin, end in extents:
+            inside |= (used >= begin) & (used < end)
+        if not inside.all():
+            raise IndexError(f"{(~inside).sum()} addresses outside all tensors")
+
+    def checked_load(self, ptrs, mask, *rest, **options):  # descriptors name what else they give
+        check(ptrs, mask)
+        return load(self, ptrs, mask, *rest, **options)
+
+    def checked_store(self, ptrs, value, mask, *rest, **options):
+        check(ptrs, mask)
+        return store(self, ptrs, value, mask, *rest, **options)
+
+    def run_guarded(self, *args, **kwargs):
+        extents[:] = map(_extent, _tensors(args))
+        return run(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", checked_load)
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_store", checked_store)
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", run_guarded)
+        # It copies every storage back onto itself, also what lies between rows and takes no memory yet.
+        monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)
+        yield
+
+
+def _tensors(arguments):
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _tensors(argument)
+        elif isinstance(argument, torch.Tensor) and argument.numel():
+            yield argument
+
+
+def _extent(tensor):
+    """-> first byte and the byte past the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

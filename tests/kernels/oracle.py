@@ -3,11 +3,12 @@
 import torch
 
 
-def check(operator, reference, inputs, summed=None, ulps=20, **options):
+def check(operator, reference, inputs, summed=None, ulps=20, same=None, **options):
     """Check the outputs and all gradients of `operator`.
 
     `inputs` are tensors, None or lists of tensors; the floating ones with requires_grad get gradients.
     `summed` = (input index, function, reference): see `_error_of_sums`.
+    `same`: the reference by other formulas that are as good, whose errors are eager ones too.
 
     For every output and gradient: error against fp64 <= 2 x the error of the eager reference in the same dtype + a
     rounding slack, the largest among the call's tensors (a gradient that cancels to 0 keeps the rounding of its terms).
@@ -21,6 +22,9 @@ def check(operator, reference, inputs, summed=None, ulps=20, **options):
     assert actual.keys() == eager.keys() == exact.keys()
     filled = [name for name, value in exact.items() if value.isfinite().any()]
     eager_errors = {name: _error(eager[name], exact[name]) for name in filled}
+    if same is not None:
+        others = _run(same, inputs, dict(options, upcast=False))
+        eager_errors = {name: max(error, _error(others[name], exact[name])) for name, error in eager_errors.items()}
     if summed is not None:
         eager_errors.update(_error_of_sums(inputs, *summed, options))
     for name, error in eager_errors.items():  # of a few sums, lower by luck than rounding the exact ones once
@@ -60,8 +64,12 @@ def _error_of_sums(inputs, index, spread, reference, options):
 
 
 def _rounding(exact, dtype):
+    """Two roundings as an addition makes them, of the largest by luck none: at least half a unit of its last place, within which
+    the sum that it is rounded from may lie as well on the other side of a boundary (93.105 in fp16, off by 0.0115)."""
     rounded = exact[exact.isfinite()].to(dtype)
-    return 2 * (rounded + 0.3 - 0.3 - rounded).abs().max().item()
+    _, exponent = torch.frexp(rounded.abs().max().double())
+    half_unit = torch.finfo(dtype).eps * 2.0 ** (exponent.item() - 2)
+    return max(half_unit, 2 * (rounded + 0.3 - 0.3 - rounded).abs().max().item())
 
 
 def _run(function, inputs, options):

@@ -38,6 +38,12 @@ def test_random_call(fuzz_seed, backend, draw, check_attention):
     check_attention(case.inputs(), **case.keywords())
 
 
+@pytest.mark.parametrize("seed", [1974, 3344], ids=["one_key_takes_all", "sum_beside_a_rounding_boundary"])
+def test_calls_whose_eager_error_is_small_by_luck(seed, backend, draw, check_attention):
+    case = draw(seed)
+    check_attention(case.inputs(), **case.keywords())
+
+
 def test_unseen_keys_never_leak(rare_fuzz_seed, backend, cases, draw, attend):
     def has_unseen(case):
         return any(places.any() for places in case.unseen())
@@ -95,10 +101,31 @@ def test_shared_rows_are_read_as_their_copies(rare_fuzz_seed, backend, draw, att
     inputs, options = case.inputs(), case.keywords() | {"return_lse": True}
     copies, of_copies = list(inputs), dict(options)
     copies[3:5] = (x.repeat_interleave(case.batch, dim=0) for x in inputs[3:5])
-    if "cross_mask" in options:
-        of_copies["cross_mask"] = options["cross_mask"].repeat_interleave(case.batch, dim=0)
+    for name in options.keys() & {"cross_mask", "cross_span"}:
+        of_copies[name] = options[name].repeat_interleave(case.batch, dim=0)
     for got, want in zip(attend(*inputs, **options), attend(*copies, **of_copies), strict=True):
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_padding_beside_a_span_changes_no_bit(rare_fuzz_seed, backend, cases, draw, attend):
+    """With more keys before and after the spans, which hold NaN: outputs and gradients."""
+
+    def spanned(case):
+        return case.key_span and case.cross_span and not isinstance(case.options.get("query_start"), torch.Tensor)
+
+    case = draw(rare_fuzz_seed, spanned, wanted=cases.NAMES, layout="contiguous", key_mask=None, cross_mask=None)
+    inputs, options, grad_out = case.inputs(), case.keywords(), random_gradient(case)
+    expected = outputs_and_gradients(attend, inputs, options, grad_out)
+    before, after = 1 + case.seed % 19, case.seed % 7
+    padded = [x.detach() for x in inputs]
+    padded[1:5] = (torch.nn.functional.pad(x, (0, 0, before, after), value=torch.nan) for x in padded[1:5])
+    more = dict(options, query_start=options.get("query_start", case.keys - case.queries) + before)
+    for name, length in (("key_span", case.keys), ("cross_span", case.cross_keys)):
+        more[name] = options[name].clamp(0, length) + before
+    results = outputs_and_gradients(attend, [x.requires_grad_() for x in padded], more, grad_out)
+    results[-5:-1] = (x[:, :, before : x.shape[2] - after] for x in results[-5:-1])
+    assert all(map(torch.equal, results, expected))
 
 
 def one_sequence(options, own, cross):

@@ -87,9 +87,9 @@ def test_operators_and_their_fakes(backend, cases, device, layout):
     inputs = [x.to(device) for x in cases.laid_out(inputs, layout)]
     flat = flatten(Call(*inputs, scale=0.25, window=4))
     tests = ("test_schema", "test_faketensor")
-    for save_self in (False, True):
-        torch.library.opcheck(operators._forward_operator, (*flat, save_self), test_utils=tests)
-    outputs = operators._forward_operator(*flat, True)
+    for kept in ([False, False, False], [False, False, True], [False, True, True], [True, True, True]):
+        torch.library.opcheck(operators._forward_operator, (*flat, kept), test_utils=tests)
+    outputs = operators._forward_operator(*flat, [True, True, True])
     for wanted in ([True] * 6, [False, True, False, False, True, False]):
         arguments = (*outputs, *flat, wanted)
         torch.library.opcheck(operators._backward_operator, arguments, test_utils=tests)

@@ -273,10 +273,14 @@ def test_each_launch_configuration_is_compiled_once(monkeypatch):
         lengths.setdefault(call["variant"], []).append(call["length"])
     assert lengths == {
         "causal": [512, 2048, 16384],
+        "spanned": [512, 2048, 16384],
         "padded": [512, 16384],
         "everything": [512, 16384],
         "packed": [4096],
         "decode": [1, 8, 16],
+        "gluon": [1024],
+        "gluon_spans": [1024],
+        "gluon_everything": [1024],
         "folded": [2048, 48],
         "unfolded": [2048, 48],
         "streams": [2048, 48],
@@ -295,8 +299,8 @@ def command(monkeypatch):
         asked.update(arch=architectures, head_dim=head_dims, dtype=dtypes, variant=variants)
         return [None]
 
-    def compiling(calls, jobs, refresh):
-        asked.update(jobs=jobs, refresh=refresh)
+    def compiling(calls, jobs, refresh, gpu):
+        asked.update(jobs=jobs, refresh=refresh, gpu=gpu)
         yield lines
 
     def run(*arguments):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention, adaptive_fusion_attention_reference
+from layalign.kernels.adaptive_fusion_attention.packing import repaired
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -61,7 +62,13 @@ def check(check_against_oracle):
         def by_row(gate):
             return (gate[:, None] if gate.dim() == 1 else gate).expand(inputs[0].shape[:3])
 
-        check_against_oracle(attend, adaptive_fusion_attention_reference, inputs, summed=(5, by_row), **options)
+        check_against_oracle(
+            attend,
+            adaptive_fusion_attention_reference,
+            inputs,
+            summed=(5, by_row, adaptive_fusion_attention_reference),
+            **options,
+        )
 
     return check_inputs
 
@@ -102,6 +109,21 @@ def test_masks(make, check, cases, pattern):
 def test_packed_sequences(make, check, window):
     inputs, bounds = packing(make("odd", torch.bfloat16), 0.1, 0.1, 0.35, 0.9)
     check(inputs, **bounds, window=window)
+
+
+def test_wrong_bounds_are_read_as_good_ones_and_reported_later(make):
+    """By a word of host memory that the device writes; nothing waits for it but this test."""
+    inputs, good = packing(make("odd", torch.bfloat16), 0.2, 0.2, 0.6)
+    wrong = {name: bounds.flip(0) for name, bounds in good.items()}
+    read_as = {name: repaired(bounds, bounds[0].item()) for name, bounds in wrong.items()}
+    grad_out = torch.randn_like(inputs[0])
+    expected = gradients(inputs, read_as, grad_out)
+    results = gradients(inputs, wrong, grad_out)
+    torch.cuda.synchronize()
+    assert all(torch.equal(got, want) for got, want in zip(results, expected, strict=True))
+    with pytest.raises(ValueError, match=r"^cu_seqlens: got bounds in an earlier call"):
+        attend(*inputs, **good)
+    attend(*inputs, **good)
 
 
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf], ids=str)

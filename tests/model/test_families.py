@@ -49,8 +49,8 @@ def test_closed_gates_are_the_bare_llm(family, make_model, make_llm, batch):
         for name, parameter in model.trained_parameters():
             if "fusion_gate" in name:
                 parameter.zero_()
-        soft, soft_mask, _, _ = model.encode(batch["encoder_input_ids"], batch["encoder_attention_mask"])
-        embeddings, mask, _ = model.assemble(soft, soft_mask, batch["input_ids"], batch["attention_mask"])
+        soft, soft_mask, *_ = model.encode(batch["encoder_input_ids"], batch["encoder_attention_mask"])
+        embeddings, mask, *_ = model.assemble(soft, soft_mask, batch["input_ids"], batch["attention_mask"])
         position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
         bare = make_llm(family)
         bare.set_attn_implementation("eager")

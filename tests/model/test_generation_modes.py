@@ -41,11 +41,16 @@ def test_beams_and_samples_share_their_examples_cross_states(way, rows, make_mod
     calls, counts = recorded(model)
     model.generate(**{name: value[:rows] for name, value in batch.items()}, **GREEDY | way)
     assert counts == {"encoder": 1, "aligner": 1}
-    (_, mask, keys, values) = encoded[0]
+    _, mask, keys, values, padding = encoded[0]
+    assert (padding.span is None) == bool(mask.all())
     assert len(calls) == 12
     for call in calls:
-        for name, own in (("keys", keys), ("values", values), ("mask", mask)):
+        assert call["cross"].span is padding.span
+        for name, own in (("keys", keys), ("values", values), ("mask", None if mask.all() else mask)):
             got = getattr(call["cross"], name)
+            if own is None:
+                assert got is None
+                continue
             assert got.shape == (rows, *own.shape[1:]) and got.data_ptr() == own.data_ptr(), name
 
 

@@ -67,11 +67,20 @@ def test_training_step(make_model, batch, launches, llm, settings):
     assert worst(actual, exact) <= 2 * worst(plain, exact)
 
 
-def test_generation(make_model, batch, launches):
-    ids = [
-        make_model("llama", attention_backend=backend).generate(**batch, max_new_tokens=4, do_sample=False)
-        for backend in ("torch", "triton")
-    ]
+WAYS = {
+    "llama": {},
+    "llama, static cache": {"cache_implementation": "static"},
+    "llama, beams": {"num_beams": 2},
+    "mistral, whose cache slides": {},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_generation(lively, batch, launches, way):
+    """Padding goes to the kernels as spans: one for the beams of an example, moved with a cache that drops its first keys."""
+    options = {"max_new_tokens": 4, "do_sample": False, **WAYS[way]}
+    models = [lively(way.split(",")[0], attention_backend=backend) for backend in ("torch", "triton")]
+    ids = [model.generate(**batch, **options) for model in models]
     assert torch.equal(*ids)
     assert launches["attention"] == 2 * 4
     assert launches.keys() == FORWARD

@@ -48,7 +48,7 @@ def encoder_inputs(batch):
 
 def cross(model, batch):
     """Cross keys and values."""
-    return model.encode(*encoder_inputs(batch))[2:]
+    return model.encode(*encoder_inputs(batch))[2:4]
 
 
 def adapt(model, family, names=None, layer=1):

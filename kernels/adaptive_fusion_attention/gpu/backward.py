@@ -4,6 +4,7 @@ Every element of a gradient is written once, by one program that adds in a fixed
 computed twice (7 products per pair of tiles, not 5), which is what that costs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import LaunchConfig, launch
+from ...plans import fresh
 from .. import gates
 from ..call import Call
 from .arguments import (
@@ -19,6 +21,7 @@ from .arguments import (
     Prepared,
     block_of_width,
     empty_like,
+    is_wide,
     mask_and_stride,
     rows,
     rows_or_none,
@@ -26,7 +29,7 @@ from .arguments import (
     tile_count,
     unit_stride,
 )
-from .forward import ForwardResults
+from .forward import ForwardResults, both_lse
 from .key_value_gradients import KeyTerm, key_value_gradients_kernel
 from .query_gradients import Saved, query_gradients_kernel, row_sums_kernel
 
@@ -44,32 +47,46 @@ class Gradients(NamedTuple):
     gate: Tensor | None
 
 
-def backward(grad_out: Tensor, results: ForwardResults, call: Call, wanted: list[bool]) -> Gradients:
+def backward(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Sequence[bool]) -> Gradients:
     """The Gradients of a call from that of its output and what `forward` returned; wanted: six bools.
 
     self_out is un-gated like cross_out, needed for q and k; what the rounded out keeps of it is too little under a large gate
     (13 times the error of eager fp16 in grad_k at a gate of 100).
     """
-    prepared = Prepared(call)
+    grads = gradients(grad_out, results, call, wanted)
+    return grads._replace(gate=gate_gradient(grads.gate, call.gate)) if wanted[5] else grads
+
+
+def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Sequence[bool]) -> Gradients:
+    """As `backward`, but for the gate: its gradient is that of each query, to be summed, where the gate is no tensor of its own for
+    each; None where there are no cross keys."""
+    prepared = Prepared(call, results[4:])
     q, grad_out = prepared.q, unit_stride(grad_out)
-    inputs = (*prepared.tensors, call.gate)
+    inputs = prepared.tensors
     if q.numel() == 0:
-        return Gradients(*(torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)))
-    grads = Gradients(*(empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)))
-    saved = _row_sums(rows(grad_out), results, grads, prepared)
-    if grads.gate is not None:
-        if prepared.crossing:
-            gates.write_gradient(saved.cross_sums, grads.gate, _sum_heads)
-        else:
-            grads.gate.zero_()
+        return Gradients(
+            *(torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=False)), None
+        )
+    want_gate = wanted[5] and prepared.crossing
+    grads = Gradients(*(fresh(empty_like(x)) if want else None for x, want in zip(inputs, wanted, strict=False)), None)
+    saved = _row_sums(grad_out, results, grads, want_gate, prepared)
     plain = prepared.is_plain([*prepared.tensors, grad_out])
-    _key_value_gradients(saved, grads, prepared, plain)
+    others = [grad_out, *(x for x in grads[:5] if x is not None)]
+    _key_value_gradients(saved, grads, prepared, plain, others)
     if grads.q is not None:
-        _query_gradients(saved, grads.q, prepared, plain)
+        _query_gradients(saved, grads.q, prepared, plain, others)
+    if want_gate:
+        sums = saved.cross_sums
+        grads = grads._replace(gate=_sum_heads(sums) if gates.sums_heads(call.gate, sums) else sums)
     return grads
 
 
-def _key_value_gradients(saved, grads, prepared, plain):
+def gate_gradient(sums: Tensor | None, gate: Tensor) -> Tensor:
+    """The gradient of a gate from what `gradients` left of it."""
+    return torch.zeros_like(gate) if sums is None else gates.gradient(sums, gate)
+
+
+def _key_value_gradients(saved, grads, prepared, plain, others):
     call, (bounds, cross_bounds) = prepared.call, prepared.bounds
     _, k, v, cross_k, cross_v = prepared.tensors
     want_self = grads.k is not None or grads.v is not None
@@ -86,6 +103,7 @@ def _key_value_gradients(saved, grads, prepared, plain):
         rows_or_none(grads.v),
         *mask_and_stride(call.key_mask),
         bounds,
+        prepared.spans[0],
     )
     cross = KeyTerm(
         rows(cross_k),
@@ -95,6 +113,7 @@ def _key_value_gradients(saved, grads, prepared, plain):
         *(rows_or_none(grad if want_cross else None) for grad in (grads.cross_k, grads.cross_v)),
         *mask_and_stride(call.cross_mask),
         cross_bounds,
+        prepared.spans[1],
     )
 
     def run(config):
@@ -113,13 +132,13 @@ def _key_value_gradients(saved, grads, prepared, plain):
             self_tiles,
             cross_tiles,
             *prepared.numbers,
-            C=prepared.constants(config, cross_tiles=False),
+            C=prepared.constants(config, cross_tiles=False, others=others),
         )
 
     run_tuned("key_value_gradients", run, prepared, plain)
 
 
-def _query_gradients(saved, grad_q, prepared, plain):
+def _query_gradients(saved, grad_q, prepared, plain, others):
     def run(config):
         launch(
             query_gradients_kernel,
@@ -130,40 +149,49 @@ def _query_gradients(saved, grad_q, prepared, plain):
             rows(grad_q),
             prepared.masks(config.block_n),
             *prepared.numbers,
-            C=prepared.constants(config, cross_tiles=True),
+            C=prepared.constants(config, cross_tiles=True, others=others),
         )
 
     run_tuned("query_gradients", run, prepared, plain)
 
 
-def _row_sums(grad_out, results, grads, prepared):
+def _row_sums(grad_out, results, grads, want_gate, prepared):
     """The Saved of the gradient kernels; sums that no wanted gradient needs are None."""
     batch, heads, queries, width = prepared.q.shape
     want_self = grads.q is not None or grads.k is not None
-    want_cross = prepared.crossing and any(x is not None for x in (grads.q, grads.cross_k, grads.gate))
+    want_cross = prepared.crossing and (want_gate or grads.q is not None or grads.cross_k is not None)
+    self_lse, cross_lse = both_lse(results.lse)
     self_sums, cross_sums = (
-        results.self_lse.new_empty(batch, heads, queries) if want else None for want in (want_self, want_cross)
+        fresh(self_lse.new_empty(batch, heads, queries)) if want else None for want in (want_self, want_cross)
     )
     if want_self or want_cross:
+        terms = [x for x, want in ((results.self_out, want_self), (results.cross_out, want_cross)) if want]
+        constants = Constants(
+            HEADS=heads,
+            HEAD_DIM=width,
+            BLOCK_D=block_of_width(width),
+            WIDE=is_wide((grad_out, *terms), _SUMS.block_m),
+            BLOCK_M=_SUMS.block_m,
+        )
         launch(
             row_sums_kernel,
             (triton.cdiv(queries, _SUMS.block_m) * heads * batch,),
             _SUMS,
-            grad_out,
+            rows(grad_out),
             rows(results.self_out) if want_self else None,
             rows(results.cross_out) if want_cross else None,
             self_sums,
             cross_sums,
             queries,
-            C=Constants(HEADS=heads, HEAD_DIM=width, BLOCK_D=block_of_width(width), BLOCK_M=_SUMS.block_m),
+            C=constants,
         )
-    return Saved(grad_out, results.self_lse, results.cross_lse, self_sums, cross_sums)
+    return Saved(rows(grad_out), self_lse, cross_lse, self_sums, cross_sums)
 
 
 def _sum_heads(sums):
     """(B, Hq, S) -> (B, 1, S), in the order of heads whatever the batch."""
     batch, heads, queries = sums.shape
-    total = sums.new_empty(batch, 1, queries)
+    total = fresh(sums.new_empty(batch, 1, queries))
     programs = (triton.cdiv(queries, _SUMS.block_m) * batch,)
     launch(sum_heads_kernel, programs, _SUMS, sums, total, queries, HEADS=heads, BLOCK_M=_SUMS.block_m)
     return total

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ...tiles import vector, zeros
-from .rows import load_rows
+from .rows import load_rows, row_offsets
 from .scores import LOG2_E, capped_scores
 from .spans import band_visible
 
@@ -19,7 +19,7 @@ BESIDE_VALUES = tl.constexpr(4)
 
 
 class ChunkTerm(NamedTuple):
-    """Keys begin .. end of one key head, in chunks counted from key 0: pointers to its first key and value with strides s_k and s_v,
+    """Keys begin .. end of one key head, in chunks counted from its first key: pointers to that key and value with strides s_k and s_v,
     to its row of the mask, and the key indices of the rows, o_query [BM]."""
 
     p_k: object
@@ -44,7 +44,7 @@ class Attended(NamedTuple):
 
 @triton.jit
 def chunk_count(begin, end, BLOCK_N: tl.constexpr):
-    """How many chunks of BLOCK_N keys, counted from key 0, hold the keys begin .. end."""
+    """How many chunks of BLOCK_N keys, counted from the first, hold the keys begin .. end."""
     return tl.where(end > begin, tl.cdiv(end, BLOCK_N) - begin // BLOCK_N, 0)
 
 
@@ -86,7 +86,7 @@ def load_columns(p_head, s_row, first, m_used, BLOCK: tl.constexpr, C: tl.conste
     p_head += tl.cast(first, tl.int64) * s_row
     o_value = tl.arange(0, C.BLOCK_D)[:, None]
     # [BLOCK_D, BLOCK]
-    p_columns = p_head + (o_value + tl.arange(0, BLOCK)[None, :] * s_row)
+    p_columns = p_head + (o_value + row_offsets(tl.arange(0, BLOCK), s_row, C)[None, :])
     return tl.load(p_columns, mask=m_used[None, :] & (o_value < C.HEAD_DIM), other=0.0)
 
 

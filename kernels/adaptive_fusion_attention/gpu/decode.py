@@ -1,13 +1,12 @@
 """Attention of a few queries without gradients: one program for each batch row and key head reads its keys once.
 
-Every chunk of keys, counted from key 0, has a softmax of its own, and chunks merge in their order. A program does both; where
-programs are too few for the GPU, several share the chunks of a key head and a second launch merges: the same numbers in the
+Every chunk of keys, counted from key 0 or a span's begin, has a softmax of its own, and chunks merge in their order. A program does
+both; where programs are too few for the GPU, several share the chunks of a key head and a second launch merges: the same numbers in the
 same order, so that neither the batch nor the number of splits changes a bit.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,9 +15,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import architecture, dot_precision, launch, multiprocessors
-from .. import gates
+from ...plans import fresh, nothing
 from ..call import Call
-from .arguments import LONGEST_WINDOW, Constants, block_of_width, empty_like, mask_and_stride, rows, unit_stride
+from .arguments import (
+    LONGEST_WINDOW,
+    Constants,
+    block_of_width,
+    empty_like,
+    gate_rows,
+    is_wide,
+    mask_and_stride,
+    rows,
+    unit_stride,
+)
 from .chunks import BESIDE_VALUES, ChunkTerm, attend_chunk, merge, nothing_attended, unit_after
 from .decode_rows import (
     DecodeMasks,
@@ -56,8 +65,8 @@ def attend_chunks(
     """
     rest = unit_after(scale, C.CAPPED and not CROSS, EXACT=b_q.dtype == tl.float32)
     term = ChunkTerm(
-        head_pointer(k, batch, tile.kv_head, 0),
-        head_pointer(v, batch, tile.kv_head, 0),
+        head_pointer(k, batch, tile.kv_head, span.origin),
+        head_pointer(v, batch, tile.kv_head, span.origin),
         k.row,
         v.row,
         span.p_mask,
@@ -88,8 +97,8 @@ def decode_kernel(
     """
     tile = tile_of_rows(queries, C)
     cross_batch = tile.batch // sharing
-    own = self_span(masks.self_mask, s_mask, tile.batch, queries, keys, start, s_start, window, C)
-    cross = cross_span(masks.cross_mask, s_cross_mask, cross_batch, cross_keys, C)
+    own = self_span(masks.self_mask, s_mask, masks.spans, tile.batch, queries, keys, start, s_start, window, C)
+    cross = cross_span(masks.cross_mask, s_cross_mask, masks.cross_spans, cross_batch, cross_keys, C)
     share = tl.cdiv(cross.chunks + own.chunks, splits)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, cross.chunks + own.chunks)
@@ -137,8 +146,8 @@ def combine_kernel(
 ):  # fmt: skip
     """A few rows of one key head: what their chunks left, merged in the order of chunks."""
     tile = tile_of_rows(queries, C)
-    own = self_span(masks.self_mask, s_mask, tile.batch, queries, keys, start, s_start, window, C)
-    cross = cross_span(masks.cross_mask, s_cross_mask, tile.batch // sharing, cross_keys, C)
+    own = self_span(masks.self_mask, s_mask, masks.spans, tile.batch, queries, keys, start, s_start, window, C)
+    cross = cross_span(masks.cross_mask, s_cross_mask, masks.cross_spans, tile.batch // sharing, cross_keys, C)
     scale = scale * LOG2_E
     cross_attended = None
     if C.CROSS:
@@ -171,9 +180,9 @@ def decode(call: Call, return_lse: bool) -> Decoded:
     group, crossing = heads // kv_heads, cross_keys > 0
     self_lse = cross_lse = None
     if return_lse:
-        self_lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        cross_lse = self_lse.new_empty(self_lse.shape) if crossing else torch.full_like(self_lse, -torch.inf)
-    results = Decoded(empty_like(q), self_lse, cross_lse)
+        self_lse = fresh(q.new_empty(q.shape[:3], dtype=torch.float32))
+        cross_lse = fresh(torch.empty_like(self_lse)) if crossing else torch.full_like(self_lse, -torch.inf)
+    results = Decoded(fresh(empty_like(q)), self_lse, cross_lse)
 
     arch = architecture(q.device)
     config = decode_config(architecture=arch, dtype=q.dtype, head_dim=width, rows=group * queries)
@@ -181,22 +190,24 @@ def decode(call: Call, return_lse: bool) -> Decoded:
     chunks = place.chunks + triton.cdiv(cross_keys, config.block_n)
     programs = batch * kv_heads * triton.cdiv(group * queries, config.block_m)
     splits = split_count(programs, chunks, q.device)
-    partials = _nothing(q.device)
+    partials = nothing(q.device)
     if splits > 1:
         size = batch * heads * queries * chunks * (width + BESIDE_VALUES.value)
-        partials = q.new_empty(size, dtype=torch.float32)
-    gate = rows(gates.spread(call.gate, q))
+        partials = fresh(q.new_empty(size, dtype=torch.float32))
+    gate = gate_rows(call.gate, q)
     mask, s_mask = mask_and_stride(call.key_mask)
     cross_mask, s_cross_mask = mask_and_stride(call.cross_mask if crossing else None)
+    spans = (x if x is None else x.contiguous() for x in (call.key_span, call.cross_span if crossing else None))
     shared = (
         DecodeOutputs(rows(results.out), self_lse, cross_lse, partials),
-        DecodeMasks(mask, cross_mask),
+        DecodeMasks(mask, cross_mask, *spans),
         s_mask,
         s_cross_mask,
         *(queries, keys, cross_keys, place.start, place.stride, place.window or 0),
         *(call.scale, call.softcap or 0.0, batch // cross_k.shape[0], chunks),
     )
     constants = Constants(
+        WIDE=is_wide((k, v, cross_k, cross_v), config.block_n),
         HEADS=heads,
         HEAD_DIM=width,
         BLOCK_D=block_of_width(width),
@@ -257,10 +268,6 @@ def _place(call, block):
     start = min(start, keys)
     if window is not None:
         begin = min(max(start - window + 1, 0), end)
-    return _Place(start, 0, window, triton.cdiv(end, block) - begin // block)
-
-
-@cache
-def _nothing(device):
-    """What stands for the partial results of a call without splits: its kernel is the same."""
-    return torch.empty(1, dtype=torch.float32, device=device)
+    # Chunks are counted from a span's begin, which may cut a window's keys into one more.
+    more = call.key_span is not None and begin > 0
+    return _Place(start, 0, window, triton.cdiv(end, block) - begin // block + more)

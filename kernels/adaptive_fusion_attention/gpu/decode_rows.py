@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .chunks import BESIDE_VALUES, Attended, chunk_count, unit_after
 from .rows import Rows
+from .spans import key_place
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -22,10 +23,12 @@ class DecodeOutputs(NamedTuple):
 
 
 class DecodeMasks(NamedTuple):
-    """The masks of a call, None for none. Their strides change with every token, so are no members."""
+    """The masks and spans of a call, None for none. The masks' strides change with every token, so are no members."""
 
     self_mask: Tensor | None
     cross_mask: Tensor | None
+    spans: Tensor | None
+    cross_spans: Tensor | None
 
 
 class RowTile(NamedTuple):
@@ -41,9 +44,10 @@ class RowTile(NamedTuple):
 
 
 class KeySpan(NamedTuple):
-    """The keys begin .. end that rows read, in `chunks` chunks; p_mask: the mask's row, a number that nobody reads where there is
-    none; start: key index of query 0."""
+    """The keys begin .. end that rows read, in `chunks` chunks, counted from key `origin` on; p_mask: the mask at that key, a number
+    that nobody reads where there is none; start: key index of query 0."""
 
+    origin: object
     begin: object
     end: object
     chunks: object
@@ -65,11 +69,11 @@ def tile_of_rows(queries, C: tl.constexpr):
 
 
 @triton.jit
-def mask_row(mask, s_mask, batch):
-    """Pointer to a batch row of the mask; without a mask a number that nobody reads."""
+def mask_row(mask, s_mask, batch, origin):
+    """Pointer to key `origin` in a batch row of the mask; without a mask a number that nobody reads."""
     p_mask = 0
     if mask is not None:
-        p_mask = mask + tl.cast(batch, tl.int64) * s_mask
+        p_mask = mask + tl.cast(batch, tl.int64) * s_mask + origin
     return p_mask
 
 
@@ -90,33 +94,35 @@ def attended_span(mask, p_mask, begin, end):
 
 
 @triton.jit
-def self_span(mask, s_mask, batch, queries, keys, start, s_start, window, C: tl.constexpr):
+def self_span(mask, s_mask, spans, batch, queries, keys, start, s_start, window, C: tl.constexpr):
     """The KeySpan of a batch row's own keys; its start is kept within what can matter, so that sums stay in 32 bits."""
     if C.START_PER_ROW:
         index = tl.load(start + tl.cast(batch, tl.int64) * s_start).to(tl.int64)
         start = tl.minimum(tl.maximum(index, -queries), keys + window).to(tl.int32)
+    origin, end = key_place(None, spans, batch, keys)
+    if spans is not None:
+        start -= origin
     begin = 0
-    end = keys
     if C.CAUSAL:
-        end = tl.minimum(keys, tl.maximum(start + queries, 0))
+        end = tl.minimum(end, tl.maximum(start + queries, 0))
     if C.WINDOWED:
         begin = tl.minimum(tl.maximum(start - window + 1, 0), end)
-    p_mask = mask_row(mask, s_mask, batch)
+    p_mask = mask_row(mask, s_mask, batch, origin)
     begin, end = attended_span(mask, p_mask, begin, end)
-    return KeySpan(begin, end, chunk_count(begin, end, C.BLOCK_N), p_mask, start)
+    return KeySpan(origin, begin, end, chunk_count(begin, end, C.BLOCK_N), p_mask, start)
 
 
 @triton.jit
-def cross_span(mask, s_mask, batch, cross_keys, C: tl.constexpr):
+def cross_span(mask, s_mask, spans, batch, cross_keys, C: tl.constexpr):
     """The KeySpan of the cross keys of one of their batch rows; without cross keys an empty one."""
-    p_mask = mask_row(mask, s_mask, batch)
+    origin, end = key_place(None, spans, batch, cross_keys)
+    p_mask = mask_row(mask, s_mask, batch, origin)
     begin = 0
-    end = 0
     chunks = 0
     if C.CROSS:
-        begin, end = attended_span(mask, p_mask, 0, cross_keys)
+        begin, end = attended_span(mask, p_mask, 0, end)
         chunks = chunk_count(begin, end, C.BLOCK_N)
-    return KeySpan(begin, end, chunks, p_mask, 0)
+    return KeySpan(origin, begin, end, chunks, p_mask, 0)
 
 
 @triton.jit

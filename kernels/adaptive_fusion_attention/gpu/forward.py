@@ -4,6 +4,7 @@ Only one accumulator is alive at a time: the un-gated cross result is stored (th
 the sum. Kept in registers it takes 210 to 255 of them at D = 128 and spills; stored, 171.
 """
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -12,34 +13,50 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launch
+from ...plans import fresh
 from ...tiles import vector, zeros
 from ..call import Call
-from .arguments import NUMBERS, Prepared, rows_or_none, run_tuned
+from .arguments import NUMBERS, Prepared, rows, rows_or_none, run_tuned
+from .packing import raise_faults
 from .rows import Rows, load_gate, load_query_rows, store_query_rows
 from .scores import LOG2_E, capped_scores
 from .spans import query_place, query_tile
 from .terms import cross_term, hide_unseen, key_tile, listed_span, read_keys, self_term
 
 
+class Kept(NamedTuple):
+    """What a forward keeps besides its output: the un-gated terms for the backward, of the self term only where the gradients of
+    scores are wanted, and the log-sum-exps."""
+
+    self_term: bool
+    terms: bool
+    lse: bool
+
+
+EVERYTHING = Kept(True, True, True)
+
+
 class ForwardResults(NamedTuple):
-    """self_out, cross_out: the un-gated terms for the backward, in the shape of out; empty where T = 0, where out is the
-    self term, and self_out also where it is not kept. Log-sum-exps: (B, Hq, S) fp32 in base 2."""
+    """self_out, cross_out: the un-gated terms in the shape of out, None where they are not kept and where T = 0, where out is the
+    self term. lse: None or both log-sum-exps, (2, B, Hq, S) fp32 in base 2; (1, B, Hq, S) where T = 0. lists, cross_lists: of the
+    masks' used tiles, for the backward."""
 
     out: Tensor
-    self_out: Tensor
-    cross_out: Tensor
-    self_lse: Tensor
-    cross_lse: Tensor
+    self_out: Tensor | None
+    cross_out: Tensor | None
+    lse: Tensor | None
+    lists: Tensor | None = None
+    cross_lists: Tensor | None = None
 
 
 class Outputs(NamedTuple):
-    """Where the kernel writes its ForwardResults; a term that is not kept is None."""
+    """Where the kernel writes its ForwardResults; what is not kept is None, but for the cross term, whose place then is out."""
 
     out: Rows
     self_out: Rows | None
     cross_out: Rows | None
-    self_lse: Tensor
-    cross_lse: Tensor
+    self_lse: Tensor | None
+    cross_lse: Tensor | None
 
 
 @triton.jit
@@ -63,6 +80,7 @@ def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.con
         number, o_key, m_used = key_tile(used_tiles, term, place, C, CROSS)
         # [BN, BLOCK_D]
         b_k = read_keys(term.k, term.s_k, number, m_used, C, FULL)
+        b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
         # [BM, BN]
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
         if C.CAPPED and not CROSS:
@@ -77,8 +95,6 @@ def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.con
         b_decay = tl.exp2((b_top - b_base) * rest)
         b_total = b_total * b_decay + tl.sum(b_weights, 1)
         b_sum = b_sum * b_decay[:, None]
-        # [BN, BLOCK_D]
-        b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
         b_sum = tl.dot(b_weights.to(b_v.dtype), b_v, b_sum, input_precision=C.PRECISION)
         b_top = b_new_top
     b_total = tl.where(b_total == 0, 1.0, b_total)
@@ -93,7 +109,7 @@ def forward_kernel(
 
     shares: batch rows that read one row of cross keys.
     """
-    place = query_place(masks.bounds, sequences, queries, C)
+    place = query_place(masks.bounds, sequences, queries, keys + cross_keys, C)
     if place.first >= place.count:
         return
     tile = query_tile(place, queries, C)
@@ -105,11 +121,13 @@ def forward_kernel(
         term = cross_term(inputs, masks, cross_keys, tile, shares, C)
         b_cross, b_lse = attend(b_q, term, masks.cross_tiles, scale, softcap, C, CROSS=True)
         store_query_rows(outputs.cross_out, tile, b_cross, C)
-        tl.store(outputs.cross_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
+        if outputs.cross_lse is not None:
+            tl.store(outputs.cross_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
 
     term = self_term(inputs, masks, queries, keys, tile, start, window, C)
     b_out, b_lse = attend(b_q, term, masks.tiles, scale, softcap, C, CROSS=False)
-    tl.store(outputs.self_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
+    if outputs.self_lse is not None:
+        tl.store(outputs.self_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
     if outputs.self_out is not None:
         store_query_rows(outputs.self_out, tile, b_out, C)
     if C.CROSS:
@@ -119,20 +137,38 @@ def forward_kernel(
     store_query_rows(outputs.out, tile, b_out, C)
 
 
-def forward(call: Call, save_self: bool = True) -> ForwardResults:
-    """The ForwardResults of a call whose scale is given. save_self: keep the un-gated self term."""
+def both_lse(lse: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The self and the cross log-sum-exps of a ForwardResults; without cross keys the latter are None."""
+    if lse is None:
+        return None, None
+    return lse[0], lse[1] if len(lse) > 1 else None
+
+
+def gluon_asked() -> bool:
+    """Whether LAYALIGN_GLUON=1 asks for the Hopper kernel, which no GPU has run, where it covers a call."""
+    return os.environ.get("LAYALIGN_GLUON") == "1"
+
+
+def forward(call: Call, kept: Kept = EVERYTHING) -> ForwardResults:
+    """The ForwardResults of a call whose scale is given."""
+    if call.cu_seqlens is not None:
+        raise_faults(call.q.device)
     prepared = Prepared(call)
+    if gluon_asked():
+        from ..gluon import forward as hopper
+
+        if hopper.covers(call):
+            return hopper.forward(prepared, kept)
     q, crossing = prepared.q, prepared.crossing
-    out = torch.empty_like(q)
-    cross_out = torch.empty_like(q) if crossing else q.new_empty(0)
-    self_out = torch.empty_like(q) if crossing and save_self else q.new_empty(0)
-    self_lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    cross_lse = q.new_empty(q.shape[:3], dtype=torch.float32) if crossing else torch.full_like(self_lse, -torch.inf)
-    results = ForwardResults(out, self_out, cross_out, self_lse, cross_lse)
+    out = fresh(torch.empty_like(q))
+    self_out = fresh(torch.empty_like(q)) if crossing and kept.self_term else None
+    cross_out = fresh(torch.empty_like(q)) if crossing and kept.terms else None
+    lse = fresh(q.new_empty((1 + crossing, *q.shape[:3]), dtype=torch.float32)) if kept.lse else None
+    results = ForwardResults(out, self_out, cross_out, lse)
     if q.numel() == 0:
         return results
-    kept = (rows_or_none(x if x.numel() else None) for x in results[:3])
-    outputs = Outputs(*kept, self_lse, cross_lse)
+    cross_rows = rows(out if cross_out is None else cross_out) if crossing else None
+    outputs = Outputs(rows(out), rows_or_none(self_out), cross_rows, *both_lse(lse))
 
     def run(config):
         launch(
@@ -144,8 +180,8 @@ def forward(call: Call, save_self: bool = True) -> ForwardResults:
             prepared.masks(config.block_n),
             *prepared.numbers,
             q.shape[0] // call.cross_k.shape[0],
-            C=prepared.constants(config, cross_tiles=True),
+            C=prepared.constants(config, cross_tiles=True, others=(out,)),
         )
 
     run_tuned("forward", run, prepared, plain=prepared.is_plain(prepared.tensors[1:5]))
-    return results
+    return ForwardResults(*results[:4], *prepared.lists) if kept.terms else results

@@ -11,8 +11,10 @@ import torch
 from ...launch import LaunchConfig, family
 
 
-def _line(block_m, block_n, warps, stages, descriptors=False):
-    return LaunchConfig(block_m=block_m, block_n=block_n, warps=warps, stages=stages, descriptors=descriptors)
+def _line(block_m, block_n, warps, stages, descriptors=False, ahead=False):
+    return LaunchConfig(
+        block_m=block_m, block_n=block_n, warps=warps, stages=stages, descriptors=descriptors, ahead=ahead
+    )
 
 
 # family -> kernel -> head dim up to -> (plain, any other call), in bfloat16 and float16
@@ -57,25 +59,25 @@ _HALF = {
     "sm_90": {
         "forward": {
             64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 3)),
-            128: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 2)),
-            256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
+            128: (_line(128, 128, 8, 3, True), _line(128, 64, 8, 2)),
+            256: (_line(64, 64, 8, 2, True), _line(64, 32, 8, 2)),
         },
         "key_value_gradients": {
-            64: (_line(64, 128, 8, 2, True), _line(32, 64, 4, 2)),
-            128: (_line(32, 128, 8, 2), _line(16, 128, 8, 2)),
+            64: (_line(64, 64, 4, 2, True), _line(32, 64, 4, 2)),
+            128: (_line(64, 64, 4, 2, True), _line(32, 128, 8, 2)),
             256: (_line(16, 32, 8, 1), _line(16, 32, 8, 1)),
         },
         "query_gradients": {
-            64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 2)),
-            128: (_line(128, 64, 8, 2, True), _line(128, 64, 8, 2)),
-            256: (_line(64, 32, 8, 2, True), _line(64, 32, 8, 2)),
+            64: (_line(128, 64, 8, 3, True, True), _line(128, 64, 8, 2)),
+            128: (_line(128, 64, 8, 3, True, True), _line(128, 64, 8, 2)),
+            256: (_line(64, 64, 8, 2, True), _line(64, 32, 8, 2)),
         },
     },
     # Blackwell: accumulators lie in tensor memory, but are read back to be rescaled; a second stage spills in the backward.
     "sm_100": {
         "forward": {
             64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 3)),
-            128: (_line(128, 64, 8, 3, True), _line(128, 64, 8, 2)),
+            128: (_line(128, 64, 8, 3, True, True), _line(128, 64, 8, 2)),
             256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
         },
         "key_value_gradients": {
@@ -164,6 +166,8 @@ def launch_candidates(kernel, *, architecture, plain, **call):
     for block_m, block_n in ((32, 64), (32, 128), (64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128)):
         warps = 8 if block_m * block_n >= 64 * 128 else 4
         lines += [_line(block_m, block_n, warps, stages, d) for stages in (2, 3) for d in described]
+        if kernel == "query_gradients" and plain and arch == "sm_90":
+            lines += [_line(block_m, block_n, warps, stages, True, ahead=True) for stages in (2, 3)]
     return list(dict.fromkeys(lines))
 
 

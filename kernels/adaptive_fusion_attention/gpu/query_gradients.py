@@ -8,10 +8,12 @@ from torch import Tensor
 
 from ...tiles import zeros
 from .arguments import NUMBERS
-from .rows import Rows, load_gate, load_query_rows, store_query_rows
+from .rows import Rows, load_gate, load_query_rows, read_rows, store_query_rows
 from .scores import LOG2_E, load_lse, weights_again
 from .spans import QueryPlace, query_place, query_tile
 from .terms import cross_term, hide_unseen, key_tile, listed_span, read_keys, self_term
+
+NOWHERE = tl.constexpr(2**30)  # past the rows of any descriptor
 
 
 class Saved(NamedTuple):
@@ -55,25 +57,38 @@ def add_key_tiles(
 ):
     """Add what a Term contributes to the gradients [BM, BLOCK_D] of a QueryTile, still to be multiplied by the scale.
 
-    b_grad: [BM, BLOCK_D] of the output; b_lse, b_sums: [BM] of this term; scale: in base 2.
+    b_grad: [BM, BLOCK_D] of the output; b_lse, b_sums: [BM] of this term; scale: in base 2. AHEAD: while a tile's weights are computed,
+    tensor cores multiply the gradient with the next tile's values, which may lie past the last: zeros, by descriptor.
     """
     FULL: tl.constexpr = CROSS and C.EVEN_CROSS and used_tiles is None
     begin, end = listed_span(used_tiles, term)
+    if C.AHEAD:
+        first = tl.where(begin < end, begin * C.BLOCK_N, NOWHERE)
+        # [BN, BLOCK_D]
+        b_v = read_rows(term.v, term.s_v, first, None, C.BLOCK_N, C)
+        # [BM, BN]
+        b_ahead = tl.dot(b_grad, tl.trans(b_v), input_precision=C.PRECISION)
     for place in range(begin, end):
         number, o_key, m_used = key_tile(used_tiles, term, place, C, CROSS)
         # [BN, BLOCK_D]
         b_k = read_keys(term.k, term.s_k, number, m_used, C, FULL)
+        if C.AHEAD:
+            b_v = read_rows(term.v, term.s_v, (number + 1) * C.BLOCK_N, None, C.BLOCK_N, C)
+        else:
+            b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
         # [BM, BN]
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
+        if C.AHEAD:
+            # Read before its registers take the next product: or else the assembler lets no product run beside anything.
+            b_products = b_ahead - b_sums[:, None]
+            b_ahead = tl.dot(b_grad, tl.trans(b_v), input_precision=C.PRECISION)
+        else:
+            b_products = tl.dot(b_grad, tl.trans(b_v), input_precision=C.PRECISION) - b_sums[:, None]
         b_weights, b_capped = weights_again(
             b_scores, scale, softcap, b_lse[:, None], C.CAPPED and not CROSS, EXACT=b_q.dtype == tl.float32
         )
         b_weights = hide_unseen(b_weights, 0.0, used_tiles, term, number, o_key, m_used, C, CROSS)
-        # [BN, BLOCK_D]
-        b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
-        # [BM, BN]
-        b_products = tl.dot(b_grad, tl.trans(b_v), input_precision=C.PRECISION)
-        b_grad_scores = b_weights * (b_products - b_sums[:, None])
+        b_grad_scores = b_weights * b_products
         if C.CAPPED and not CROSS:
             b_grad_scores = b_grad_scores * (1 - b_capped * b_capped)
         b_grad_q = tl.dot(b_grad_scores.to(b_k.dtype), b_k, b_grad_q, input_precision=C.PRECISION)
@@ -85,7 +100,7 @@ def query_gradients_kernel(
     inputs, saved, grad_q, masks, sequences, queries, keys, cross_keys, start, window, scale, softcap, C: tl.constexpr
 ):
     """One tile of queries of one head."""
-    place = query_place(masks.bounds, sequences, queries, C)
+    place = query_place(masks.bounds, sequences, queries, keys + cross_keys, C)
     if place.first >= place.count:
         return
     tile = query_tile(place, queries, C)

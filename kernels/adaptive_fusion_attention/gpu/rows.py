@@ -28,17 +28,25 @@ def head_pointer(x, batch, head, first_row):
 
 
 @triton.jit
-def row_pointers(p_head, s_row, first, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+def row_offsets(o_row, s_row, C: tl.constexpr):
+    """Where rows o_row lie. In 64 bits only where 32 are too few: those cost a register for each row that a thread reads."""
+    if C.WIDE:
+        o_row = o_row.to(tl.int64)
+    return o_row * s_row
+
+
+@triton.jit
+def row_pointers(p_head, s_row, first, BLOCK: tl.constexpr, C: tl.constexpr):
     """Pointers [BLOCK, BLOCK_D] to rows first .. first + BLOCK."""
     p_head += tl.cast(first, tl.int64) * s_row
-    return p_head + (tl.arange(0, BLOCK)[:, None] * s_row + tl.arange(0, BLOCK_D)[None, :])
+    return p_head + (row_offsets(tl.arange(0, BLOCK), s_row, C)[:, None] + tl.arange(0, C.BLOCK_D)[None, :])
 
 
 @triton.jit
 def load_rows(p_head, s_row, first, m_used, BLOCK: tl.constexpr, C: tl.constexpr):
     """Rows first .. first + BLOCK as [BLOCK, BLOCK_D], zero where not used ([BLOCK] bool, None = all are) and past HEAD_DIM."""
     # [BLOCK, BLOCK_D]
-    p_rows = row_pointers(p_head, s_row, first, BLOCK, C.BLOCK_D)
+    p_rows = row_pointers(p_head, s_row, first, BLOCK, C)
     m_inside = tl.arange(0, C.BLOCK_D)[None, :] < C.HEAD_DIM
     if m_used is not None and C.HEAD_DIM != C.BLOCK_D:
         b_rows = tl.load(p_rows, mask=m_used[:, None] & m_inside, other=0.0)
@@ -76,7 +84,7 @@ def read_rows(source, s_row, first, m_used, BLOCK: tl.constexpr, C: tl.constexpr
 def store_rows(x, batch, head, begin, first, m_used, b_rows, BLOCK: tl.constexpr, C: tl.constexpr):
     """Write the used rows of [BLOCK, BLOCK_D] to one head of Rows, counted from row `begin`, rounded to its dtype."""
     # [BLOCK, BLOCK_D]
-    p_rows = row_pointers(head_pointer(x, batch, head, begin), x.row, first, BLOCK, C.BLOCK_D)
+    p_rows = row_pointers(head_pointer(x, batch, head, begin), x.row, first, BLOCK, C)
     m_inside = tl.arange(0, C.BLOCK_D)[None, :] < C.HEAD_DIM
     tl.store(p_rows, b_rows.to(x.pointer.dtype.element_ty), mask=m_used[:, None] & m_inside)
 
@@ -99,7 +107,9 @@ def load_gate(gate, tile, C: tl.constexpr):
     """The gate of a QueryTile in fp32, to be multiplied with [BM, BLOCK_D]: [BM, 1], or a scalar where queries share it."""
     p_gate = head_pointer(gate, tile.batch, tile.head, 0)
     if C.GATE_PER_QUERY:
-        b_gate = tl.load(p_gate + (tile.begin + tile.o_query) * gate.row, mask=tile.m_query, other=0.0)[:, None]
+        b_gate = tl.load(p_gate + row_offsets(tile.begin + tile.o_query, gate.row, C), mask=tile.m_query, other=0.0)[
+            :, None
+        ]
     else:
         b_gate = tl.load(p_gate)
     return b_gate.to(tl.float32)

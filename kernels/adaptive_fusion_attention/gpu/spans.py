@@ -5,6 +5,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .order import head_and_tile
+
 
 class QueryPlace(NamedTuple):
     """Where a program's queries are: from `first`, counted from `begin`, on; maybe past the sequence's `count` queries."""
@@ -67,20 +69,36 @@ def sequence_span(bounds, sequence, length):
 
 
 @triton.jit
-def query_place(bounds, sequences, queries, C: tl.constexpr):
-    """The QueryPlace of this program."""
+def key_place(bounds, spans, sequence, length):
+    """-> first key and number of keys of a sequence: of a packed one, or of what a row's span leaves of its `length` keys.
+
+    Keys are counted from that first one on, so that tiles, and with them bits, do not depend on the padding before it.
+    """
+    begin, count = sequence_span(bounds, sequence, length)
+    if spans is not None:
+        p_span = spans + tl.cast(sequence, tl.int64) * 2
+        begin = tl.minimum(tl.maximum(tl.load(p_span), 0), length)
+        count = tl.maximum(tl.minimum(tl.load(p_span + 1), length) - begin, 0)
+    return begin, count
+
+
+@triton.jit
+def query_place(bounds, sequences, queries, keys, C: tl.constexpr):
+    """The QueryPlace of this program. keys: how many rows of keys a head's programs read."""
     program = tl.program_id(0)
     if bounds is None:
         tiles = tl.cdiv(queries, C.BLOCK_M)
-        batch = program // (tiles * C.HEADS)
+        head, tile = head_and_tile(program, tiles, keys, C.GROUP, C)
+        batch = head // C.HEADS
         sequence = batch
-        tile = tiles - 1 - program % tiles  # under a causal mask the last queries see most: longest first
+        tile = tiles - 1 - tile  # under a causal mask the last queries see most: longest first
     else:
         tiles = queries // C.BLOCK_M + sequences
+        head = program // tiles
         batch = 0
         sequence, tile = packed_tile(bounds, sequences, program % tiles, C.BLOCK_M)
     begin, count = sequence_span(bounds, sequence, queries)
-    return QueryPlace(batch, program // tiles % C.HEADS, sequence, begin, count, tile * C.BLOCK_M)
+    return QueryPlace(batch, head % C.HEADS, sequence, begin, count, tile * C.BLOCK_M)
 
 
 @triton.jit

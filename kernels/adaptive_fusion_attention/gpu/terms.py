@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .rows import Rows, read_rows, row_source
-from .spans import TileSpan, band_visible, first_query_index, keys_of_queries, sequence_span
+from .spans import TileSpan, band_visible, first_query_index, key_place, keys_of_queries
 
 
 class Inputs(NamedTuple):
@@ -34,20 +34,22 @@ class UsedTiles(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What hides keys: lists of both masks, and the bounds of packed sequences; None for what a call has not."""
+    """What hides keys: lists of both masks, the bounds of packed sequences, and spans; None for what a call has not."""
 
     tiles: UsedTiles | None
     cross_tiles: UsedTiles | None
     bounds: torch.Tensor | None
     cross_bounds: torch.Tensor | None
+    spans: torch.Tensor | None
+    cross_spans: torch.Tensor | None
 
 
 class Term(NamedTuple):
     """What one softmax of a tile of queries reads.
 
-    k, v: row sources of its head's keys and values, with strides s_k and s_v. p_mask, list_start: where the sequence's part of the
-    mask and of its list of used tiles begins, numbers that nobody reads where there is none. span: the tiles that the queries see;
-    none sees keys outside key_begin .. key_end. o_query: [BM] key indices of the queries.
+    k, v: row sources of its head's keys and values, from the sequence's first on, with strides s_k and s_v. p_mask, list_start: where
+    its part of the mask and of its list of used tiles begins, numbers that nobody reads where there is none. span: the tiles that
+    the queries see; none sees keys outside key_begin .. key_end. o_query: [BM] key indices of the queries.
     """
 
     k: object
@@ -68,7 +70,9 @@ class Term(NamedTuple):
 def self_term(inputs, masks, queries, keys, tile, start, window, C: tl.constexpr):
     """The Term of a QueryTile's own sequence. start: key index of the first query, or pointer to one of each batch row."""
     start = first_query_index(start, tile.batch, queries, keys, window, C.START_PER_ROW)
-    begin, count = sequence_span(masks.bounds, tile.sequence, keys)
+    begin, count = key_place(masks.bounds, masks.spans, tile.sequence, keys)
+    if masks.spans is not None:
+        start -= begin
     last = tl.minimum(tile.first + C.BLOCK_M, tile.count)
     span = keys_of_queries(tile.first, last, start, count, window, C)
     key_begin = start + tile.first - window + 1
@@ -78,6 +82,8 @@ def self_term(inputs, masks, queries, keys, tile, start, window, C: tl.constexpr
         key_end = tl.minimum(count, start + last)
         # What lies past the sequence's last query stays unread; a descriptor has at least one row.
         limit = tl.minimum(count, tl.maximum(start + tile.count, 1))
+    if masks.spans is not None:
+        limit = tl.maximum(limit, 1)
     list_start = first_in_list(masks.bounds, begin, tile.sequence, keys, C.BLOCK_N)
     head = tile.head // C.GROUP
     return Term(
@@ -101,11 +107,14 @@ def cross_term(inputs, masks, cross_keys, tile, shares, C: tl.constexpr):
     """The Term of the cross keys, which all queries see. shares: batch rows that read one row of cross keys."""
     batch = tile.batch // shares
     sequence = tile.sequence // shares
-    begin, count = sequence_span(masks.cross_bounds, tile.sequence, cross_keys)
+    begin, count = key_place(masks.cross_bounds, masks.cross_spans, sequence, cross_keys)
+    limit = count
+    if masks.cross_spans is not None:
+        limit = tl.maximum(count, 1)
     head = tile.head // C.GROUP
     return Term(
-        k=row_source(inputs.cross_k, batch, head, begin, count, C.BLOCK_N, C),
-        v=row_source(inputs.cross_v, batch, head, begin, count, C.BLOCK_N, C),
+        k=row_source(inputs.cross_k, batch, head, begin, limit, C.BLOCK_N, C),
+        v=row_source(inputs.cross_v, batch, head, begin, limit, C.BLOCK_N, C),
         s_k=inputs.cross_k.row,
         s_v=inputs.cross_v.row,
         p_mask=mask_row(masks.cross_tiles, batch, begin),
@@ -197,10 +206,10 @@ def mask_row(used_tiles, batch, begin):
 
 
 @triton.jit
-def list_used_tiles_kernel(mask, mask_stride, bounds, length, tiles, ranks, BLOCK_N: tl.constexpr):
+def list_used_tiles_kernel(mask, mask_stride, bounds, spans, length, tiles, ranks, BLOCK_N: tl.constexpr):
     """One sequence: the numbers of its tiles in which the mask holds a True, and for each tile how many come before it."""
     sequence = tl.program_id(0)
-    begin, count = sequence_span(bounds, sequence, length)
+    begin, count = key_place(bounds, spans, sequence, length)
     place = first_in_list(bounds, begin, sequence, length, BLOCK_N)
     if bounds is None:
         mask += tl.cast(sequence, tl.int64) * mask_stride

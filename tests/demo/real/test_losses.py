@@ -43,7 +43,7 @@ def test_fitted_adapter_speaks_at_the_scale_of_embeddings(joined):
     model, processor = joined
     batch = processor(["ha b two", "x", "\u0915 a b b"], prompt=None)
     fit_adapter(model, batch["encoder_input_ids"], batch["encoder_attention_mask"])
-    soft, mask, _, _ = model.encode(batch["encoder_input_ids"], batch["encoder_attention_mask"])
+    soft, mask, *_ = model.encode(batch["encoder_input_ids"], batch["encoder_attention_mask"])
     soft = soft[mask].detach()
     assert soft.mean(0).abs().max() < 1e-5
     assert soft.std(0).mean() == pytest.approx(model.llm.get_input_embeddings().weight.std().item(), rel=1e-4)

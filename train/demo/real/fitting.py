@@ -46,7 +46,7 @@ def fit_adapter(
     ids, mask = encoder_input_ids.to(device), encoder_attention_mask.to(device)
 
     def soft_prompts() -> torch.Tensor:
-        soft, soft_mask, _, _ = model.encode(ids, mask)
+        soft, soft_mask, *_ = model.encode(ids, mask)
         assert soft is not None
         return soft[soft_mask].float()
 
