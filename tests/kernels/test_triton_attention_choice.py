@@ -72,9 +72,8 @@ adaptive_fusion_attention(x, x, x, x, x, torch.zeros(1), backend="triton")
 
 
 @pytest.mark.parametrize("dim, described", [(None, True), (0, True), (1, False), (2, False)])
-def test_no_descriptor_of_heads_or_rows_that_are_one_expanded(dim, described):
+def test_no_descriptor_of_heads_or_rows_that_are_one_expanded(backend, dim, described):
     """As the gradient of a mean over rows is: whether hardware takes a stride of 0 there, nobody has seen."""
-    from layalign.kernels.adaptive_fusion_attention.call import Call
     from layalign.kernels.adaptive_fusion_attention.gpu.arguments import Prepared
 
     q, k, v, cross_k, cross_v = (torch.zeros(2, 2, 8, 16, dtype=torch.float16) for _ in range(5))
