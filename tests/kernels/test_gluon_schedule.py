@@ -95,13 +95,13 @@ def test_a_run_finds(on_cpu, gluon_interleavings, mutation):
     given = call(200, 300, query_start=0)
     if "term.keys" in mutation[0]:
         given = call(200, 300, causal=True, query_start=torch.tensor([-300]))
-    with pytest.raises(on_cpu.Wrong):
+    with pytest.raises(on_cpu.gpu.Wrong):
         states(on_cpu, gluon_interleavings, given, 2, (mutation,), strict=True)
 
 
 def test_two_agents_and_one_place(gluon_on_cpu, gluon_interleavings):
     """The search itself: as many states as one counts by hand, and what it says where the reader never or too early arrives."""
-    event, (full, empty, place) = gluon_on_cpu.Event, ((1, 0), (2, 0), (3, 0))
+    event, (full, empty, place) = gluon_on_cpu.gpu.Event, ((1, 0), (2, 0), (3, 0))
     filled = [event("expect", full, 8), event("copy", full, 8, (place,))]
     filling = [event("wait", empty, 1), *filled, event("wait", empty, 0), *filled]
     use = [event("product", None, 0, (place,)), event("retire"), event("arrive", empty, 1)]
