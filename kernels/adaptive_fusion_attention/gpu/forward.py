@@ -80,7 +80,8 @@ def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.con
         number, o_key, m_used = key_tile(used_tiles, term, place, C, CROSS)
         # [BN, BLOCK_D]
         b_k = read_keys(term.k, term.s_k, number, m_used, C, FULL)
-        b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
+        if C.DESCRIPTORS:  # asked for together, both wait at one barrier
+            b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
         # [BM, BN]
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
         if C.CAPPED and not CROSS:
@@ -95,6 +96,9 @@ def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.con
         b_decay = tl.exp2((b_top - b_base) * rest)
         b_total = b_total * b_decay + tl.sum(b_weights, 1)
         b_sum = b_sum * b_decay[:, None]
+        if not C.DESCRIPTORS:
+            # [BN, BLOCK_D]
+            b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
         b_sum = tl.dot(b_weights.to(b_v.dtype), b_v, b_sum, input_precision=C.PRECISION)
         b_top = b_new_top
     b_total = tl.where(b_total == 0, 1.0, b_total)
