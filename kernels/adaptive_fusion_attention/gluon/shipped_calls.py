@@ -76,7 +76,7 @@ def run_sizes(
     def projected(heads, tokens):
         return torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
 
-    keys_and_values = [projected(kv_heads, tokens) for tokens in (keys, keys, cross, cross)]
+    k, v, cross_k, cross_v = (projected(kv_heads, tokens) for tokens in (keys, keys, cross, cross))
     gate = torch.empty(1, dtype=torch.float32, device="meta")
-    call = Call(projected(heads, queries), *keys_and_values, gate, scale=head_dim**-0.5)
+    call = Call(projected(heads, queries), k, v, cross_k, cross_v, gate, scale=head_dim**-0.5)
     forward(Prepared(call), Kept(trained, trained, trained))
