@@ -85,7 +85,8 @@ def run_sizes(
     of_states: bool = True,
 ) -> None:
     """Mix of `states` encoder states and its gradients, those of the states where `of_states`, or one product of what it gives,
-    (streams, tokens, width), with weights of `columns` rows: "shared", "strided" (a weight for each stream) or "listed" (in tensors of their own)."""
+    (streams, tokens, width), with weights of `columns` rows: "shared", "strided" (a weight for each stream) or "listed" (in
+    tensors of their own)."""
 
     def empty(*shape):
         return torch.empty(shape, dtype=dtype, device="meta")
