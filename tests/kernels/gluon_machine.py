@@ -1,4 +1,7 @@
-"""The GPU that gluon_on_cpu.py runs a kernel on: memory, barriers, products in flight, and agents that take turns."""
+"""What the Gluon kernel runs on in `gluon_on_cpu`: memory, shared memory, barriers, descriptors, and agents that take turns.
+
+Everything that a GPU does not forgive, and need not show, is an error here.
+"""
 
 import random
 import threading

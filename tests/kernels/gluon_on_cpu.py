@@ -11,7 +11,6 @@ What an agent did is kept as its trace, which `gluon_interleavings` searches for
 
 import ast
 import functools
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -20,10 +19,8 @@ import torch
 
 import layalign.kernels
 from layalign.kernels.launch import recording
+from tests.kernels.gluon_machine import Barrier, Descriptor, Machine, Number, Product, View, Wrong, pointers
 
-_spec = importlib.util.spec_from_file_location("gluon_machine", Path(__file__).with_name("gluon_machine.py"))
-gpu = importlib.util.module_from_spec(_spec)  # pytest's importlib mode puts no test folder on the path
-_spec.loader.exec_module(gpu)
 FOLDER = Path(layalign.kernels.__path__[0]) / "adaptive_fusion_attention" / "gluon"
 
 
@@ -68,7 +65,7 @@ def stand_ins(machine, program):
     def load(pointer, mask=None, other=0.0):
         if not isinstance(pointer.offset, torch.Tensor):
             value = pointer.memory[int(pointer.offset)]
-            return value if value.is_floating_point() else gpu.Number(int(value))
+            return value if value.is_floating_point() else Number(int(value))
         offset, mask = torch.broadcast_tensors(pointer.offset, tensor(True if mask is None else mask))
         return torch.where(
             mask, pointer.memory[torch.where(mask, offset, 0)], torch.tensor(other, dtype=pointer.memory.dtype)
@@ -82,7 +79,7 @@ def stand_ins(machine, program):
         machine.allocations += 1
         values = torch.zeros(shape, dtype=dtype) if dtype == torch.int64 else torch.full(shape, -1).to(dtype)
         values = values.fill_(torch.nan) if dtype.is_floating_point else values
-        return gpu.View(machine, values, (machine.allocations, 0))
+        return View(machine, values, (machine.allocations, 0))
 
     def specialise(parts, warps, registers):
         names = [f"{number}: {function.__name__}" for number, (function, _) in enumerate(parts)]
@@ -116,12 +113,12 @@ def stand_ins(machine, program):
 
     def multiply(left, right, total, use_acc=True, is_async=False):
         machine.pause()
-        product = gpu.Product(machine.current, left, right, total if use_acc else None)
+        product = Product(machine.current, left, right, total if use_acc else None)
         machine.note("product", None, 0, product.places)
         for place in product.places:
             machine.free_of_copies(place, "read")
             if machine.strict and machine.unfenced.get(place):
-                raise gpu.Wrong(f"{place} is multiplied before a fence")
+                raise Wrong(f"{place} is multiplied before a fence")
         if machine.choose.random() < 0.5:
             product.compute()
         machine.products.setdefault(machine.current, []).append(product)
@@ -135,10 +132,10 @@ def stand_ins(machine, program):
             product.compute()
         machine.products[machine.current] = running[len(running) - left_running :]
         if machine.strict and any(x is product for x in deps for product in machine.products[machine.current]):
-            raise gpu.Wrong("the result of a product that still runs is used")
+            raise Wrong("the result of a product that still runs is used")
         for x in deps if not machine.strict else ():
             x.compute()
-        results = tuple(x.result if isinstance(x, gpu.Product) else x for x in deps)
+        results = tuple(x.result if isinstance(x, Product) else x for x in deps)
         return results[0] if len(results) == 1 else results
 
     def fence():
@@ -155,7 +152,7 @@ def stand_ins(machine, program):
         int64=torch.int64,
         uint32=torch.int64,
         uint64=torch.int64,
-        to_tensor=lambda x: gpu.Number(x) if isinstance(x, int) else x,
+        to_tensor=lambda x: Number(x) if isinstance(x, int) else x,
         cast=lambda x, dtype: x,
         arange=lambda begin, end, layout: torch.arange(begin, end, dtype=torch.int32),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
@@ -180,9 +177,9 @@ def stand_ins(machine, program):
         NVMMASharedLayout=SimpleNamespace(get_default_for=layout),
     )
     mbarrier = SimpleNamespace(MBarrierLayout=layout, wait=wait, arrive=arrive, expect=expect)
-    mbarrier.init = lambda barrier, count: machine.barriers.__setitem__(barrier.place, gpu.Barrier(count))
+    mbarrier.init = lambda barrier, count: machine.barriers.__setitem__(barrier.place, Barrier(count))
     tma = SimpleNamespace(async_load=copy)
-    tma.make_tensor_descriptor = lambda base, shape, strides, block_shape, layout: gpu.Descriptor(
+    tma.make_tensor_descriptor = lambda base, shape, strides, block_shape, layout: Descriptor(
         base, shape, strides, block_shape
     )
     gluon = SimpleNamespace(
@@ -202,9 +199,9 @@ def run_on_cpu(function, seed=0, mutations=(), stages=None, strict=True):
     def run(kernel, grid, arguments, constants, options):
         assert kernel.__name__ == "hopper_forward_kernel"
         compiled_for = constants["C"] if stages is None else constants["C"]._replace(STAGES=stages)
-        given = gpu.pointers(arguments)
+        given = pointers(arguments)
         for program in range(grid[0]):
-            machine = gpu.Machine(seed + program, strict)
+            machine = Machine(seed + program, strict)
             names = namespace(machine, program, mutations)
             names["hopper_forward_kernel"](*given, compiled_for)
             machines.append(machine)

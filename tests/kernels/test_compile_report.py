@@ -286,6 +286,9 @@ def test_each_launch_configuration_is_compiled_once(monkeypatch):
         "streams": [2048, 48],
         "deep": [2048],
         "odd": [1999],
+        "gluon": [1024],
+        "gluon_spans": [1024],
+        "gluon_everything": [1024],
     }
     assert len(described_calls(["sm_90"], head_dims=[64, 128], variants=["odd"])) == 1  # the aligner has no heads
 

@@ -17,15 +17,6 @@ hopper = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gluon.f
 LENGTHS = (1, 2, 63, 64, 65, 100, 127, 128, 129, 191, 200, 256, 257, 300, 384, 389)
 
 
-def with_spans(call, key_span, cross_span):
-    """The call, with spans that it may not have as fields."""
-    if "key_span" in Call._fields:
-        return call._replace(key_span=key_span, cross_span=cross_span)
-    call = type("SpannedCall", (Call,), {})(*call)
-    call.key_span, call.cross_span = key_span, cross_span
-    return call
-
-
 def inside(span, length):
     """(B, length) bool: what a span leaves."""
     o_key = torch.arange(length)
@@ -34,29 +25,25 @@ def inside(span, length):
 
 @pytest.fixture
 def check(gluon_on_cpu, check_against_oracle):
-    """check(inputs, seed, key_span, cross_span, **options): outputs and log-sum-exps against the reference, which gets masks."""
+    """check(inputs, seed, key_span, cross_span, **options): outputs and log-sum-exps against the reference."""
 
     def check_call(inputs, seed=0, key_span=None, cross_span=None, **options):
         def attend(q, k, v, cross_k, cross_v, gate, scale=None, **options):
-            call = Call(q, k, v, cross_k, cross_v, gate, scale=scale or q.shape[-1] ** -0.5, **options)
-            call = with_spans(call, key_span, cross_span)
+            spans = dict(key_span=key_span, cross_span=cross_span)
+            call = Call(q, k, v, cross_k, cross_v, gate, scale=scale or q.shape[-1] ** -0.5, **spans, **options)
             assert hopper.takes(call)
             results, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(Prepared(call)), seed)
             if results.cross_out is not None:  # what the backward reads
                 gate = (gate[:, None] if gate.dim() == 1 else gate)[..., None]
                 again = results.self_out + gate * results.cross_out
                 assert (again - results.out).abs().max() < 0.02 * results.out.abs().max()
-            self_lse, *cross_lse = results.lse * math.log(2)
+            self_lse, *cross_lse = (results.lse * math.log(2)).unbind()
             return results.out, self_lse, *(cross_lse or [torch.full_like(self_lse, -torch.inf)])
 
         def reference(q, k, v, cross_k, cross_v, gate, **options):
-            masks = {}
-            if key_span is not None:
-                masks["key_mask"] = inside(key_span, k.shape[2])
-            if cross_span is not None:
-                masks["cross_mask"] = inside(cross_span, cross_k.shape[2])
+            spans = dict(key_span=key_span, cross_span=cross_span)
             arguments = (q, k, v, cross_k, cross_v, gate)
-            return adaptive_fusion_attention_reference(*arguments, return_lse=True, **masks, **options)
+            return adaptive_fusion_attention_reference(*arguments, return_lse=True, **spans, **options)
 
         check_against_oracle(lambda *x, upcast=None, **o: attend(*x, **o), reference, inputs, **options)
 
@@ -142,7 +129,7 @@ def test_a_row_does_not_depend_on_padding_or_batch(cases, gluon_on_cpu):
         torch.tensor([[70, 220], [0, 150]], dtype=torch.int32),
         torch.tensor([[3, 143], [40, 180]], dtype=torch.int32),
     )
-    got = run(with_spans(call, *spans))
+    got = run(call._replace(key_span=spans[0], cross_span=spans[1]))
     for row in range(2):
         for name in ("out", "self_out", "cross_out"):
             assert torch.equal(getattr(got, name)[row], getattr(want, name)[0]), (name, row)
@@ -162,9 +149,11 @@ def test_terms_not_kept_are_not_written(cases, gluon_on_cpu):
     inputs = inputs_of(cases, 1, 1, 1, 70, 70, 30, 64)
     call = Call(*inputs, scale=0.125)
     kept, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(Prepared(call)))
-    bare, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(Prepared(call), Kept(False, False, False)))
-    assert bare.self_out is bare.cross_out is bare.lse is None
-    assert torch.equal(kept.out, bare.out)
+    for kept_too in (Kept(False, False, False), Kept(False, True, True), Kept(False, False, True)):
+        results, _ = gluon_on_cpu.run_on_cpu(lambda kept=kept_too: hopper.forward(Prepared(call), kept))
+        assert torch.equal(results.out, kept.out) and results.self_out is None
+        assert torch.equal(results.cross_out, kept.cross_out) if kept_too.terms else results.cross_out is None
+        assert torch.equal(results.lse, kept.lse) if kept_too.lse else results.lse is None
 
 
 @pytest.mark.parametrize(
@@ -204,3 +193,14 @@ def test_the_forward_chooses_it(cases, monkeypatch):
         monkeypatch.setenv("LAYALIGN_GLUON", "1")
         forward(call)
     assert launched == ["forward_kernel", "hopper_forward_kernel"]
+
+
+def test_plans_know_which_kernel_they_are_of(cases, monkeypatch):
+    from layalign.kernels.adaptive_fusion_attention.gpu import operator
+
+    call = Call(*inputs_of(cases, 1, 1, 1, 80, 80, 30, 64), scale=0.125)
+    keys = []
+    for value in ("0", "1", "1"):
+        monkeypatch.setenv("LAYALIGN_GLUON", value)
+        keys.append(operator._described_call(call, Kept(False, False, True)).key)
+    assert keys[0] != keys[1] == keys[2]

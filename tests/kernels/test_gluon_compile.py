@@ -43,14 +43,15 @@ def instructions(cubin):
     return [(int(address, 16), text) for address, text in found]
 
 
-def tile_loops(code):
-    """The instructions of each loop of up to 1,100 that multiplies: one turn is a tile."""
+def tile_loops(code, head_dim):
+    """The instructions of each loop that multiplies as often as a tile asks for: one turn is a tile."""
     loops = []
     for address, text in code:
         target = re.search(r"\bBRA\S*\s+(?:!?U?P\w+,\s*)?(0x[0-9a-f]+)", text)
         if target and (begin := int(target[1], 16)) < address:
-            body = [instruction for at, instruction in code if begin <= at <= address]
-            if len(body) <= 1100 and sum("HGMMA" in x for x in body) in (12, 16):
+            body = [named(instruction) for at, instruction in code if begin <= at <= address]
+            kinds = [text.split(".")[0] for text in body]
+            if kinds.count("HGMMA") == head_dim // 16 + 8 and kinds.count("WARPGROUP") == 4:
                 loops.append(body)
     return loops
 
@@ -68,11 +69,12 @@ def test_no_spills_and_softmax_while_the_tensor_cores_work(variant, head_dim, dt
         assert figures["spill_bytes"] == figures["stack_bytes"] == 0
         assert figures["shared_bytes"] <= 227 * 1024
         assert figures["tensor_core_kind"] == "HGMMA"
-        loops = tile_loops(instructions(figures["cubin"]))
-        # Of either group: cross keys, those not whole too, and own keys, within the band and along it.
-        assert len(loops) >= 6
+        loops = tile_loops(instructions(figures["cubin"]), head_dim)
+        # Of either group: whole tiles of cross keys, and then of own keys, and those along the band; with spans cross keys in part,
+        # with a window a second band.
+        assert len(loops) == 2 * {"gluon": 3, "gluon_spans": 4, "gluon_everything": 5}[variant]
         for body in loops:
-            _check_loop([named(text) for text in body])
+            _check_loop(body)
 
 
 def _check_loop(body):

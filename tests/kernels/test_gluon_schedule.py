@@ -5,6 +5,7 @@ import torch
 
 from layalign.kernels.adaptive_fusion_attention.call import Call
 from layalign.kernels.adaptive_fusion_attention.gpu.arguments import Prepared
+from tests.kernels.gluon_machine import Event
 
 pytest.importorskip("triton.experimental.gluon")
 
@@ -95,17 +96,17 @@ def test_a_run_finds(on_cpu, gluon_interleavings, mutation):
     given = call(200, 300, query_start=0)
     if "term.keys" in mutation[0]:
         given = call(200, 300, causal=True, query_start=torch.tensor([-300]))
-    with pytest.raises(on_cpu.gpu.Wrong):
+    with pytest.raises(on_cpu.Wrong):
         states(on_cpu, gluon_interleavings, given, 2, (mutation,), strict=True)
 
 
-def test_two_agents_and_one_place(gluon_on_cpu, gluon_interleavings):
+def test_two_agents_and_one_place(gluon_interleavings):
     """The search itself: as many states as one counts by hand, and what it says where the reader never or too early arrives."""
-    event, (full, empty, place) = gluon_on_cpu.gpu.Event, ((1, 0), (2, 0), (3, 0))
-    filled = [event("expect", full, 8), event("copy", full, 8, (place,))]
-    filling = [event("wait", empty, 1), *filled, event("wait", empty, 0), *filled]
-    use = [event("product", None, 0, (place,)), event("retire"), event("arrive", empty, 1)]
-    using = [event("wait", full, 0), *use, event("wait", full, 1), *use]
+    full, empty, place = (1, 0), (2, 0), (3, 0)
+    filled = [Event("expect", full, 8), Event("copy", full, 8, (place,))]
+    filling = [Event("wait", empty, 1), *filled, Event("wait", empty, 0), *filled]
+    use = [Event("product", None, 0, (place,)), Event("retire"), Event("arrive", empty, 1)]
+    using = [Event("wait", full, 0), *use, Event("wait", full, 1), *use]
     counts = {full: 1, empty: 1}
     # No step but one is possible anywhere: 3 of the producer, a copy lands, 4 of the reader, and all that again.
     assert gluon_interleavings.search({"a": filling, "b": using}, counts) == 17

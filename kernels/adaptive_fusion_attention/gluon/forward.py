@@ -67,7 +67,7 @@ def forward(prepared: Prepared, kept: Kept = EVERYTHING) -> ForwardResults:
     self_out = fresh(torch.empty_like(q)) if crossing and kept.self_term else None
     cross_out = fresh(torch.empty_like(q)) if crossing and kept.terms else None
     lse = fresh(q.new_empty((1 + crossing, *q.shape[:3]), dtype=torch.float32)) if kept.lse else None
-    spans = Spans(_span(call, "key_span"), _span(call, "cross_span") if crossing else None)
+    spans = Spans(*prepared.spans)
     factor, cap = numbers.scale * math.log2(math.e), call.softcap
     scaling = Scaling(factor, -2 * factor / cap, cap * math.log2(math.e)) if cap else Scaling(factor, 0.0, 0.0)
     batch, heads, queries, width = q.shape
@@ -109,9 +109,3 @@ def _is_described(x):
     if x.stride(3) != 1 or x.data_ptr() % 16 or any(stride * x.element_size() % 16 for stride in x.stride()[:3]):
         return False
     return x.stride(2) > 0
-
-
-def _span(call, name):
-    """A span of the call as the kernel reads it, (rows, 2) contiguous."""
-    span = getattr(call, name, None)
-    return None if span is None else span.contiguous()
