@@ -27,6 +27,7 @@ _GLUON = "adaptive_fusion_attention in Gluon"
 # FlashAttention-4; taken to 1,024 by what the same kernels lose there without determinism (full), and forward (causal).
 _FORWARD = {(512, "causal"): 315e12, (1024, "causal"): 423e12, (512, "full"): 497e12, (1024, "full"): 574e12}
 _BACKWARD = {(1024, "causal"): 367e12 * 410 / 484, (1024, "full"): 493e12 * 424 / 501}
+_BACKWARD_KERNELS = ("row_sums_kernel", "key_value_gradients_kernel", "query_gradients_kernel")
 _DECODE_CALL = 9e-6  # of cuDNN 9.27 beside its bytes, from three figures on an H200: 24.8 us for 67 MB, 72.8 for 268, 256 for 1,070
 
 
@@ -34,8 +35,9 @@ _DECODE_CALL = 9e-6  # of cuDNN 9.27 beside its bytes, from three figures on an 
 class Goal:
     """One case of a goal.
 
-    number: of the goal; call: operator, sizes and kernels that count (all where empty); yardstick: what their time is over, seconds, given
-    the model's lines; wanted: at most this ratio, or at least this share where `share`; by_library: backend="auto" leaves it to cuBLAS.
+    number: of the goal; call: operator, sizes and kernels that count (all where empty); also: an operator and kernels of it that come on
+    top; yardstick: what their time is over, seconds, given the model's lines; wanted: at most this ratio, or at least this share where
+    `share`; by_library: backend="auto" leaves it to cuBLAS.
     """
 
     number: int
@@ -46,6 +48,7 @@ class Goal:
     yardstick: Callable[[list[dict[str, Any]]], float]
     wanted: float
     share: bool = False
+    also: tuple[str, tuple[str, ...]] | None = None
     by_library: bool = False
 
 
@@ -94,8 +97,10 @@ def goals() -> list[Goal]:
         common: dict[str, Any] = dict(number=number, sizes=sizes, kernels=(), wanted=wanted)
         common["yardstick"] = partial(_two_calls, sizes, trained)
         found.append(Goal(title=title, operator=attention, **common))
-        if not trained and _GLUON in SHIPPED_CALLS:
-            found.append(Goal(title=f"{title}, warp-specialised", operator=_GLUON, **common))
+        if _GLUON in SHIPPED_CALLS:
+            backward = (attention, _BACKWARD_KERNELS) if trained else None
+            title = f"{title}, warp-specialised" + (" forward" if trained else "")
+            found.append(Goal(title=title, operator=_GLUON, also=backward, **common))
     for name, kv_heads in (("GQA 8", 8), ("MHA", 32)):
         sizes = _attention(32, kv_heads, 1024, 256, trained=False, queries=1)
         common = dict(number=5, operator=attention, sizes=sizes, kernels=())
@@ -121,7 +126,7 @@ def goals() -> list[Goal]:
                 number=6,
                 title=title,
                 operator=aligner,
-                sizes=mixed,
+                sizes=mixed if title != "mix backward, weights" else mixed | {"of_states": False},
                 kernels=kernels,
                 yardstick=_by_memory,
                 wanted=wanted,
@@ -154,22 +159,24 @@ def goals() -> list[Goal]:
 def predict(goal: Goal, model: str = "h200") -> dict[str, Any]:
     """One row: seconds, the yardstick's, the ratio or share, the limit of the longest kernel."""
     gpu = GPUS[model]
-    call = dict(
-        operator=goal.operator, arch=gpu.architecture, variant="sizes", head_dim=128, dtype="bfloat16", length=0
-    )
-    lines = compile_lines(call | {"sizes": goal.sizes, "programs": gpu.multiprocessors}, gpu)
-    lines = [line for line in lines if not goal.kernels or line["kernel"] in goal.kernels]
-    kernels = [line["predicted"] | {"kernel": line["kernel"]} for line in lines if line["predicted"] is not None]
-    seconds = sum(kernel["seconds"] for kernel in kernels)
-    yardstick = goal.yardstick(kernels)
-    longest = max(kernels, key=lambda kernel: kernel["seconds"])
+    lines = []
+    for operator, kernels in [(goal.operator, goal.kernels), *([goal.also] if goal.also else [])]:
+        call = dict(operator=operator, arch=gpu.architecture, variant="sizes", head_dim=128, dtype="bfloat16", length=0)
+        compiled = compile_lines(call | {"sizes": goal.sizes, "programs": gpu.multiprocessors}, gpu)
+        lines += [line for line in compiled if not kernels or line["kernel"] in kernels]
+    if any(line["error"] is not None for line in lines):
+        raise RuntimeError(f"{goal.title}: {next(line['error'] for line in lines if line['error'] is not None)}")
+    launches = [line["predicted"] | {"kernel": line["kernel"]} for line in lines if line["predicted"] is not None]
+    seconds = sum(kernel["seconds"] for kernel in launches)
+    yardstick = goal.yardstick(launches)
+    longest = max(launches, key=lambda kernel: kernel["seconds"])
     return {
         "seconds": seconds,
         "yardstick": yardstick,
         "value": yardstick / seconds if goal.share else seconds / yardstick,
         "limit": f"{longest['kernel'].removesuffix('_kernel')}: {longest['limit']}",
-        "kernels": {kernel["kernel"]: kernel["seconds"] for kernel in kernels},
-        "calibrated": all(kernel["calibrated"] for kernel in kernels),
+        "kernels": {kernel["kernel"]: kernel["seconds"] for kernel in launches},
+        "calibrated": all(kernel["calibrated"] for kernel in launches),
     }
 
 

@@ -41,6 +41,7 @@ _PLAIN = ("causal", "spanned", "sizes")
 _MASKED = ("padded", "everything", "packed")
 _FEW = "few queries, or heads of 256: tiles of 32 keys, with wider ones too many registers"
 _BIAS = "the bias of a group is read where a tile is written, in the one loop over the turns of all tiles"
+_ANYWHERE = "widths whose rows start anywhere: no descriptors, small tiles, numbers read one by one"
 _READ_TWICE = (
     "tiles of states and weights are turned over in shared memory between the products: memory is what it waits for"
 )
@@ -75,6 +76,8 @@ ALLOWANCES: tuple[Allowance, ...] = (
         most_barriers=17,
         most_unpipelined=3,
     ),
+    Allowance("matmul_kernel", _ANYWHERE, {"variant": "odd"}, least_n=32, most_unpipelined=2),
+    Allowance("summed_matmul_kernel", _ANYWHERE, {"variant": "odd"}, least_n=32, most_unpipelined=2),
     Allowance("matmul_kernel", _BIAS, most_unpipelined=1),
     Allowance(
         "mix_weight_gradients_kernel",

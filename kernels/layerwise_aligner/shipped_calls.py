@@ -82,9 +82,11 @@ def run_sizes(
     streams: int,
     columns: int,
     product: str | None,
+    of_states: bool = True,
 ) -> None:
-    """Mix of `states` encoder states and its gradients, or one product of what it gives, (streams, tokens, width), with weights
-    of `columns` rows: "shared", "strided" (a weight for each stream) or "listed" (in tensors of their own)."""
+    """Mix of `states` encoder states and its gradients, those of the states where `of_states`, or one product of what it gives,
+    (streams, tokens, width), with weights of `columns` rows: "shared", "strided" (a weight for each stream) or "listed" (in
+    tensors of their own)."""
 
     def empty(*shape):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -92,7 +94,7 @@ def run_sizes(
     if product is None:
         weight, bias, inputs = empty(streams, states), empty(streams), [empty(tokens, width) for _ in range(states)]
         mixed = mix(inputs, weight, bias)
-        mix_gradients(mixed, inputs, weight, bias, True, True, True)
+        mix_gradients(mixed, inputs, weight, bias, of_states, True, True)
         return
     weights = {
         "shared": lambda: empty(columns, width),
