@@ -75,6 +75,25 @@ def predicted(
     typer.echo(write(output or RESULTS, before))
 
 
+@app.command()
+def calibration(
+    attention: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="tritonbench's triton_fused_attention.py.")
+    ] = None,
+    product: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="tritonbench's persistent_matmul.py.")
+    ] = None,
+) -> None:
+    """Public figures of an H100 beside what the static model predicts; with both files, the kept loops are compiled anew."""
+    from bench.calibration import table, write
+
+    if (attention is None) != (product is None):
+        raise ValueError("calibration: takes --attention and --product together")
+    if attention is not None and product is not None:
+        typer.echo(write(attention, product))
+    typer.echo(table())
+
+
 def main() -> None:
     """Entry point: what a user can mend is one line on standard error and exit status 2; anything else keeps its traceback."""
     try:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import product
+from itertools import count, product
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from layalign.kernels import plans
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 from layalign.kernels.launch import pretending
 
+LAYERS = 32  # that share a step's plan
 EMPTY, EMPTY_BACKWARD = "an empty launch", "an empty backward"
 
 
@@ -106,12 +107,21 @@ def calls() -> dict[str, Callable[[], Any]]:
     out, masked = attend(*leaves), attend(*leaves, **masks)
     grad_out = torch.ones_like(out)
     untouched = _Untouched.apply([x.detach() for x in leaves], *leaves)
+    caches = [torch.randn(1, 8, 700, 64, dtype=torch.bfloat16) for _ in range(2)]
+    steps = [[x[:, :, :keys] for x in caches] for keys in range(100, 700)]  # more than there are plans
+    made = count()
+
+    def grown():
+        """One layer of 32 of a step, whose cache is longer by a key than the last step's."""
+        attend(token, *steps[next(made) // LAYERS % len(steps)], *kv[2:], gate)
+
     grad = partial(torch.autograd.grad, inputs=leaves, grad_outputs=grad_out, retain_graph=True)
     return {
         EMPTY: empty_kernel[(1,)],
         EMPTY_BACKWARD: partial(grad, untouched),
         "decode": partial(attend, token, *kv, gate, query_start=40),
         "decode, masks": partial(attend, token, *kv, gate, query_start=40, **masks),
+        "decode, growing cache": grown,
         "forward": partial(attend, prompt, *kv, gate),
         "forward, masks": partial(attend, prompt, *kv, gate, **masks),
         "forward, for gradients": partial(attend, *leaves),

@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
@@ -172,13 +172,18 @@ class _Tensors:
         self.lasting = list(_lasting)
         self.known = [*given, *made, *self.lasting]
         self.numbers = {id(x): number for number, x in enumerate(self.known)}
-        # A view is told by its memory, unless several tensors share that: in the next call they need not.
-        memories = [x.untyped_storage().data_ptr() for x in self.known]
-        self.memories = {x: number for number, x in enumerate(memories) if x and memories.count(x) == 1}
 
-    def number(self, x):
-        if id(x) in self.numbers:
-            return self.numbers[id(x)]
+    @cached_property
+    def memories(self):
+        """What a view is told by, unless several tensors share it: in the next call they need not."""
+        memories = [x.untyped_storage().data_ptr() for x in self.known]
+        return {x: number for number, x in enumerate(memories) if x and memories.count(x) == 1}
+
+    def place(self, x):
+        number = self.numbers.get(id(x))
+        return Place(self.place_of_view(x) if number is None else number)
+
+    def place_of_view(self, x):
         of = self.memories.get(x.untyped_storage().data_ptr())
         if of is None or self.known[of].dtype != x.dtype:
             raise _Unknown
@@ -188,22 +193,13 @@ class _Tensors:
             self.views.append(view)
         return len(self.known) + self.views.index(view)
 
-    def placed(self, argument):
-        """An argument of a launch with a Place for each tensor."""
-        if isinstance(argument, Tensor):
-            return Place(self.number(argument))
-        if isinstance(argument, tuple):
-            members = map(self.placed, argument)
-            return argument._make(members) if hasattr(argument, "_make") else tuple(members)
-        return argument
-
 
 def _plan(described, made, launches, results):
     """The Plan that repeats a call, or None."""
     tensors = _Tensors(described.tensors, made, described.tensors[0].device)
     try:
-        steps = [RepeatedLaunch(x._replace(args=tensors.placed(x.args))) for x in launches]
-        wanted = [None if x is None else tensors.number(x) - tensors.first for x in results]
+        steps = [RepeatedLaunch(x, tensors.place) for x in launches]
+        wanted = [None if x is None else tensors.place(x).number - tensors.first for x in results]
     except _Unknown:
         return None
     if not all(number is None or 0 <= number < len(made) for number in wanted):
@@ -214,8 +210,9 @@ def _plan(described, made, launches, results):
 def _allocation(made, given):
     """How to allocate a tensor anew, in the first way of three that will do (0.7, 0.9 and 1.0 microseconds): like one of the call's in
     all, like one in dtype, or like none -> numbers of both or None, size, strides, dtype."""
-    about = tuple(made.shape), made.stride(), made.dtype
-    like = next((number for number, x in enumerate(given) if (tuple(x.shape), x.stride(), x.dtype) == about), None)
+    about = made.shape, made.stride(), made.dtype
+    alike = (number for number, x in enumerate(given) if x.shape == about[0] and (x.stride(), x.dtype) == about[1:])
+    like = next(alike, None)
     related = next((number for number, x in enumerate(given) if x.dtype == made.dtype), None)
     return like, related, *about
 
@@ -231,7 +228,7 @@ class Plan:
         self._device = tensors.device
         self._lasting, self._lasting_addresses = tensors.lasting, [x.data_ptr() for x in tensors.lasting]
         self._needs_scratch = any(step.needs_scratch for step in steps)
-        self._direct = _agree(steps)
+        self._direct = _are_known(steps)
 
     def run(self, described: Described) -> Any:
         """The results of a call that agrees with the one that was watched."""
@@ -281,8 +278,8 @@ class Plan:
                 step.rehearse(tensors, current_stream())
             else:
                 step.through_triton(tensors)
-        self._direct = _agree(self._steps)
+        self._direct = _are_known(self._steps)
 
 
-def _agree(steps):
+def _are_known(steps):
     return bool(steps) and all(step.is_known() for step in steps)

@@ -36,10 +36,13 @@ class Place(NamedTuple):
 
 
 class RepeatedLaunch:
-    """A launch that was noted, in whose `args` a Place stands for each tensor."""
+    """A launch that was noted, without its tensors: place(tensor) -> the Place that stands for it."""
 
-    def __init__(self, launched: Launched) -> None:
-        self._launched = launched
+    def __init__(self, launched: Launched, place: Callable[[Tensor], Place]) -> None:
+        numbers: list[Any] = []
+        words: list[str] = []
+        args = tuple(_placed(x, place, numbers, words) for x in launched.args)
+        self._launched = launched._replace(args=args)
         # Launches with the tensors at these addresses, on this stream; after `allow_descriptors` where it `needs_scratch`.
         self.direct: Callable[[Sequence[int], int], Any] | None = None
         kernel, compiled = launched.kernel, launched.compiled
@@ -49,12 +52,13 @@ class RepeatedLaunch:
         try:
             self._start = compiled.run
             self._before = ((*launched.grid, 1, 1)[:3], compiled.function, compiled.packed_metadata)
-            constants = (launched.constants[name] for name in kernel.arg_names[len(launched.args) :])
-            numbers: list[Any] = []
-            self._text = _text((*launched.args, *constants), numbers)
+            constants = [launched.constants[name] for name in kernel.arg_names[len(args) :]]
         except (AttributeError, KeyError):
             return
-        self._numbers = tuple(numbers)
+        for constant in constants:  # not looked into, whatever it is
+            words.append(_NUMBERS[len(numbers)])
+            numbers.append(constant)
+        self._text, self._numbers = "".join(words), tuple(numbers)
         self.direct = self._calling(self._start)
 
     def _calling(self, start):
@@ -125,26 +129,36 @@ def current_stream() -> int:
     return driver.get_current_stream(driver.get_current_device())
 
 
-def _text(argument, numbers):
-    """Python source of an argument, of a: addresses, and n0, n1, ...: what is no tensor, which is added to `numbers`. Compiled kernels
-    take named tuples as plain ones."""
-    if isinstance(argument, Place):
-        return f"a[{argument.number}]"
+# Names in the source that `_maker` compiles: of addresses, and of what is no tensor.
+_ADDRESSES = [f"a[{number}]," for number in range(100)]
+_NUMBERS = [f"n{number}," for number in range(300)]
+
+
+def _placed(argument, place, numbers, words):
+    """An argument with a Place for each tensor. What is no tensor is added to `numbers`, and `words` grow by the argument's source,
+    with plain tuples for named ones: compiled kernels take them as well."""
     if isinstance(argument, tuple):
-        return "(" + "".join(_text(member, numbers) + "," for member in argument) + ")"
+        words.append("(")
+        members = [_placed(member, place, numbers, words) for member in argument]
+        words.append("),")
+        return argument._make(members) if hasattr(argument, "_make") else tuple(members)
+    if isinstance(argument, Tensor):
+        placed = place(argument)
+        words.append(_ADDRESSES[placed.number])
+        return placed
+    words.append(_NUMBERS[len(numbers)])
     numbers.append(argument)
-    return f"n{len(numbers) - 1}"
+    return argument
 
 
 @cache  # one for each kernel and pattern of Nones
 def _maker(text, count):
     """A function that binds all of a direct launch but addresses and stream: names that Python looks up once, not each time."""
-    numbers = "".join(f"n{number}," for number in range(count))
     source = f"""
 def make(start, grid, function, metadata, numbers):
     x, y, z = grid
-    {numbers} = numbers
-    return lambda a, stream: start(x, y, z, stream, function, metadata, None, None, None, {text[1:-1]})
+    {"".join(_NUMBERS[:count])} = numbers
+    return lambda a, stream: start(x, y, z, stream, function, metadata, None, None, None, {text})
 """
     namespace: dict[str, Any] = {}
     exec(source, namespace)

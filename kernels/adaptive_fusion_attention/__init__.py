@@ -101,9 +101,11 @@ def adaptive_fusion_attention(
 
 def _is_for_triton(backend, q):
     """Whether a call may have a plan."""
-    if "triton" not in _BACKENDS or torch.compiler.is_compiling():
-        return False
-    return backend == "triton" or (backend == "auto" and isinstance(q, torch.Tensor) and q.is_cuda)
+    if backend == "auto":
+        chosen = isinstance(q, torch.Tensor) and q.is_cuda
+    else:
+        chosen = backend == "triton"
+    return chosen and "triton" in _BACKENDS and not torch.compiler.is_compiling()
 
 
 def _run(call, return_lse, backend):

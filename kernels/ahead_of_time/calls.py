@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..adaptive_fusion_attention import shipped_calls as attention_calls
+from ..adaptive_fusion_attention.gluon import shipped_calls as hopper_calls
 from ..dispatch import malformed
 from ..layerwise_aligner import shipped_calls as aligner_calls
 
@@ -46,6 +47,7 @@ def _shipped(module):
 
 SHIPPED_CALLS = {
     "adaptive_fusion_attention": _shipped(attention_calls),
+    "adaptive_fusion_attention in Gluon": _shipped(hopper_calls),
     "layerwise_aligner": _shipped(aligner_calls),
 }
 

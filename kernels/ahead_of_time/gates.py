@@ -37,21 +37,26 @@ def _equal(got, wanted):
     return got in wanted if isinstance(wanted, tuple) else got == wanted
 
 
+_PLAIN = ("causal", "spanned", "sizes")
 _MASKED = ("padded", "everything", "packed")
+_FEW = "few queries, or heads of 256: tiles of 32 keys, with wider ones too many registers"
+_BIAS = "the bias of a group is read where a tile is written, in the one loop over the turns of all tiles"
+_READ_TWICE = (
+    "tiles of states and weights are turned over in shared memory between the products: memory is what it waits for"
+)
+# As the report has them for bf16 and heads of 64, 128 and 256 (sm_90). The first that covers a line is the one.
 ALLOWANCES: tuple[Allowance, ...] = (
     Allowance(
         "key_value_gradients_kernel",
-        "tiles of 16 and 32 queries: wider ones spill until keys lie in the rows of fewer accumulators",
-        {"arch": "sm_90"},
-        least_n=8,
-        most_barriers=6,
+        "masked keys: 32 queries a tile, with 64 beside the masks too many registers",
+        {"variant": _MASKED},
+        least_n=32,
     ),
     Allowance(
         "forward_kernel",
-        "a mask is read where it is used: its list of tiles says which, a turn before",
+        "a mask is read where it is used: its list of tiles says which, a turn before; few queries: 32 keys",
         {"variant": _MASKED},
         least_n=32,
-        most_barriers=8,
         most_unpipelined=2,
     ),
     Allowance(
@@ -59,49 +64,27 @@ ALLOWANCES: tuple[Allowance, ...] = (
         "as the forward of masked calls",
         {"variant": _MASKED},
         least_n=32,
-        most_barriers=8,
         most_unpipelined=2,
     ),
-    Allowance("forward_kernel", "few queries, or heads of 256: tiles of 32 keys", {"variant": "causal"}, least_n=32),
-    Allowance(
-        "query_gradients_kernel",
-        "few queries, or heads of 256: tiles of 32 keys; a barrier for each product",
-        {"variant": "causal"},
-        least_n=32,
-        most_barriers=6,
-    ),
+    Allowance("forward_kernel", _FEW, {"variant": _PLAIN}, least_n=32),
+    Allowance("query_gradients_kernel", _FEW, {"variant": _PLAIN}, least_n=32),
     Allowance(
         "decode_kernel",
-        "a group of heads has 16 rows: memory is what it waits for",
-        {},
-        least_n=8,
-        most_barriers=8,
-        most_unpipelined=8,
+        "a group of heads has 16 rows, and chunks merge through shared memory: memory is what it waits for; masks as in the forward",
+        least_n=16,
+        most_barriers=17,
+        most_unpipelined=3,
     ),
-    Allowance(
-        "mix_kernel",
-        "one product with all encoder states: memory is what it waits for",
-        {},
-        least_n=8,
-        most_barriers=8,
-        most_unpipelined=2,
-    ),
+    Allowance("matmul_kernel", _BIAS, most_unpipelined=1),
     Allowance(
         "mix_weight_gradients_kernel",
-        "as the mix; the bias is summed by a product with 16 columns",
-        {},
-        least_n=8,
+        f"{_READ_TWICE}; the bias is summed by a product with 16 columns",
+        least_n=16,
         most_barriers=12,
         most_unpipelined=4,
     ),
-    Allowance(
-        "mix_state_gradients_kernel",
-        "as the mix, a product back through the weights",
-        {},
-        least_n=8,
-        most_barriers=12,
-        most_unpipelined=4,
-    ),
+    Allowance("mix_kernel", _READ_TWICE, least_n=16, most_barriers=8, most_unpipelined=2),
+    Allowance("mix_state_gradients_kernel", _READ_TWICE, least_n=16, most_barriers=12, most_unpipelined=4),
 )
 
 

@@ -37,7 +37,7 @@ FIGURES = (
     "tensor_core_kind",
     "seconds",
 )
-_OF_THE_MODEL = ("cubin", "grid", "numbers", "tensors", "constants")  # kept on disk and not printed
+_OF_THE_MODEL = ("cubin", "grid", "numbers", "tensors", "constants", "programs")  # kept on disk and not printed
 
 
 def default_architectures() -> list[str]:
@@ -71,6 +71,8 @@ def compile_report(
     kernels and of Triton's version, while Triton's cache still holds the kernels.
     """
     sources = _hash_of_sources()
+    if gpu is not None:  # kernels with as many programs as multiprocessors
+        calls = [call | {"programs": gpu.multiprocessors} for call in calls]
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(lambda call: _report_call(call, sources, refresh, gpu), calls)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .gpus import GPU
 from .sass import Instruction
@@ -28,9 +28,8 @@ _PIPES = {
 _PIPE_OF = {name: pipe for pipe, names in _PIPES.items() for name in names.split()}
 _WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 _SHAPE = re.compile(r"\.(\d+)x(\d+)x(\d+)")
-_QUEUED = (
-    2  # products of one warp that wait for the tensor core before its issue does; the one number chosen by calibration
-)
+# Products of one warp that wait for the tensor core before its issue does; the one number chosen by calibration (bench/calibration.py).
+_QUEUED = 2
 _TURNS = 20
 _SETTLED, _LAST = 8, 18  # the turns that are counted: neither while the pipeline fills nor while it empties
 
@@ -82,6 +81,17 @@ def access_bytes(x: Instruction) -> int:
     if x.kind in ("LDSM", "STSM"):
         return 4 * int(x.modifiers[-1]) if x.modifiers[-1].isdigit() else 4
     return next((_WIDTH[m] for m in x.modifiers if m in _WIDTH), 4)
+
+
+def reduced(x: Instruction) -> Instruction:
+    """The instruction without anything that its time does not depend on, which is nearly all of its operands."""
+    operands = ""
+    if product_shape(x) is not None:
+        operands = "gdesc, " if product_bytes(x) > product_shape(x)[1] * 32 else "R0, R0, "  # type: ignore[index]
+        operands += "gsb0" if "gsb0" in x.operands else ""
+    elif x.kind in ("BAR", "DEPBAR") or x.name.startswith("WARPGROUP.DEPBAR"):
+        operands = x.operands
+    return replace(x, address=0, guard=x.guard if x.guard == "@!PT" else "", operands=operands)
 
 
 @dataclass(slots=True)

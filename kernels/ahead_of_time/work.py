@@ -7,7 +7,7 @@ packed sequences as equally long, since nobody knows them ahead of time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Turns = tuple[tuple[int, int], ...]  # of each hot loop, in the order of the code: short and long turns
@@ -17,7 +17,8 @@ Turns = tuple[tuple[int, int], ...]  # of each hot loop, in the order of the cod
 class Work:
     """programs: in the order in which they start, what each turns; tiles: how often a program goes around the loop that holds the hot
     ones, 1 where none does. flops: on tensor cores; moved: bytes that reach memory, as the kernel is built; least: those that no
-    kernel can do without. streams: the loops read memory and not the L2 cache.
+    kernel can do without. streams: the loops read memory and not the L2 cache. groups: groups of four warps that each go through the
+    loops on their own, the first in the code, while another warp copies `copied` bytes a turn for all of them; 0: no such thing.
     """
 
     programs: Sequence[Turns]
@@ -26,17 +27,18 @@ class Work:
     moved: float
     least: float
     streams: bool = False
-    notes: tuple[str, ...] = field(default=())
+    groups: int = 0
+    copied: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """grid, {name: number} of its arguments, names of its tensors ("tuple.field"), {name: value} of what it was compiled for, bytes
-    of one number."""
+    """grid, {name: number} of its arguments, {name: bytes of one number} of its tensors ("tuple.field"), {name: value} of what it was
+    compiled for, bytes of one number of most."""
 
     grid: tuple[int, ...]
     numbers: Mapping[str, Any]
-    tensors: Sequence[str]
+    tensors: Mapping[str, int]
     constants: Mapping[str, Any]
     itemsize: int
 
@@ -76,18 +78,34 @@ def _seen(launch, first, end, keys, queries, block):
     return full, _cdiv(last, block) - full
 
 
+# As in gpu/order.py: heads of a section start with their longest tiles; together their keys fit the second cache.
+_SECTION = 32 * 2**20
+
+
+def _in_order(launch, by_tile, heads, rows, sharing):
+    """What programs turn, in the order in which they start: by_tile, of a head's tiles in their order, for all heads, sections of them
+    at a time. rows: that a head's programs read; sharing: neighbours that read the same."""
+    section = max(_SECTION // (launch["BLOCK_D"] * 4) // max(rows, 1), 1)
+    section = min(section, heads) * sharing
+    counts = [min(section, heads - first) for first in range(0, heads, section)]
+    return [turns for count in counts for turns in by_tile for _ in range(count)]
+
+
 def _query_programs(launch: Launch) -> tuple[list[Turns], int]:
-    """Of kernels whose programs are tiles of queries: the last tiles of a head first. -> and batch rows"""
+    """Of kernels whose programs are tiles of queries: the last tiles first, of all heads. -> and batch rows"""
     rows, heads, _, queries, keys, cross = _attention(launch)
+    packed = rows is not None
     block_m, block_n = launch["BLOCK_M"], launch["BLOCK_N"]
     tiles = _cdiv(queries, block_m)
     rows = rows or launch.grid[0] // (tiles * heads)
     crossing = ((cross // block_n, int(cross % block_n > 0)),) if launch["CROSS"] else ()
     head = []
-    for tile in reversed(range(tiles)):
+    for tile in range(tiles):
         own = _seen(launch, tile * block_m, min((tile + 1) * block_m, queries), keys, queries, block_n)
         head.append((*crossing, own))
-    return head * (heads * rows), rows
+    if packed:  # one sequence after the other
+        return head * (rows * heads), rows
+    return _in_order(launch, head[::-1], heads * rows, keys + cross, launch["GROUP"]), rows
 
 
 def _pairs(launch, rows):
@@ -117,6 +135,30 @@ def _forward(launch: Launch) -> Work:
     return Work(programs, None, flops, (2 + kept) * q_bytes + key_bytes, 2 * q_bytes + key_bytes)
 
 
+def _hopper_forward(launch: Launch) -> Work:
+    """The warp-specialised forward: the first tile of a term is attended to before its loops; the last queries of all heads first."""
+    rows, heads, _, queries, keys, cross = _attention(launch)
+    block_m, block_n = launch["BLOCK_M"], launch["BLOCK_N"]
+    tiles = _cdiv(queries, block_m)
+    rows = launch.grid[0] // (tiles * heads)
+    crossing: list[tuple[int, int]] = []
+    if launch["CROSS"]:
+        full = max(0, cross // block_n - 1)
+        crossing = [(full, 0), (_cdiv(cross, block_n) - 1 - full, 0)][: 1 if launch["EVEN_CROSS"] else 2]
+    programs = []
+    for tile in reversed(range(tiles)):
+        full, partial = _seen(launch, tile * block_m, min((tile + 1) * block_m, queries), keys, queries, block_n)
+        before = [(0, 0)] if launch["WINDOWED"] else []  # partial tiles that come first are counted among the last
+        first = min(full, 1)
+        programs += [(*crossing, *before, (full - first, 0), (partial - 1 + first, 0))] * (rows * heads)
+    q_bytes, key_bytes = _sizes(launch, rows)
+    kept = sum(name in launch.tensors for name in ("outputs.cross_out", "outputs.self_out"))
+    least = 2 * q_bytes + key_bytes
+    flops = 4 * launch["HEAD_DIM"] * _pairs(launch, rows)
+    copied = 2 * block_n * launch["HEAD_DIM"] * launch.itemsize
+    return Work(programs, None, flops, least + kept * q_bytes, least, groups=block_m // 64, copied=copied)
+
+
 def _query_gradients(launch: Launch) -> Work:
     programs, rows = _query_programs(launch)
     q_bytes, key_bytes = _sizes(launch, rows)
@@ -125,22 +167,26 @@ def _query_gradients(launch: Launch) -> Work:
 
 
 def _key_value_gradients(launch: Launch) -> Work:
+    """Of each tile of keys one loop over the tiles of queries of all heads that share them; cross tiles are the first."""
     rows, _, kv_heads, queries, keys, cross = _attention(launch)
+    sequences = rows or 1
     group, block_m, block_n = launch["GROUP"], launch["BLOCK_M"], launch["BLOCK_N"]
     self_tiles, cross_tiles = _cdiv(keys, block_n), _cdiv(cross, block_n)
     rows = rows or launch.grid[0] // ((self_tiles + cross_tiles) * kv_heads)
     whole = _cdiv(queries, block_m) * group
     nothing = (0, 0)
-    head: list[Turns] = [((whole, 0), nothing) for _ in range(cross_tiles)]
+    head: list[Turns] = [((whole, 0), nothing) for _ in range(cross_tiles * sequences)]
     start = keys - queries
+    own: list[Turns] = []
     for tile in range(self_tiles):
         begin, full = 0, 0
         if launch["CAUSAL"]:
             first, end = tile * block_n, min((tile + 1) * block_n, keys)
             begin = min(max(first - start, 0) // block_m, _cdiv(queries, block_m))
             full = min(_cdiv(max(end - 1 - start, 0), block_m), _cdiv(queries, block_m))
-        head.append((nothing, ((_cdiv(queries, block_m) - full) * group, (full - begin) * group)))
-    programs = head * (kv_heads * rows)
+        own.append((nothing, ((_cdiv(queries, block_m) - full) * group, (full - begin) * group)))
+    heads = kv_heads * rows // sequences
+    programs = _in_order(launch, head + own * sequences, heads, group * queries * sequences, 1)
     q_bytes, key_bytes = _sizes(launch, rows)
     least = 2 * q_bytes + 2 * key_bytes
     return Work(programs, None, 8 * launch["HEAD_DIM"] * _pairs(launch, rows), least, least)
@@ -192,37 +238,41 @@ def _summed_matmul(launch: Launch) -> Work:
     return Work([((_cdiv(turns, 1), 0),)] * (tiles * parts), None, 2 * groups * m * n * k, moved, least)
 
 
-def _mix(products: int, traffic: Callable[[float, float, Launch], tuple[float, float]]):
+def _mix(products: int):
+    """Of the kernels that read all states and all streams once. products: with the weight or of its size; one more where they also
+    write gradients of the states."""
+
     def work(launch: Launch) -> Work:
         size, streams, tiles, each = (launch[name] for name in ("X", "J", "tiles", "tiles_each"))
         states, stacked = launch["LAYERS"], _cdiv(streams, launch["BLOCK_M"])
-        moved, least = traffic(size * states * launch.itemsize, size * streams * launch.itemsize, launch)
+        moved = size * (states + streams) * launch.itemsize
+        written = launch.tensors.get("grad_states")
+        multiplied = products
+        if written is not None:
+            moved += size * states * written
+            multiplied += 1
         programs = [((min(each, tiles - place * each), 0),) for place in range(_cdiv(tiles, each))]
         if len(launch.grid) == 2 and launch.grid[0] > 1:
             programs = [x for x in programs for _ in range(launch.grid[0])]
         elif launch.constants.get("ONE_STREAM_TILE") is False:
             programs = [((turns[0][0] * stacked, 0),) for turns in programs]
-        return Work(programs, None, 2.0 * products * size * streams * states, moved, least, streams=True)
+        return Work(programs, None, 2.0 * multiplied * size * streams * states, moved, moved, streams=True)
 
     return work
 
 
-def _state_traffic(states, streams, launch):
-    written = states / launch.itemsize * 4
-    return states + streams + written, states + streams + written
-
-
 _KERNELS: dict[str, Callable[[Launch], Work]] = {
     "forward_kernel": _forward,
+    "hopper_forward_kernel": _hopper_forward,
     "query_gradients_kernel": _query_gradients,
     "key_value_gradients_kernel": _key_value_gradients,
     "row_sums_kernel": _row_sums,
     "decode_kernel": _decode,
     "matmul_kernel": _matmul,
     "summed_matmul_kernel": _summed_matmul,
-    "mix_kernel": _mix(1, lambda states, streams, _: (states + streams, states + streams)),
-    "mix_weight_gradients_kernel": _mix(2, lambda states, streams, _: (states + streams, states + streams)),
-    "mix_state_gradients_kernel": _mix(2, _state_traffic),
+    "mix_kernel": _mix(1),
+    "mix_weight_gradients_kernel": _mix(2),
+    "mix_state_gradients_kernel": _mix(1),
 }
 
 

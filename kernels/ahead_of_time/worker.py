@@ -86,13 +86,19 @@ def inspect(compiled):
         **resources(*texts),
         "shared_bytes": compiled.metadata.shared,
         "tensor_memory_columns": compiled.metadata.tmem_size or 0,
-        "matrix_products": compiled.asm["ttir"].count("tt.dot "),
+        "matrix_products": _matrix_products(compiled.asm),
     }
 
 
+def _matrix_products(asm):
+    """How often a kernel multiplies matrices; Gluon starts from Triton's GPU dialect."""
+    return asm["ttir"].count("tt.dot ") if "ttir" in asm else asm["ttgir"].count("ttng.warp_group_dot ")
+
+
 def _arguments(kernel, args):
-    """-> {name: number} of a launch's arguments, and the names of its tensors; those in a named tuple as "tuple.field"."""
-    numbers, tensors = {}, []
+    """-> {name: number} of a launch's arguments, and {name: bytes of one number} of its tensors (0 of what is none); those in a named
+    tuple as "tuple.field"."""
+    numbers, tensors = {}, {}
     for name, value in zip(kernel.arg_names, args, strict=False):
         fields = value._asdict() if hasattr(value, "_asdict") else {"": value}
         for field, part in fields.items():
@@ -100,7 +106,8 @@ def _arguments(kernel, args):
             if isinstance(part, (int, float)) and not isinstance(part, bool):
                 numbers[place] = part
             elif part is not None:
-                tensors.append(place)
+                held = part[0] if isinstance(part, tuple) and part else part
+                tensors[place] = held.element_size() if isinstance(held, torch.Tensor) else 0
     return numbers, tensors
 
 

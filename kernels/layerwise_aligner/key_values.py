@@ -65,10 +65,16 @@ def forward(products: Products, call: Call, plan: Plan) -> Tensor:
 
 def fold_key_values(backend: str, call: Call) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The results of `fold_key_values` for a checked Call."""
+    if backend == "torch":  # whose operators look after the device, and which torch.compile traces
+        return _fold(PRODUCTS[backend], call)
     with torch.cuda.device_of(call.proj_weight):  # kernels start on the current device
-        weights, biases = _interleaved(call)
-        augmented = augment(call.proj_weight, call.proj_bias)
-        weights, biases = fold(PRODUCTS[backend], weights, biases, augmented, call.proj_weight.shape[1])
+        return _fold(PRODUCTS[backend], call)
+
+
+def _fold(products, call):
+    weights, biases = _interleaved(call)
+    augmented = augment(call.proj_weight, call.proj_bias)
+    weights, biases = fold(products, weights, biases, augmented, call.proj_weight.shape[1])
     return weights[0::2], weights[1::2], *((None, None) if biases is None else (biases[0::2], biases[1::2]))
 
 

@@ -12,13 +12,13 @@ from .gpu.matmul import matmul, summed_matmul
 from .gpu.mix import mix, mix_gradients
 from .key_values import backward, forward, plan
 
-VARIANTS = ("folded", "unfolded", "streams", "odd")
+VARIANTS = ("folded", "unfolded", "streams", "deep", "odd")
 BY_HEAD_DIM = False  # the kernels do not differ by it
 
 
 def lengths(variant: str, **of_launch_table: Any) -> tuple[int, ...]:
     """Encoder tokens: of a training batch, and of one question, where tiles of fewer rows serve."""
-    return (1999,) if variant == "odd" else (2048, 48)
+    return {"odd": (1999,), "deep": (2048,)}.get(variant, (2048, 48))
 
 
 def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
@@ -26,6 +26,7 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
 
     folded, unfolded: keys and values of all layers, with biases, by either way through the projection.
     streams: mix and grouped linear layers on their own, the weight shared and one for each stream, unfolded.
+    deep: mixes of more encoder states, 48 and 96, and into more streams, 160, than a tile holds.
     odd: the first two with widths whose rows start anywhere.
     """
     layers, odd = 32, variant == "odd"
@@ -34,10 +35,21 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
     def empty(*shape):
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    def mixed(states, streams):
+        """Arguments and result of a mix, after those of its gradients that training and a call for all ask for."""
+        arguments = [empty(length, encoder_width) for _ in range(states)], empty(streams, states), empty(streams)
+        out = mix(*arguments)
+        for wanted in ((True, True, True), (False, True, True), (True, False, False)):
+            mix_gradients(out, *arguments, *wanted, dtype)
+        return *arguments, out
+
+    if variant == "deep":
+        for sizes in ((48, 64), (96, 64), (24, 160)):
+            mixed(*sizes)
+        return
     states, weight, bias = [empty(length, encoder_width) for _ in range(24)], empty(2 * layers, 24), empty(2 * layers)
     if variant == "streams":
-        streams = mix(states, weight, bias)
-        mix_gradients(streams, states, weight, bias, True, True, True)
+        *_, streams = mixed(24, 2 * layers)
         for width in ((kv_width, encoder_width), (2 * layers, kv_width, encoder_width)):
             _stream_linear(streams, empty(*width), empty(*width[:-1]))
         return

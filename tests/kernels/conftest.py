@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def random_inputs(cases):
 @pytest.fixture(scope="session")
 def random_mask(cases):
     return cases.random_mask
+
+
+@pytest.fixture(scope="session")
+def gluon_on_cpu():
+    return neighbour("gluon_on_cpu")
+
+
+@pytest.fixture(scope="session")
+def gluon_interleavings():
+    return neighbour("gluon_interleavings")
 
 
 @pytest.fixture(scope="session", autouse=HAS_TRITON and INTERPRETING)
@@ -205,6 +216,15 @@ def reference_by_fused_formula(*inputs, **options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(specification, "_attention", attention)
         return adaptive_fusion_attention_reference(*inputs, **options)
+
+
+@pytest.fixture(autouse=HAS_TRITON)
+def no_plans():
+    """Each test's calls are the first of their kind, whatever ran before."""
+    yield
+    operator = sys.modules.get("layalign.kernels.adaptive_fusion_attention.gpu.operator")
+    if operator is not None:
+        operator.PLANS.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

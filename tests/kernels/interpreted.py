@@ -77,13 +77,13 @@ def guarded_addresses():
         if not inside.all():
             raise IndexError(f"{(~inside).sum()} addresses outside all tensors")
 
-    def checked_load(self, ptrs, mask, *rest):
+    def checked_load(self, ptrs, mask, *rest, **options):  # descriptors name what else they give
         check(ptrs, mask)
-        return load(self, ptrs, mask, *rest)
+        return load(self, ptrs, mask, *rest, **options)
 
-    def checked_store(self, ptrs, value, mask, *rest):
+    def checked_store(self, ptrs, value, mask, *rest, **options):
         check(ptrs, mask)
-        return store(self, ptrs, value, mask, *rest)
+        return store(self, ptrs, value, mask, *rest, **options)
 
     def run_guarded(self, *args, **kwargs):
         extents[:] = map(_extent, _tensors(args))

@@ -278,9 +278,13 @@ def test_each_launch_configuration_is_compiled_once(monkeypatch):
         "everything": [512, 16384],
         "packed": [4096],
         "decode": [1, 8, 16],
+        "gluon": [1024],
+        "gluon_spans": [1024],
+        "gluon_everything": [1024],
         "folded": [2048, 48],
         "unfolded": [2048, 48],
         "streams": [2048, 48],
+        "deep": [2048],
         "odd": [1999],
     }
     assert len(described_calls(["sm_90"], head_dims=[64, 128], variants=["odd"])) == 1  # the aligner has no heads

@@ -2,9 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from layalign.kernels.adaptive_fusion_attention.gpu import order
 from layalign.kernels.ahead_of_time import candidates, gates, predict, report
 from layalign.kernels.ahead_of_time.gpus import A100, GPUS, H100, H200, resident_blocks
 from layalign.kernels.ahead_of_time.prefetch import loop_loads
@@ -189,41 +191,110 @@ def test_programs_over_multiprocessors():
     assert predict.makespan([], 4) == 0
 
 
-CONSTANTS = dict(HEADS=4, GROUP=2, HEAD_DIM=64, CAUSAL=True, WINDOWED=False, CROSS=True, BLOCK_M=64, BLOCK_N=32)
+CONSTANTS = dict(
+    HEADS=4, GROUP=2, HEAD_DIM=64, BLOCK_D=64, CAUSAL=True, WINDOWED=False, CROSS=True, BLOCK_M=64, BLOCK_N=32
+)
 NUMBERS = dict(sequences=0, queries=256, keys=256, cross_keys=100, start=0, window=0)
 
 
 def test_turns_of_attention_count_every_pair_of_tiles_once():
-    tensors = ["outputs.out", "outputs.cross_out"]
+    tensors = {"outputs.out": 2, "outputs.cross_out": 2}
     forward = work("forward_kernel", Launch((4 * 4 * 2,), NUMBERS, tensors, CONSTANTS, 2))
     assert len(forward.programs) == 32
-    assert forward.programs[0] == ((3, 1), (6, 2)) and forward.programs[3] == ((3, 1), (0, 2))  # last queries first
+    assert (
+        forward.programs[:8] == [((3, 1), (6, 2))] * 8 and forward.programs[24:] == [((3, 1), (0, 2))] * 8
+    )  # last queries first
     pairs = 2 * 4 * (256 * 257 // 2 + 256 * 100)
     assert forward.flops == 4 * 64 * pairs
     out, keys = 2 * 4 * 256 * 64 * 2, 2 * 2 * 2 * 356 * 64 * 2
     assert forward.least == 2 * out + keys and forward.moved == forward.least + out
 
     grid = ((8 + 4) * 2 * 2,)
-    gradients = work("key_value_gradients_kernel", Launch(grid, NUMBERS, [], CONSTANTS, 2))
-    assert len(gradients.programs) == grid[0] and gradients.programs[0] == ((8, 0), (0, 0))
-    assert gradients.programs[4] == ((0, 0), (6, 2)) and gradients.programs[11] == ((0, 0), (0, 2))
+    gradients = work("key_value_gradients_kernel", Launch(grid, NUMBERS, {}, CONSTANTS, 2))
+    assert len(gradients.programs) == grid[0] and gradients.programs[:16] == [((8, 0), (0, 0))] * 16
+    assert gradients.programs[16:20] == [((0, 0), (6, 2))] * 4 and gradients.programs[44:] == [((0, 0), (0, 2))] * 4
     own = sum(sum(turns[1]) for turns in gradients.programs)
     assert own == sum(sum(turns[1]) for turns in forward.programs)
+
+
+@pytest.mark.parametrize("keys, cross_keys, batch", [(256, 100, 3), (40_000, 20_000, 3), (200_000, 0, 5)])
+def test_programs_start_in_the_order_of_the_kernels(keys, cross_keys, batch, monkeypatch):
+    tiles, heads = 4, CONSTANTS["HEADS"] * batch
+    functions = dict(num_programs=lambda axis: tiles * heads, maximum=max, minimum=min)
+    monkeypatch.setattr(order, "tl", SimpleNamespace(**functions))
+    monkeypatch.setattr(order, "_SECTION", order._SECTION.value)
+    block = SimpleNamespace(BLOCK_D=CONSTANTS["BLOCK_D"])
+    places = [
+        order.head_and_tile.fn(program, tiles, keys + cross_keys, CONSTANTS["GROUP"], block)
+        for program in range(tiles * heads)
+    ]
+    numbers = NUMBERS | dict(keys=keys, cross_keys=cross_keys, start=keys - 256)
+    constants = CONSTANTS | dict(CROSS=cross_keys > 0)
+    programs = work("forward_kernel", Launch((tiles * heads,), numbers, {}, constants, 2)).programs
+    longest_first = sorted(set(programs), key=lambda turns: -sum(map(sum, turns)))
+    assert len(longest_first) == tiles and programs == [longest_first[tile] for _, tile in places]
+    assert sorted(places) == [(head, tile) for head in range(heads) for tile in range(tiles)]
+
+
+def test_gradients_of_states_are_written_along():
+    numbers = dict(X=1024, J=64, tiles=16, tiles_each=4)
+    constants = dict(LAYERS=24, BLOCK_M=64)
+    alone = work("mix_weight_gradients_kernel", Launch((1, 4), numbers, {}, constants, 2))
+    along = [
+        work("mix_weight_gradients_kernel", Launch((1, 4), numbers, {"grad_states": size}, constants, 2))
+        for size in (2, 4)
+    ]
+    assert alone.least == 1024 * (24 + 64) * 2 and alone.programs == [((4, 0),)] * 4
+    assert [x.least - alone.least for x in along] == [1024 * 24 * 2, 1024 * 24 * 4]
+    assert [x.flops / alone.flops for x in along] == [1.5, 1.5]
+    states = work("mix_state_gradients_kernel", Launch((4,), numbers, {"grad_states": 4}, constants, 2))
+    assert states.least == along[1].least and states.flops == alone.flops
+
+
+def test_groups_of_warps_go_through_the_loops_on_their_own():
+    numbers = NUMBERS | dict(queries=512, keys=512, cross_keys=300, start=0)
+    constants = CONSTANTS | dict(BLOCK_M=128, BLOCK_N=128, EVEN_CROSS=False)
+    doing = work("hopper_forward_kernel", Launch((4 * 4 * 3,), numbers, {}, constants, 2))
+    first, last = doing.programs[0], doing.programs[-1]  # the last queries of all heads come first
+    assert first == ((1, 0), (1, 0), (2, 0), (1, 0)) and last == (
+        (1, 0),
+        (1, 0),
+        (0, 0),
+        (0, 0),
+    )  # and a tile before each
+    assert doing.groups == 2 and doing.copied == 2 * 128 * 64 * 2 and doing.programs[:12] == [first] * 12
+    even = work(
+        "hopper_forward_kernel", Launch((48,), numbers | dict(cross_keys=256), {}, constants | dict(EVEN_CROSS=True), 2)
+    )
+    assert even.programs[0] == ((1, 0), (2, 0), (1, 0))
+
+    def cycles(*turn, **fields):
+        read = predict.code_of(code("MOV R0, R1", *turn, "@P1 BRA 0x10", "EXIT"), "")
+        alone = Work([((64, 0),)] * 132, None, 1e9, 0, 0)
+        found = predict.predicted(read, dataclasses.replace(alone, **fields), H100, 168, 150_000, 4)
+        assert found.blocks == 1
+        return found.turn_cycles[0]
+
+    assert cycles(*PRODUCT, WAIT) == pytest.approx(512, rel=0.1)
+    assert cycles(*PRODUCT, WAIT, groups=2) == pytest.approx(1024, rel=0.1)  # they share the tensor cores
+    softmax = cycles(*PRODUCT, WAIT, *SOFTMAX, groups=2)
+    assert softmax == pytest.approx(1024, rel=0.15)  # one's softmax while the other one multiplies
+    assert cycles(*PRODUCT, WAIT, groups=2, copied=100_000) == pytest.approx(100_000 / H100.fill_rate)
 
 
 def test_turns_of_products_and_decoding():
     sizes = dict(M=256, N=512, K=1024, groups=3)
     blocks = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64)
-    products = work("matmul_kernel", Launch((8,), sizes, [], blocks, 2))
+    products = work("matmul_kernel", Launch((8,), sizes, {}, blocks, 2))
     assert sum(products.tiles) == 12 and products.programs[0] == ((32, 0),) and products.programs[7] == ((16, 0),)
     assert products.flops == 2 * 3 * 256 * 512 * 1024
     decode = CONSTANTS | dict(BLOCK_M=16, CROSS=True)
     numbers = NUMBERS | dict(queries=1)
-    (whole, *_) = work("decode_kernel", Launch((4, 1), numbers, [], decode, 2)).programs
+    (whole, *_) = work("decode_kernel", Launch((4, 1), numbers, {}, decode, 2)).programs
     assert whole == ((4, 0), (8, 0))
-    split = work("decode_kernel", Launch((4, 3), numbers, [], decode, 2))
+    split = work("decode_kernel", Launch((4, 3), numbers, {}, decode, 2))
     assert [split.programs[place] for place in (0, 4, 8)] == [((4, 0), (0, 0)), ((0, 0), (4, 0)), ((0, 0), (4, 0))]
-    assert work("list_used_tiles_kernel", Launch((1,), {}, [], {}, 2)) is None
+    assert work("list_used_tiles_kernel", Launch((1,), {}, {}, {}, 2)) is None
 
 
 def test_a_prediction_is_no_faster_than_its_floors():

@@ -69,3 +69,14 @@ adaptive_fusion_attention(x, x, x, x, x, torch.zeros(1), backend="triton")
     assert result.returncode != 0
     error = result.stderr.strip().splitlines()[-1]
     assert error.startswith("ValueError") and "backend" in error and "TRITON_INTERPRET" in error
+
+
+@pytest.mark.parametrize("dim, described", [(None, True), (0, True), (1, False), (2, False)])
+def test_no_descriptor_of_heads_or_rows_that_are_one_expanded(backend, dim, described):
+    """As the gradient of a mean over rows is: whether hardware takes a stride of 0 there, nobody has seen."""
+    from layalign.kernels.adaptive_fusion_attention.gpu.arguments import Prepared
+
+    q, k, v, cross_k, cross_v = (torch.zeros(2, 2, 8, 16, dtype=torch.float16) for _ in range(5))
+    grad_out = q if dim is None else q.narrow(dim, 0, 1).expand(q.shape)
+    prepared = Prepared(Call(q, k, v, cross_k, cross_v, torch.zeros(1), scale=1.0))
+    assert prepared.is_plain([*prepared.tensors, grad_out]) == described

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from layalign.kernels import plans
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention_reference
 from layalign.kernels.adaptive_fusion_attention.call import Call, flatten
 
@@ -44,6 +45,7 @@ def check(check_attention, decode, monkeypatch):
 def in_splits(attend, decode, monkeypatch):
     """in_splits(count, inputs, options) -> the results of `count` programs a key head, None for as many as it takes."""
     own = decode.split_count
+    monkeypatch.setattr(plans, "enabled", False)  # in whose keys the number of splits is none
 
     def run(count, inputs, options):
         monkeypatch.setattr(decode, "split_count", own if count is None else lambda *sizes: count)
@@ -264,7 +266,8 @@ def test_few_tensors_are_made(attend, decode, random_inputs, monkeypatch):
             owner, name, lambda *args, allocate=allocate, **kw: made.append(allocate(*args, **kw)) or made[-1]
         )
     inputs = detached(random_inputs(2, 4, 2, 1, 60, 20, 16, (1,), **FP32))
-    decode._nothing(torch.device("cpu"))
+    decode.nothing(torch.device("cpu"))
+    monkeypatch.setattr(plans, "enabled", False)
     for count in (1, 2):
         monkeypatch.setattr(decode, "split_count", lambda *sizes, count=count: count)
         made.clear()

@@ -181,11 +181,14 @@ class Prepared:
         partial = (call.key_mask, call.cross_mask, call.cu_seqlens, call.softcap)
         if any(x is not None for x in partial) or self.windowed:
             return False
-        # Descriptors address multiples of 16 bytes.
-        return all(
-            x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
-            for x in tensors
-        )
+        return all(map(_is_described, tensors))
+
+
+def _is_described(x):
+    """Whether tensor descriptors take x, (B, H, N, D): multiples of 16 bytes, and heads and rows that are not one expanded."""
+    if x.data_ptr() % 16 or any(stride * x.element_size() % 16 for stride in x.stride()[:3]):
+        return False
+    return all(x.stride(dim) > 0 or x.shape[dim] <= 1 for dim in (1, 2))
 
 
 def _numbers(call: Call) -> tuple[Numbers, bool]:
@@ -258,5 +261,7 @@ def run_tuned(kernel: str, run: Callable[[LaunchConfig], None], prepared: Prepar
         constants = prepared.constants(config, cross_tiles=True)
         key = call | {"length": [] if packed else [triton.next_power_of_2(x) for x in lengths]}
         key |= {name: str(getattr(constants, name)) for name in _TUNED_BY} | {"dtype": str(q.dtype)}
+        lists = prepared.lists
         config = autotuning.tuned(kernel, key, launch_candidates(kernel, **call), run)
+        prepared.lists = lists  # what a candidate left was made by launches that no plan repeats
     run(config)

@@ -4,6 +4,7 @@ Every element of a gradient is written once, by one program that adds in a fixed
 computed twice (7 products per pair of tiles, not 5), which is what that costs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,16 +47,17 @@ class Gradients(NamedTuple):
     gate: Tensor | None
 
 
-def backward(grad_out: Tensor, results: ForwardResults, call: Call, wanted: list[bool]) -> Gradients:
+def backward(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Sequence[bool]) -> Gradients:
     """The Gradients of a call from that of its output and what `forward` returned; wanted: six bools.
 
     self_out is un-gated like cross_out, needed for q and k; what the rounded out keeps of it is too little under a large gate
     (13 times the error of eager fp16 in grad_k at a gate of 100).
     """
-    return with_gradient_of_gate(gradients(grad_out, results, call, wanted), call.gate if wanted[5] else None)
+    grads = gradients(grad_out, results, call, wanted)
+    return grads._replace(gate=gate_gradient(grads.gate, call.gate)) if wanted[5] else grads
 
 
-def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: list[bool]) -> Gradients:
+def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Sequence[bool]) -> Gradients:
     """As `backward`, but for the gate: its gradient is that of each query, to be summed, where the gate is no tensor of its own for
     each; None where there are no cross keys."""
     prepared = Prepared(call, results[4:])
@@ -79,11 +81,9 @@ def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: lis
     return grads
 
 
-def with_gradient_of_gate(grads: Gradients, gate: Tensor | None) -> Gradients:
-    """What `gradients` leaves to PyTorch's operators; gate: None where its gradient is not wanted."""
-    if gate is None:
-        return grads
-    return Gradients(*grads[:5], torch.zeros_like(gate) if grads.gate is None else gates.gradient(grads.gate, gate))
+def gate_gradient(sums: Tensor | None, gate: Tensor) -> Tensor:
+    """The gradient of a gate from what `gradients` left of it."""
+    return torch.zeros_like(gate) if sums is None else gates.gradient(sums, gate)
 
 
 def _key_value_gradients(saved, grads, prepared, plain, others):

@@ -33,7 +33,7 @@ _HALF = {
         },
         "query_gradients": {
             64: (_line(64, 32, 4, 2), _line(128, 64, 8, 2)),
-            128: (_line(64, 64, 4, 2), _line(64, 32, 8, 2)),
+            128: (_line(64, 32, 4, 2), _line(64, 32, 8, 2)),
             256: (_line(32, 32, 8, 1), _line(32, 32, 8, 1)),
         },
     },
@@ -41,7 +41,7 @@ _HALF = {
     "sm_89": {
         "forward": {
             64: (_line(128, 64, 4, 3), _line(128, 64, 8, 3)),
-            128: (_line(64, 64, 4, 3), _line(128, 32, 8, 3)),
+            128: (_line(128, 32, 8, 3), _line(128, 32, 8, 3)),
             256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
         },
         "key_value_gradients": {
@@ -50,7 +50,7 @@ _HALF = {
             256: (_line(16, 32, 8, 1), _line(16, 32, 8, 1)),
         },
         "query_gradients": {
-            64: (_line(128, 64, 8, 2), _line(128, 64, 8, 2)),
+            64: (_line(64, 32, 4, 2), _line(128, 64, 8, 2)),
             128: (_line(64, 32, 4, 2), _line(64, 32, 4, 2)),
             256: (_line(32, 32, 8, 1), _line(32, 32, 8, 1)),
         },
@@ -60,17 +60,17 @@ _HALF = {
         "forward": {
             64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 3)),
             128: (_line(128, 128, 8, 3, True), _line(128, 64, 8, 2)),
-            256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
+            256: (_line(64, 64, 8, 2, True), _line(64, 32, 8, 2)),
         },
         "key_value_gradients": {
-            64: (_line(64, 128, 8, 2, True), _line(32, 64, 4, 2)),
+            64: (_line(64, 64, 4, 2, True), _line(32, 64, 4, 2)),
             128: (_line(64, 64, 4, 2, True), _line(32, 128, 8, 2)),
             256: (_line(16, 32, 8, 1), _line(16, 32, 8, 1)),
         },
         "query_gradients": {
-            64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 2)),
+            64: (_line(128, 64, 8, 3, True, True), _line(128, 64, 8, 2)),
             128: (_line(128, 64, 8, 3, True, True), _line(128, 64, 8, 2)),
-            256: (_line(64, 32, 8, 2, True), _line(64, 32, 8, 2)),
+            256: (_line(64, 64, 8, 2, True), _line(64, 32, 8, 2)),
         },
     },
     # Blackwell: accumulators lie in tensor memory, but are read back to be rescaled; a second stage spills in the backward.
@@ -82,7 +82,7 @@ _HALF = {
         },
         "key_value_gradients": {
             64: (_line(32, 64, 4, 2), _line(32, 64, 4, 2)),
-            128: (_line(32, 128, 8, 1), _line(32, 128, 8, 1)),
+            128: (_line(64, 64, 8, 1), _line(64, 64, 8, 1)),
             256: (_line(16, 32, 8, 1), _line(16, 32, 8, 1)),
         },
         "query_gradients": {

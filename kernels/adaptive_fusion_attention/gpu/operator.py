@@ -16,12 +16,13 @@ from ...dispatch import covered
 from ...launch import stands_in
 from ..call import FLAT_NUMBERS, FLAT_TENSORS, SCHEMA, Call, check_bounds, flatten, unflatten, with_rows_repeated
 from .arguments import empty_like, unit_stride
-from .backward import gradients, with_gradient_of_gate
+from .backward import gate_gradient, gradients
 from .decode import MOST_QUERIES, Decoded, decode, decodes
-from .forward import ForwardResults, Kept, forward
+from .forward import ForwardResults, Kept, forward, gluon_asked
 from .packing import raise_faults
 
 PLANS = plans.Plans()
+RESULTS = len(ForwardResults._fields) - 1  # that are saved, out apart
 _OUTPUT, _LSE = Kept(False, False, False), Kept(False, False, True)  # without gradients
 _WITHOUT_SCORES, _WITH_SCORES = Kept(False, True, True), Kept(True, True, True)
 
@@ -53,8 +54,10 @@ def _attend(call, return_lse, kept, described):
     if call.cu_seqlens is not None and described is not None and described.plan is not None:
         check_bounds(call)
         raise_faults(call.q.device)
-    if kept.terms:
-        out, lse = _FusedAttention.apply(*flatten(call), kept, described)
+    if kept.terms and torch.compiler.is_compiling():
+        out, lse = _CompiledAttention.apply(*flatten(call), list(kept))
+    elif kept.terms:
+        out, lse = _FusedAttention.apply(*call[:6], flatten(call), kept, described, return_lse)
     else:
         results = _without_gradients(call, kept, described)
         if isinstance(results, Decoded):
@@ -77,9 +80,10 @@ def _kept(call, return_lse):
 
 
 def _described(arguments, state, tuned):
-    """The Described of arguments whose first is a tensor. tuned: whether autotuning may choose their launches."""
+    """The Described of arguments whose first is a tensor. tuned: whether autotuning, or LAYALIGN_GLUON=1, may choose their launches."""
     precision = torch.get_float32_matmul_precision() if arguments[0].dtype == torch.float32 else None
-    return PLANS.describe(arguments, (state, precision, stands_in(), tuned and autotuning.enabled()))
+    chosen = tuned and (autotuning.enabled(), gluon_asked())
+    return PLANS.describe(arguments, (state, precision, stands_in(), chosen))
 
 
 def _described_call(call, kept):
@@ -98,41 +102,54 @@ def _without_gradients(call, kept, described):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Saves its inputs, both terms of the output before they were added, and both log-sum-exps."""
+    """Saves its inputs, both terms of the output before they were added, both log-sum-exps, and lists of used tiles. `flat` holds
+    all arguments, also the six that autograd follows: of more, and of more results, each costs a microsecond."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, cross_k, cross_v, gate, flat, kept, described, return_lse):
+        planned = described is not None and described.plan is not None
+        results = described.plan.run(described) if planned else _forward(unflatten(flat), kept, described)
+        _save(ctx, results, flat)
+        if not return_lse:
+            return results.out, None
+        ctx.set_materialize_grads(False)  # of log-sum-exps there is none
+        ctx.mark_non_differentiable(results.lse)
+        return results.out, results.lse
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_lse):
+        nothing = (None,) * 4
+        if grad_out is None:
+            return *(None,) * 6, *nothing
+        return *_backward(grad_out, (*ctx.saved_tensors, *ctx.numbers), ctx.needs_input_grad[:6]), *nothing
+
+
+class _CompiledAttention(torch.autograd.Function):
+    """The same by operators that torch.compile does not look into, of all arguments one by one."""
 
     @staticmethod
     def forward(ctx, *arguments):
-        *flat, kept, described = arguments
-        if torch.compiler.is_compiling():
-            results = ForwardResults(*torch.ops.layalign.adaptive_fusion_attention(*flat, list(kept)))
-        else:
-            ctx.set_materialize_grads(False)  # of log-sum-exps there is none
-            planned = described is not None and described.plan is not None
-            results = described.plan.run(described) if planned else _forward(unflatten(flat), kept, described)
-        out, self_out, cross_out, lse, *lists = results
-        if flat[3].shape[2] == 0:  # no cross keys: out is the self term
-            self_out = out
-        ctx.save_for_backward(self_out, cross_out, lse, *lists, *flat[:FLAT_TENSORS])
-        ctx.numbers = flat[FLAT_TENSORS:]
-        ctx.mark_non_differentiable(lse)
-        return out, lse
+        results = ForwardResults(*torch.ops.layalign.adaptive_fusion_attention(*arguments))
+        _save(ctx, results, arguments[:-1])
+        ctx.mark_non_differentiable(results.lse)
+        return results.out, results.lse
 
     @staticmethod
     def backward(ctx, grad_out, grad_lse):
         wanted = list(ctx.needs_input_grad[:6])
-        nothing = (None,) * (FLAT_TENSORS + FLAT_NUMBERS + 2 - len(wanted))
-        if grad_out is None:
-            return *(None,) * len(wanted), *nothing
-        self_out, cross_out, lse, lists, cross_lists, *tensors = ctx.saved_tensors
-        flat = (*tensors, *ctx.numbers)
-        if torch.compiler.is_compiling():
-            run = torch.ops.layalign.adaptive_fusion_attention_backward
-            grads = run(grad_out, self_out, cross_out, lse, *flat, wanted)
-            grads = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
-        else:
-            results = ForwardResults(None, self_out, cross_out, lse, lists, cross_lists)
-            grads = _backward(grad_out, results, unflatten(flat), wanted)
-        return *grads, *nothing
+        *terms, _, _ = ctx.saved_tensors[:RESULTS]
+        run = torch.ops.layalign.adaptive_fusion_attention_backward
+        grads = run(grad_out, *terms, *ctx.saved_tensors[RESULTS:], *ctx.numbers, wanted)
+        grads = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+        return *grads, *(None,) * (FLAT_TENSORS + FLAT_NUMBERS + 1 - len(wanted))
+
+
+def _save(ctx, results, flat):
+    out, self_out, cross_out, lse, *lists = results
+    if flat[3].shape[2] == 0:  # no cross keys: out is the self term
+        self_out = out
+    ctx.save_for_backward(self_out, cross_out, lse, *lists, *flat[:FLAT_TENSORS])
+    ctx.numbers = flat[FLAT_TENSORS:]
 
 
 def _forward(call, kept, described=None):
@@ -145,17 +162,21 @@ def _decode(call, kept, described=None):
         return PLANS.make(described, decode, _settled(call), kept.lse)
 
 
-def _backward(grad_out, results, call, wanted):
+def _backward(grad_out, saved, wanted):
+    """Six gradients. saved: a ForwardResults without out, then the flat form of a call."""
     grad_out = unit_stride(grad_out)
     described = None
     if not torch.compiler.is_compiling():
-        described = _described((grad_out, *results[1:], *call), tuple(wanted), tuned=True)
+        described = _described((grad_out, *saved), wanted, tuned=True)
     if described is not None and described.plan is not None:
         grads = described.plan.run(described)
     else:
+        results, call = ForwardResults(None, *saved[:RESULTS]), unflatten(saved[RESULTS:])
         with torch.cuda.device_of(call.q):
             grads = PLANS.make(described, gradients, grad_out, results, call, wanted)
-    return with_gradient_of_gate(grads, call.gate if wanted[5] else None)
+    if not wanted[5]:
+        return grads
+    return *grads[:5], gate_gradient(grads.gate, saved[RESULTS + 5])
 
 
 def _settled(call):
@@ -197,8 +218,7 @@ def _(*arguments):
 )
 def _backward_operator(*arguments):
     grad_out, self_out, cross_out, lse, *flat, wanted = arguments
-    results = ForwardResults(None, self_out, cross_out, lse)
-    return _present(_backward(grad_out, results, unflatten(flat), wanted), grad_out)
+    return _present(_backward(grad_out, (self_out, cross_out, lse, None, None, *flat), tuple(wanted)), grad_out)
 
 
 @_backward_operator.register_fake

@@ -74,20 +74,21 @@ def add_key_tiles(
         b_k = read_keys(term.k, term.s_k, number, m_used, C, FULL)
         if C.AHEAD:
             b_v = read_rows(term.v, term.s_v, (number + 1) * C.BLOCK_N, None, C.BLOCK_N, C)
-        else:
-            b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
         # [BM, BN]
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
         if C.AHEAD:
             # Read before its registers take the next product: or else the assembler lets no product run beside anything.
             b_products = b_ahead - b_sums[:, None]
             b_ahead = tl.dot(b_grad, tl.trans(b_v), input_precision=C.PRECISION)
-        else:
-            b_products = tl.dot(b_grad, tl.trans(b_v), input_precision=C.PRECISION) - b_sums[:, None]
         b_weights, b_capped = weights_again(
             b_scores, scale, softcap, b_lse[:, None], C.CAPPED and not CROSS, EXACT=b_q.dtype == tl.float32
         )
         b_weights = hide_unseen(b_weights, 0.0, used_tiles, term, number, o_key, m_used, C, CROSS)
+        if not C.AHEAD:
+            # [BN, BLOCK_D]
+            b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
+            # [BM, BN]
+            b_products = tl.dot(b_grad, tl.trans(b_v), input_precision=C.PRECISION) - b_sums[:, None]
         b_grad_scores = b_weights * b_products
         if C.CAPPED and not CROSS:
             b_grad_scores = b_grad_scores * (1 - b_capped * b_capped)

@@ -21,19 +21,19 @@ def _line(block_m, block_n, warps, stages):
 _MIX_HALF = {
     "sm_80": {
         "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
-        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 32, 4, 2)},
+        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(16, 32, 4, 2)},
         "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 32, 4, 2)},
         "mix_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2)},
     },
     "sm_90": {
         "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 128, 4, 3), 128: _line(64, 64, 4, 2)},
-        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
+        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 8, 2)},
         "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 64, 4, 2)},
         "mix_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3)},
     },
     "sm_100": {
         "mix": {32: _line(64, 128, 4, 3), 64: _line(64, 128, 4, 3), 128: _line(64, 64, 4, 2)},
-        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 4, 2)},
+        "mix_weight_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3), 128: _line(64, 64, 8, 2)},
         "mix_state_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 2), 128: _line(64, 64, 4, 2)},
         "mix_gradients": {32: _line(64, 64, 4, 3), 64: _line(64, 64, 4, 3)},
     },
@@ -49,14 +49,14 @@ _MIX_FLOAT32 = {
     },
     "sm_90": {
         "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 32, 4, 2), 128: _line(64, 16, 4, 1)},
-        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 32, 4, 2), 128: _line(64, 16, 4, 1)},
+        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 2), 128: _line(16, 16, 4, 1)},
         "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(64, 16, 4, 2), 128: _line(64, 16, 4, 1)},
         "mix_gradients": {32: _line(64, 32, 4, 2)},
     },
     "sm_100": {
         "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
-        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
-        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(32, 16, 4, 1), 128: _line(64, 16, 4, 1)},
+        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(32, 32, 4, 1), 128: _line(16, 16, 4, 1)},
+        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(32, 16, 4, 1), 128: _line(16, 16, 4, 1)},
         "mix_gradients": {32: _line(64, 32, 4, 2)},
     },
 }
@@ -105,15 +105,15 @@ def _mix_line(kernel, architecture, dtype, layers, streams):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProductConfig(LaunchConfig):
     """A line of the products, whose programs stay and walk over tiles: how many a multiprocessor holds at a time, and whether they
-    ask for the next tile's numbers before a tile is written (`AHEAD`)."""
+    ask for the next tile's numbers before a tile is written (`JOINED`)."""
 
     programs: int = 1
-    ahead: bool = False
+    joined: bool = False
 
 
-def _product(block_m, block_n, block_k, warps, stages, descriptors=False, programs=1, ahead=False):
+def _product(block_m, block_n, block_k, warps, stages, descriptors=False, programs=1, joined=False):
     tile = {"block_m": block_m, "block_n": block_n, "block_k": block_k}
-    return ProductConfig(**tile, warps=warps, stages=stages, descriptors=descriptors, programs=programs, ahead=ahead)
+    return ProductConfig(**tile, warps=warps, stages=stages, descriptors=descriptors, programs=programs, joined=joined)
 
 
 # Half precision, matrices at multiples of 16 bytes. On sm_90 four tiles under way and the result's take 229,408 bytes of 232,448:
@@ -121,8 +121,8 @@ def _product(block_m, block_n, block_k, warps, stages, descriptors=False, progra
 _MATMUL_HALF = {
     "sm_80": _product(128, 128, 32, 8, 4),
     "sm_89": _product(128, 128, 32, 8, 4),
-    "sm_90": _product(128, 256, 64, 8, 4, True, ahead=True),
-    "sm_100": _product(128, 256, 64, 8, 4, True, ahead=True),
+    "sm_90": _product(128, 256, 64, 8, 4, True, joined=True),
+    "sm_100": _product(128, 256, 64, 8, 4, True, joined=True),
 }
 # Up to 64 rows, where half of a tile of 128 would be empty.
 _MATMUL_FEW_ROWS = 64

@@ -25,10 +25,10 @@ _SHORTEST_PART = 4  # tiles of the inner dimension
 
 
 class Constants(NamedTuple):
-    """What a kernel is compiled for beside a Reading of each operand, A and B. AHEAD: the loop over tiles is one with that over the
+    """What a kernel is compiled for beside a Reading of each operand, A and B. JOINED: the loop over tiles is one with that over the
     inner dimension, so that a program asks for its next tile's numbers before it has written a tile."""
 
-    AHEAD: bool
+    JOINED: bool
     PRECISION: str
     DESCRIPTORS: bool
     BLOCK_M: int
@@ -136,7 +136,7 @@ def matmul_kernel(
     """out[g] = a[g] @ b[g] + bias[g]: (M, K) by (K, N). Tile t of all groups is program t % programs's."""
     a_common, b_common = common_sources(a, b, groups, M, N, K, A, B)
     tiles = groups * tl.cdiv(M, C.BLOCK_M) * tl.cdiv(N, C.BLOCK_N)
-    if C.AHEAD:
+    if C.JOINED:
         for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
             write_tile(tile, a, b, a_common, b_common, bias, s_bias, out, s_out, s_out_row, M, N, K, A, B, C)
     else:
@@ -273,7 +273,7 @@ def _configure(operands, out, inner, transpose_a, transpose_b):
     a = reading(operands[0], rows, config.block_m, transpose_a)
     b = reading(operands[1], columns, config.block_n, not transpose_b)
     constants = Constants(
-        AHEAD=config.ahead and LISTED.value not in (a.FOUND, b.FOUND),
+        JOINED=config.joined and LISTED.value not in (a.FOUND, b.FOUND),
         PRECISION=dot_precision(dtype, name),
         DESCRIPTORS=config.descriptors,
         BLOCK_M=config.block_m,

@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...launch import architecture, dot_precision, launch
+from ...launch import architecture, dot_precision, launch, multiprocessors
 from ...tiles import ones, vector, zeros
 from .launch_table import mix_config
 
-# A program's first tile costs it the addresses (two selects for each state) and the weight: it does more than one, as many
-# as leave enough programs to fill the largest GPUs.
-_TILES_EACH = 8
-_PROGRAMS = 1024
+# A program's first tile costs it the addresses (two selects for each state), the weight, and a wait for memory: one wave of
+# programs, 4 a multiprocessor as their registers allow, shares out the tiles, up to 64 each.
+_PROGRAMS = 4
+_TILES_EACH = 64
 # Programs of the weight gradients, each with its own sums: few enough that adding those up costs little beside reading
 # the gradient, and one whole wave where 132 multiprocessors hold 3 each; 2 where the states' gradients are computed along, which
 # takes 192 registers for 169 (sm_90).
@@ -306,7 +306,7 @@ class _Call:
         """-> grid, _Tiles."""
         tiles = triton.cdiv(self.size, self.config.block_n)
         if programs is None:
-            each = min(_TILES_EACH, max(1, tiles // _PROGRAMS))
+            each = min(_TILES_EACH, triton.cdiv(tiles, _PROGRAMS * multiprocessors(self.operands.weight.device)))
         else:
             each = max(fewest, triton.cdiv(tiles, programs))
         return (triton.cdiv(tiles, each),), _Tiles(self.size, self.streams, tiles, each)

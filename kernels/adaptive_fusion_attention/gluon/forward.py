@@ -1,0 +1,111 @@
+"""From a Call to a launch of the Hopper forward, for the calls that it covers."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ...launch import LaunchConfig, architecture, launch
+from ...plans import fresh
+from .. import gates
+from ..call import Call
+from ..gpu.arguments import Prepared, rows, rows_or_none
+from ..gpu.forward import EVERYTHING, ForwardResults, Kept, Outputs, both_lse, gluon_asked
+from .kernel import Scaling, hopper_forward_kernel
+from .schedule import BLOCK_M, BLOCK_N, STAGES, WARPS
+from .work import Spans
+
+# Up to here a tile of 128 queries is half empty, and the other kernel has one of 64.
+FEWEST_QUERIES = 65
+
+
+class Constants(NamedTuple):
+    """What the kernel is compiled for."""
+
+    HEADS: int
+    HEAD_DIM: int
+    GROUP: int  # query heads that share a key head
+    CAUSAL: bool
+    WINDOWED: bool
+    CAPPED: bool
+    CROSS: bool  # there are cross keys
+    EVEN_CROSS: bool  # and every row sees them all, in whole tiles
+    GATE_PER_QUERY: bool
+    START_PER_ROW: bool
+    STAGES: int
+    BLOCK_M: int = BLOCK_M
+    BLOCK_N: int = BLOCK_N
+
+
+def covers(call: Call) -> bool:
+    """Whether LAYALIGN_GLUON=1 asks for this kernel, the GPU is a Hopper and `takes` the call."""
+    if not gluon_asked() or call.q.shape[2] < FEWEST_QUERIES:
+        return False
+    return architecture(call.q.device) == "sm_90" and takes(call)
+
+
+def takes(call: Call) -> bool:
+    """Whether the kernel computes this call: half precision, heads of 64 or 128, no masks, no packing, and keys and values at
+    addresses that tensor descriptors take."""
+    q = call.q
+    if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[3] not in STAGES or q.numel() == 0:
+        return False
+    if call.key_mask is not None or call.cross_mask is not None or call.cu_seqlens is not None:
+        return False
+    if call.k.shape[2] == 0:
+        return False
+    return all(map(_is_described, call[1:5]))
+
+
+def forward(prepared: Prepared, kept: Kept = EVERYTHING) -> ForwardResults:
+    """The ForwardResults of a call that the kernel takes, whose scale is given."""
+    call = prepared.call
+    q, crossing, numbers = prepared.q, prepared.crossing, prepared.numbers
+    out = fresh(torch.empty_like(q))
+    self_out = fresh(torch.empty_like(q)) if crossing and kept.self_term else None
+    cross_out = fresh(torch.empty_like(q)) if crossing and kept.terms else None
+    lse = fresh(q.new_empty((1 + crossing, *q.shape[:3]), dtype=torch.float32)) if kept.lse else None
+    spans = Spans(*prepared.spans)
+    factor, cap = numbers.scale * math.log2(math.e), call.softcap
+    scaling = Scaling(factor, -2 * factor / cap, cap * math.log2(math.e)) if cap else Scaling(factor, 0.0, 0.0)
+    batch, heads, queries, width = q.shape
+    constants = Constants(
+        HEADS=heads,
+        HEAD_DIM=width,
+        GROUP=heads // call.k.shape[1],
+        CAUSAL=call.causal,
+        WINDOWED=prepared.windowed,
+        CAPPED=call.softcap is not None,
+        CROSS=crossing,
+        EVEN_CROSS=crossing and spans.cross_keys is None and numbers.cross_keys % BLOCK_N == 0,
+        GATE_PER_QUERY=gates.per_query(call.gate),
+        START_PER_ROW=isinstance(numbers.start, Tensor),
+        STAGES=STAGES[width],
+    )
+    launch(
+        hopper_forward_kernel,
+        (triton.cdiv(queries, BLOCK_M) * heads * batch,),
+        LaunchConfig(block_m=BLOCK_M, block_n=BLOCK_N, warps=WARPS, stages=constants.STAGES, descriptors=True),
+        prepared.inputs,
+        Outputs(rows(out), rows_or_none(self_out), rows_or_none(cross_out), *both_lse(lse)),
+        spans,
+        scaling,
+        queries,
+        numbers.keys,
+        numbers.cross_keys,
+        numbers.start,
+        numbers.window,
+        batch // call.cross_k.shape[0],
+        batch,
+        C=constants,
+    )
+    return ForwardResults(out, self_out, cross_out, lse)
+
+
+def _is_described(x):
+    """Whether a tensor descriptor can be made of any rows of any head: 16-byte addresses, rows apart."""
+    if x.stride(3) != 1 or x.data_ptr() % 16 or any(stride * x.element_size() % 16 for stride in x.stride()[:3]):
+        return False
+    return x.stride(2) > 0
