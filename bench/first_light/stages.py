@@ -36,7 +36,9 @@ class Step:
     def pytest(self, results: str, more: Sequence[str]) -> list[str]:
         """Its command, for one process. results: the folder of rows. more: arguments of every step."""
         recorded = ["--record", results, "--benchmark-columns=median"] if self.records else []
-        return pytest_command(*self.tests, *recorded, *more)
+        # What benchmarks do not use takes a second and a half at every start, and a process that ended is started anew.
+        lean = ["-p", "no:hypothesispytest"] if self.tests[0].startswith("bench/") else []
+        return pytest_command(*self.tests, *lean, *recorded, *more)
 
 
 @dataclass(frozen=True)
