@@ -40,6 +40,8 @@ def _equal(got, wanted):
 _PLAIN = ("causal", "spanned", "sizes")
 _MASKED = ("padded", "everything", "packed")
 _FEW = "few queries, or heads of 256: tiles of 32 keys, with wider ones too many registers"
+_SHARED_ROWS = "heads of 256: two warp groups share 64 queries, whose maxima and sums meet in shared memory"
+_OLDER = "not looked into: goals of speed are those of sm_90"
 _BIAS = "the bias of a group is read where a tile is written, in the one loop over the turns of all tiles"
 _ANYWHERE = "widths whose rows start anywhere: no descriptors, small tiles, numbers read one by one"
 _READ_TWICE = (
@@ -47,6 +49,10 @@ _READ_TWICE = (
 )
 # As the report has them for bf16 and heads of 64, 128 and 256 (sm_90). The first that covers a line is the one.
 ALLOWANCES: tuple[Allowance, ...] = (
+    Allowance("forward_kernel", _SHARED_ROWS, {"head_dim": 256, "arch": "sm_90"}, 16, 9, 2),
+    Allowance("query_gradients_kernel", _SHARED_ROWS, {"head_dim": 256, "arch": "sm_90"}, 16, 13, 2),
+    Allowance("forward_kernel", _OLDER, {"arch": "sm_80", "variant": _PLAIN}, most_barriers=9),
+    Allowance("query_gradients_kernel", _OLDER, {"arch": "sm_80", "variant": _PLAIN}, most_barriers=7),
     Allowance(
         "key_value_gradients_kernel",
         "masked keys: 32 queries a tile, with 64 beside the masks too many registers",
@@ -81,8 +87,8 @@ ALLOWANCES: tuple[Allowance, ...] = (
     Allowance("matmul_kernel", _BIAS, most_unpipelined=1),
     Allowance(
         "mix_weight_gradients_kernel",
-        f"{_READ_TWICE}; the bias is summed by a product with 16 columns",
-        least_n=16,
+        f"{_READ_TWICE}; the bias is summed by a product with 16 columns, which 8 warps halve",
+        least_n=8,
         most_barriers=12,
         most_unpipelined=4,
     ),
