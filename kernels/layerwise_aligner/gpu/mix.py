@@ -23,9 +23,9 @@ from .launch_table import mix_config
 _PROGRAMS = 4
 _TILES_EACH = 64
 # Programs of the weight gradients, each with its own sums: few enough that adding those up costs little beside reading
-# the gradient, and one whole wave where 132 multiprocessors hold 3 each; 2 where the states' gradients are computed along, which
-# takes 192 registers for 169 (sm_90).
-_RANGES = {"mix_weight_gradients": 396, "mix_gradients": 264}
+# the gradient, and one whole wave where 132 multiprocessors hold 2 each, with 169 registers, or 192 where the states' gradients are
+# computed along (sm_90). As 3 each they would be two waves: 66 % of the bandwidth predicted, not 88.
+_RANGES = 264
 _SHORTEST_RANGE = 16  # tiles
 
 
@@ -258,7 +258,7 @@ def _state_gradients(grad, states, weight, bias, grad_states):
 
 def _sums(call, grad, grad_states):
     """-> gradients of weight and bias (J, E + 1), the bias's last; those of the states into grad_states, where there is one."""
-    (ranges,), tiles = call.tiles(max(1, _RANGES[call.kernel] // call.stream_tiles), _SHORTEST_RANGE)
+    (ranges,), tiles = call.tiles(max(1, _RANGES // call.stream_tiles), _SHORTEST_RANGE)
     partials = grad.new_empty(ranges, call.streams, call.constants.LAYERS + 1, dtype=torch.float32)
     arguments = (grad, grad.stride(0), call.operands, partials, grad_states, *tiles)
     constants = call.constants._replace(STATES=grad_states is not None)
