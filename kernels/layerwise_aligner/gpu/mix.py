@@ -282,7 +282,6 @@ class _Call:
     def __init__(self, kernel, states, weight, bias):
         streams, layers = weight.shape
         name, dtype = architecture(weight.device), weight.dtype
-        self.kernel = kernel
         self.config = mix_config(kernel, architecture=name, dtype=dtype, layers=layers, streams=streams)
         if self.config is None:
             return
