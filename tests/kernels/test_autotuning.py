@@ -37,7 +37,7 @@ def test_the_fastest_is_stored_and_stays(store):
     run = [].append
     assert autotuning.tuned("forward", KEY, [SMALL, MIDDLE, LARGE], lambda config: run(config) or config) == MIDDLE
     assert list(json.loads(store.read_text()).values()) == [
-        {"block_m": 64, "block_n": 64, "warps": 4, "stages": 2, "descriptors": False, "block_k": 0}
+        {"block_m": 64, "block_n": 64, "warps": 4, "stages": 2, "descriptors": False, "ahead": False, "block_k": 0}
     ]
     assert autotuning.tuned("forward", KEY, [SMALL, MIDDLE, LARGE], never) == MIDDLE
     forget()
