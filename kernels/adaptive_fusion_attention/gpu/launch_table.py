@@ -97,12 +97,13 @@ _HALF_SHORT = {"sm_90": _line(64, 32, 4, 2)}
 
 # fp32 tiles are twice as large and multiplied three times (see `dot_precision`). A tile that stays for the whole loop then takes
 # 2 x D registers of every thread, its upper and lower halves, however few rows it has: hence products of scores that take block_k
-# columns of both at a time, read anew.
+# columns of both at a time, read anew. Queries' gradients take tiles of as many keys as the forward, whose lists of used tiles serve
+# again.
 _FLOAT32 = {
     "forward": {64: _line(32, 32, 8, 1), 128: _line(16, 32, 8, 1), 256: _line(16, 32, 8, 1, block_k=64)},
     "key_value_gradients": {64: _line(32, 32, 8, 1), 128: _line(32, 16, 8, 1), 256: _line(32, 16, 8, 1, block_k=32)},
     "query_gradients": {
-        64: _line(64, 16, 8, 1),
+        64: _line(32, 32, 8, 1, block_k=32),
         128: _line(16, 32, 8, 1, block_k=64),
         256: _line(16, 32, 8, 1, block_k=64),
     },
