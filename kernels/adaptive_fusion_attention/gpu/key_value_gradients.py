@@ -34,13 +34,12 @@ class KeyTerm(NamedTuple):
 
 
 class KeyTile(NamedTuple):
-    """A tile of keys of one batch row: pointers to its head's keys and values, of which those from first_key on are read where m_used
-    [BN], as b_k and b_v [BN, BLOCK_D] with zeros elsewhere, the keys' indices [BN], and `first`, the key index of the first of the
+    """A tile of keys of one batch row: the row where its sequence's keys begin, the first key counted from there, keys and values
+    [BN, BLOCK_D], zero where not used (m_used [BN]), the keys' indices [BN], and `first`, the key index of the first of the
     sequence's `queries` queries, which begin at `begin`."""
 
     batch: object
-    p_k: object
-    p_v: object
+    key_begin: object
     first_key: object
     m_used: object
     b_k: object
@@ -77,8 +76,9 @@ def read_group_rows(source, x, member, first, m_used, BLOCK: tl.constexpr, C: tl
 
 
 @triton.jit
-def multiply_queries(tile, p_keys, keys, source, x, member, first, m_query, C: tl.constexpr):
+def multiply_queries(tile, keys, group, source, x, member, first, m_query, C: tl.constexpr):
     """Products [BN, BM] of a KeyTile's keys or values with the rows that `read_group_rows` reads of x."""
+    p_keys = head_pointer(keys, tile.batch, group, tile.key_begin)
     p_rows = source + tl.cast(member, tl.int64) * x.head
     return multiply_rows(
         p_keys, keys.row, tile.first_key, tile.m_used, p_rows, x.row, first, m_query, C.BLOCK_N, C.BLOCK_M, C
@@ -109,7 +109,7 @@ def add_query_tiles(tile, term, q, grad_out, gate, group, span, numbers, C: tl.c
         b_lse = load_lse(term.lse + tile_row, o_query, m_query)
         # [BN, BM]: keys in rows, so that the weights feed the next product as they are
         if C.BLOCK_K:
-            b_scores = multiply_queries(tile, tile.p_k, term.k, q_rows, q, member, first, m_query, C)
+            b_scores = multiply_queries(tile, term.k, group, q_rows, q, member, first, m_query, C)
         else:
             b_scores = tl.dot(tile.b_k, tl.trans(b_q), input_precision=C.PRECISION)
         b_weights, b_capped = weights_again(
@@ -140,7 +140,7 @@ def add_query_tiles(tile, term, q, grad_out, gate, group, span, numbers, C: tl.c
         if term.grad_k is not None:
             # [BN, BM]
             if C.BLOCK_K:
-                b_products = multiply_queries(tile, tile.p_v, term.v, grad_rows, grad_out, member, first, m_query, C)
+                b_products = multiply_queries(tile, term.v, group, grad_rows, grad_out, member, first, m_query, C)
             else:
                 b_products = tl.dot(tile.b_v, tl.trans(b_grad), input_precision=C.PRECISION)
             b_sums = tl.load(term.sums + tile_row + o_query, mask=m_query, other=0.0)
@@ -210,11 +210,9 @@ def gradients_of_key_tile(
         if term.mask is not None:
             p_mask = term.mask + tl.cast(batch, tl.int64) * term.s_mask + k_begin
             m_used = tl.load(p_mask + o_key, mask=m_used, other=0) != 0
-        p_k = head_pointer(term.k, batch, head, k_begin)
-        p_v = head_pointer(term.v, batch, head, k_begin)
         # [BN, BLOCK_D]
-        b_k = load_rows(p_k, term.k.row, first_key, m_used, C.BLOCK_N, C)
-        b_v = load_rows(p_v, term.v.row, first_key, m_used, C.BLOCK_N, C)
+        b_k = load_rows(head_pointer(term.k, batch, head, k_begin), term.k.row, first_key, m_used, C.BLOCK_N, C)
+        b_v = load_rows(head_pointer(term.v, batch, head, k_begin), term.v.row, first_key, m_used, C.BLOCK_N, C)
         last_key = tl.minimum(first_key + C.BLOCK_N, k_count)
         span = queries_of_keys(first_key, last_key, first, q_count, numbers.window, C.BLOCK_M, CAUSAL, WINDOWED)
         if term.mask is not None or term.spans is not None:
@@ -224,7 +222,7 @@ def gradients_of_key_tile(
             if term.mask is not None:
                 some = tl.max(m_used.to(tl.int32), 0)
             span = TileSpan(span.begin * some, span.full_begin * some, span.full_end * some, span.end * some)
-        tile = KeyTile(batch, p_k, p_v, first_key, m_used, b_k, b_v, o_key, first, q_begin, q_count)
+        tile = KeyTile(batch, k_begin, first_key, m_used, b_k, b_v, o_key, first, q_begin, q_count)
         b_grad_k, b_grad_v, zero = add_query_tiles(tile, term, q, grad_out, gate, head, span, numbers, C, CROSS)
         # Places anew, by a zero that the compiler cannot know to be one: held through the loop, they spill 76 bytes (Triton 3.6).
         first_key += zero
