@@ -7,12 +7,13 @@ from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 from layalign.kernels.launch import INTERPRETING
 
 pytestmark = pytest.mark.skipif(not INTERPRETING, reason="needs Triton's interpreter")
-HEADS, KV_HEADS, WIDTH = 4, 2, 16
-# As on a GPU: (rows of queries, keys, descriptors, ahead) of forward, of key_value_gradients, of query_gradients.
+HEADS, KV_HEADS, WIDTH = 4, 2, 24
+# As on a GPU: (rows of queries, keys, descriptors, ahead, block_k) of forward, of key_value_gradients, of query_gradients.
 LINES = {
-    "pointers": ((64, 32, False, False), (32, 64, False, False), (64, 32, False, False)),
-    "descriptors": ((128, 128, True, False), (64, 64, True, False), (128, 64, True, False)),
-    "ahead": ((32, 32, True, False), (64, 64, True, False), (32, 16, True, True)),
+    "pointers": ((64, 32, False, False, 0), (32, 64, False, False, 0), (64, 32, False, False, 0)),
+    "descriptors": ((128, 128, True, False, 0), (64, 64, True, False, 0), (128, 64, True, False, 0)),
+    "columns": ((16, 32, False, False, 16), (32, 16, False, False, 16), (16, 32, False, False, 16)),
+    "ahead": ((32, 32, True, False, 0), (64, 64, True, False, 0), (32, 16, True, True, 0)),
 }
 
 
@@ -22,8 +23,9 @@ def lines(request, monkeypatch):
     from layalign.kernels.launch import LaunchConfig
 
     for kernel, line in zip(("forward", "key_value_gradients", "query_gradients"), LINES[request.param], strict=True):
-        rows, keys, descriptors, ahead = line
-        config = LaunchConfig(block_m=rows, block_n=keys, warps=4, stages=1, descriptors=descriptors, ahead=ahead)
+        rows, keys, descriptors, ahead, block_k = line
+        tile = dict(block_m=rows, block_n=keys, block_k=block_k)
+        config = LaunchConfig(**tile, warps=4, stages=1, descriptors=descriptors, ahead=ahead)
         monkeypatch.setitem(launch_table._INTERPRETER, kernel, config)
     return request.param
 

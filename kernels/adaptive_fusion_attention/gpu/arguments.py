@@ -61,6 +61,7 @@ class Constants(NamedTuple):
     WIDE: bool = False  # a tile's rows lie 2^31 elements apart and more: see `is_wide`
     BLOCK_M: int = 0
     BLOCK_N: int = 0
+    BLOCK_K: int = 0  # head width that a product of scores takes at a time, 0: all of it
     CHUNKS: int = 0  # partial results of decoding read at a time
 
 
@@ -173,6 +174,7 @@ class Prepared:
             WIDE=is_wide((*self.tensors, *others), max(config.block_m, config.block_n), self.gate),
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
+            BLOCK_K=config.block_k,
         )
 
     def is_plain(self, tensors: list[Tensor]) -> bool:

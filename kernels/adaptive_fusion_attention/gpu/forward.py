@@ -21,7 +21,7 @@ from .packing import raise_faults
 from .rows import Rows, load_gate, load_query_rows, store_query_rows
 from .scores import LOG2_E, capped_scores
 from .spans import query_place, query_tile
-from .terms import cross_term, hide_unseen, key_tile, listed_span, read_keys, self_term
+from .terms import cross_term, hide_unseen, key_tile, listed_span, multiply_keys, read_keys, self_term
 
 
 class Kept(NamedTuple):
@@ -60,8 +60,8 @@ class Outputs(NamedTuple):
 
 
 @triton.jit
-def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
-    """Online softmax of a tile of queries [BM, BLOCK_D] over a Term -> weighted values [BM, BLOCK_D] and log-sum-exps [BM]
+def attend(b_q, q, tile, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr):
+    """Online softmax of a QueryTile's rows of q, b_q [BM, BLOCK_D], over a Term -> weighted values [BM, BLOCK_D] and log-sum-exps [BM]
     in base 2: 0 and -inf for a row that saw nothing. scale: of the scores, in base 2."""
     b_sum = zeros(C.BLOCK_M, C.BLOCK_D)
     b_top = vector(C.BLOCK_M, -float("inf"))  # largest score so far
@@ -78,12 +78,16 @@ def attend(b_q, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.con
         rest = factor
     for place in range(begin, end):
         number, o_key, m_used = key_tile(used_tiles, term, place, C, CROSS)
-        # [BN, BLOCK_D]
-        b_k = read_keys(term.k, term.s_k, number, m_used, C, FULL)
+        if not C.BLOCK_K:
+            # [BN, BLOCK_D]
+            b_k = read_keys(term.k, term.s_k, number, m_used, C, FULL)
         if C.DESCRIPTORS:  # asked for together, both wait at one barrier
             b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
         # [BM, BN]
-        b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
+        if C.BLOCK_K:
+            b_scores = multiply_keys(q, tile, term.k, term.s_k, number, m_used, C)
+        else:
+            b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
         if C.CAPPED and not CROSS:
             b_scores = softcap * capped_scores(b_scores, scale, softcap, EXACT=b_q.dtype == tl.float32)
         b_scores = hide_unseen(b_scores, -float("inf"), used_tiles, term, number, o_key, m_used, C, CROSS)
@@ -123,13 +127,13 @@ def forward_kernel(
 
     if C.CROSS:
         term = cross_term(inputs, masks, cross_keys, tile, shares, C)
-        b_cross, b_lse = attend(b_q, term, masks.cross_tiles, scale, softcap, C, CROSS=True)
+        b_cross, b_lse = attend(b_q, inputs.q, tile, term, masks.cross_tiles, scale, softcap, C, CROSS=True)
         store_query_rows(outputs.cross_out, tile, b_cross, C)
         if outputs.cross_lse is not None:
             tl.store(outputs.cross_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
 
     term = self_term(inputs, masks, queries, keys, tile, start, window, C)
-    b_out, b_lse = attend(b_q, term, masks.tiles, scale, softcap, C, CROSS=False)
+    b_out, b_lse = attend(b_q, inputs.q, tile, term, masks.tiles, scale, softcap, C, CROSS=False)
     if outputs.self_lse is not None:
         tl.store(outputs.self_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
     if outputs.self_out is not None:

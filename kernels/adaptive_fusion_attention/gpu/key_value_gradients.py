@@ -12,7 +12,7 @@ from torch import Tensor
 from ...tiles import zeros
 from .arguments import NUMBERS, Numbers
 from .order import head_and_tile
-from .rows import Rows, head_pointer, load_rows, row_offsets, store_rows
+from .rows import Rows, head_pointer, load_rows, multiply_rows, row_offsets, store_rows
 from .scores import LOG2_E, load_lse, weights_again
 from .spans import TileSpan, band_visible, first_query_index, key_place, packed_tile, queries_of_keys, sequence_span
 
@@ -34,10 +34,14 @@ class KeyTerm(NamedTuple):
 
 
 class KeyTile(NamedTuple):
-    """A tile of keys of one batch row: keys and values [BN, BLOCK_D], zero where not used, the keys' indices [BN], and `first`, the key
-    index of the first of the sequence's `queries` queries, which begin at `begin`."""
+    """A tile of keys of one batch row: the row where its sequence's keys begin, the first key counted from there, keys and values
+    [BN, BLOCK_D], zero where not used (m_used [BN]), the keys' indices [BN], and `first`, the key index of the first of the
+    sequence's `queries` queries, which begin at `begin`."""
 
     batch: object
+    key_begin: object
+    first_key: object
+    m_used: object
     b_k: object
     b_v: object
     o_key: object
@@ -72,6 +76,16 @@ def read_group_rows(source, x, member, first, m_used, BLOCK: tl.constexpr, C: tl
 
 
 @triton.jit
+def multiply_queries(tile, keys, group, source, x, member, first, m_query, C: tl.constexpr):
+    """Products [BN, BM] of a KeyTile's keys or values with the rows that `read_group_rows` reads of x."""
+    p_keys = head_pointer(keys, tile.batch, group, tile.key_begin)
+    p_rows = source + tl.cast(member, tl.int64) * x.head
+    return multiply_rows(
+        p_keys, keys.row, tile.first_key, tile.m_used, p_rows, x.row, first, m_query, C.BLOCK_N, C.BLOCK_M, C
+    )
+
+
+@triton.jit
 def add_query_tiles(tile, term, q, grad_out, gate, group, span, numbers, C: tl.constexpr, CROSS: tl.constexpr):
     """What the tiles of queries of a TileSpan contribute to the gradients [BN, BLOCK_D] of a KeyTile's keys and values, head by head of
     those that share it. One loop over both: a loop for each head starts its loads, and waits for them, anew."""
@@ -94,7 +108,10 @@ def add_query_tiles(tile, term, q, grad_out, gate, group, span, numbers, C: tl.c
         b_grad = read_group_rows(grad_rows, grad_out, member, first, m_query, C.BLOCK_M, C)
         b_lse = load_lse(term.lse + tile_row, o_query, m_query)
         # [BN, BM]: keys in rows, so that the weights feed the next product as they are
-        b_scores = tl.dot(tile.b_k, tl.trans(b_q), input_precision=C.PRECISION)
+        if C.BLOCK_K:
+            b_scores = multiply_queries(tile, term.k, group, q_rows, q, member, first, m_query, C)
+        else:
+            b_scores = tl.dot(tile.b_k, tl.trans(b_q), input_precision=C.PRECISION)
         b_weights, b_capped = weights_again(
             b_scores,
             numbers.scale * LOG2_E,
@@ -122,7 +139,10 @@ def add_query_tiles(tile, term, q, grad_out, gate, group, span, numbers, C: tl.c
             b_grad_v = tl.dot(b_weights.to(b_grad.dtype), b_grad, b_grad_v, input_precision=C.PRECISION)
         if term.grad_k is not None:
             # [BN, BM]
-            b_products = tl.dot(tile.b_v, tl.trans(b_grad), input_precision=C.PRECISION)
+            if C.BLOCK_K:
+                b_products = multiply_queries(tile, term.v, group, grad_rows, grad_out, member, first, m_query, C)
+            else:
+                b_products = tl.dot(tile.b_v, tl.trans(b_grad), input_precision=C.PRECISION)
             b_sums = tl.load(term.sums + tile_row + o_query, mask=m_query, other=0.0)
             b_grad_scores = b_weights * (b_products - b_sums[None, :])
             if C.CAPPED and not CROSS:
@@ -202,7 +222,7 @@ def gradients_of_key_tile(
             if term.mask is not None:
                 some = tl.max(m_used.to(tl.int32), 0)
             span = TileSpan(span.begin * some, span.full_begin * some, span.full_end * some, span.end * some)
-        tile = KeyTile(batch, b_k, b_v, o_key, first, q_begin, q_count)
+        tile = KeyTile(batch, k_begin, first_key, m_used, b_k, b_v, o_key, first, q_begin, q_count)
         b_grad_k, b_grad_v, zero = add_query_tiles(tile, term, q, grad_out, gate, head, span, numbers, C, CROSS)
         # Places anew, by a zero that the compiler cannot know to be one: held through the loop, they spill 76 bytes (Triton 3.6).
         first_key += zero

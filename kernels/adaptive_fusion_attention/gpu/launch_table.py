@@ -1,9 +1,8 @@
 """The shipped launch configurations of adaptive-fusion attention, and where their numbers come from.
 
-No bf16 line up to D = 128 spills a register under Triton 3.6 and 3.9 (`layalign kernels` checks it; bench/TUNING.md has what
-does); among those, tiles are as large as they get, the first sign of speed where none was measured. Two lines for each kernel and
-head dim: plain calls read whole tiles and may use tensor descriptors; masks, packing, windows and soft caps need 10 to 40 registers
-more.
+No line spills a register under Triton 3.6 and 3.9 (`layalign kernels` checks it; bench/TUNING.md has what was compiled); among those,
+tiles are as large as they get, the first sign of speed where none was measured. Two lines for each kernel and head dim: plain calls
+read whole tiles and may use tensor descriptors; masks, packing, windows and soft caps need 10 to 40 registers more.
 """
 
 import torch
@@ -11,10 +10,9 @@ import torch
 from ...launch import LaunchConfig, family
 
 
-def _line(block_m, block_n, warps, stages, descriptors=False, ahead=False):
-    return LaunchConfig(
-        block_m=block_m, block_n=block_n, warps=warps, stages=stages, descriptors=descriptors, ahead=ahead
-    )
+def _line(block_m, block_n, warps, stages, descriptors=False, ahead=False, block_k=0):
+    tile = dict(block_m=block_m, block_n=block_n, block_k=block_k)
+    return LaunchConfig(**tile, warps=warps, stages=stages, descriptors=descriptors, ahead=ahead)
 
 
 # family -> kernel -> head dim up to -> (plain, any other call), in bfloat16 and float16
@@ -34,7 +32,7 @@ _HALF = {
         "query_gradients": {
             64: (_line(64, 32, 4, 2), _line(128, 64, 8, 2)),
             128: (_line(64, 32, 4, 2), _line(64, 32, 8, 2)),
-            256: (_line(32, 32, 8, 1), _line(32, 32, 8, 1)),
+            256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
         },
     },
     # Ada, consumer Ampere and consumer Blackwell: the same instructions with 99 KB of shared memory.
@@ -52,7 +50,7 @@ _HALF = {
         "query_gradients": {
             64: (_line(64, 32, 4, 2), _line(128, 64, 8, 2)),
             128: (_line(64, 32, 4, 2), _line(64, 32, 4, 2)),
-            256: (_line(32, 32, 8, 1), _line(32, 32, 8, 1)),
+            256: (_line(64, 32, 8, 1), _line(64, 32, 8, 1)),
         },
     },
     # Hopper: descriptors save 40 to 70 registers, which is what lets 128 x 128 fit. Two warp groups want 128 rows.
@@ -70,7 +68,7 @@ _HALF = {
         "query_gradients": {
             64: (_line(128, 64, 8, 3, True, True), _line(128, 64, 8, 2)),
             128: (_line(128, 64, 8, 3, True, True), _line(128, 64, 8, 2)),
-            256: (_line(64, 64, 8, 2, True), _line(64, 32, 8, 2)),
+            256: (_line(64, 32, 8, 3, True), _line(64, 32, 8, 2)),
         },
     },
     # Blackwell: accumulators lie in tensor memory, but are read back to be rescaled; a second stage spills in the backward.
@@ -88,7 +86,7 @@ _HALF = {
         "query_gradients": {
             64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 2)),
             128: (_line(128, 64, 8, 2), _line(128, 32, 8, 2)),
-            256: (_line(64, 32, 8, 2), _line(64, 32, 8, 2)),
+            256: (_line(64, 32, 8, 1), _line(64, 32, 8, 1)),
         },
     },
 }
@@ -97,11 +95,18 @@ _HALF = {
 _SHORT = 64
 _HALF_SHORT = {"sm_90": _line(64, 32, 4, 2)}
 
-# fp32 tiles are twice as large and multiplied three times (see `dot_precision`).
+# fp32 tiles are twice as large and multiplied three times (see `dot_precision`). A tile that stays for the whole loop then takes
+# 2 x D registers of every thread, its upper and lower halves, however few rows it has: hence products of scores that take block_k
+# columns of both at a time, read anew. Queries' gradients take tiles of as many keys as the forward, whose lists of used tiles serve
+# again.
 _FLOAT32 = {
-    "forward": {64: _line(32, 32, 8, 1), 128: _line(16, 32, 8, 1), 256: _line(16, 16, 8, 1)},
-    "key_value_gradients": {64: _line(32, 32, 8, 1), 128: _line(16, 32, 8, 1), 256: _line(16, 16, 8, 1)},
-    "query_gradients": {64: _line(32, 32, 8, 1), 128: _line(16, 32, 8, 1), 256: _line(16, 16, 8, 1)},
+    "forward": {64: _line(32, 32, 8, 1), 128: _line(16, 32, 8, 1), 256: _line(16, 32, 8, 1, block_k=64)},
+    "key_value_gradients": {64: _line(32, 32, 8, 1), 128: _line(32, 16, 8, 1), 256: _line(32, 16, 8, 1, block_k=32)},
+    "query_gradients": {
+        64: _line(32, 32, 8, 1, block_k=32),
+        128: _line(16, 32, 8, 1, block_k=64),
+        256: _line(16, 32, 8, 1, block_k=64),
+    },
 }
 
 # Decoding: head dim up to -> rows up to -> line, in bfloat16 and float16. block_n is the chunk of keys whose partial results

@@ -11,7 +11,7 @@ from .arguments import NUMBERS
 from .rows import Rows, load_gate, load_query_rows, read_rows, store_query_rows
 from .scores import LOG2_E, load_lse, weights_again
 from .spans import QueryPlace, query_place, query_tile
-from .terms import cross_term, hide_unseen, key_tile, listed_span, read_keys, self_term
+from .terms import cross_term, hide_unseen, key_tile, listed_span, multiply_keys, read_keys, self_term
 
 NOWHERE = tl.constexpr(2**30)  # past the rows of any descriptor
 
@@ -53,12 +53,26 @@ def load_lse_and_sums(lse, sums, tile):
 
 @triton.jit
 def add_key_tiles(
-    b_grad_q, b_q, b_grad, b_lse, b_sums, term, used_tiles, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr
+    b_grad_q,
+    b_q,
+    b_grad,
+    q,
+    grad_out,
+    tile,
+    b_lse,
+    b_sums,
+    term,
+    used_tiles,
+    scale,
+    softcap,
+    C: tl.constexpr,
+    CROSS: tl.constexpr,
 ):
     """Add what a Term contributes to the gradients [BM, BLOCK_D] of a QueryTile, still to be multiplied by the scale.
 
-    b_grad: [BM, BLOCK_D] of the output; b_lse, b_sums: [BM] of this term; scale: in base 2. AHEAD: while a tile's weights are computed,
-    tensor cores multiply the gradient with the next tile's values, which may lie past the last: zeros, by descriptor.
+    b_q, b_grad: its rows [BM, BLOCK_D] of q and of grad_out; b_lse, b_sums: [BM] of this term; scale: in base 2. AHEAD: while a tile's
+    weights are computed, tensor cores multiply the gradient with the next tile's values, which may lie past the last: zeros, by
+    descriptor.
     """
     FULL: tl.constexpr = CROSS and C.EVEN_CROSS and used_tiles is None
     begin, end = listed_span(used_tiles, term)
@@ -75,7 +89,10 @@ def add_key_tiles(
         if C.AHEAD:
             b_v = read_rows(term.v, term.s_v, (number + 1) * C.BLOCK_N, None, C.BLOCK_N, C)
         # [BM, BN]
-        b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
+        if C.BLOCK_K:
+            b_scores = multiply_keys(q, tile, term.k, term.s_k, number, m_used, C)
+        else:
+            b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=C.PRECISION)
         if C.AHEAD:
             # Read before its registers take the next product: or else the assembler lets no product run beside anything.
             b_products = b_ahead - b_sums[:, None]
@@ -84,7 +101,9 @@ def add_key_tiles(
             b_scores, scale, softcap, b_lse[:, None], C.CAPPED and not CROSS, EXACT=b_q.dtype == tl.float32
         )
         b_weights = hide_unseen(b_weights, 0.0, used_tiles, term, number, o_key, m_used, C, CROSS)
-        if not C.AHEAD:
+        if C.BLOCK_K:
+            b_products = multiply_keys(grad_out, tile, term.v, term.s_v, number, m_used, C) - b_sums[:, None]
+        elif not C.AHEAD:
             # [BN, BLOCK_D]
             b_v = read_keys(term.v, term.s_v, number, m_used, C, FULL)
             # [BM, BN]
@@ -113,12 +132,38 @@ def query_gradients_kernel(
         b_lse, b_sums = load_lse_and_sums(saved.cross_lse, saved.cross_sums, tile)
         term = cross_term(inputs, masks, cross_keys, tile, 1, C)
         b_grad_q = add_key_tiles(
-            b_grad_q, b_q, b_grad, b_lse, b_sums, term, masks.cross_tiles, scale * LOG2_E, softcap, C, CROSS=True
+            b_grad_q,
+            b_q,
+            b_grad,
+            inputs.q,
+            saved.grad_out,
+            tile,
+            b_lse,
+            b_sums,
+            term,
+            masks.cross_tiles,
+            scale * LOG2_E,
+            softcap,
+            C,
+            CROSS=True,
         )
         b_grad_q = b_grad_q * load_gate(inputs.gate, tile, C)  # once, before the self term joins
     b_lse, b_sums = load_lse_and_sums(saved.self_lse, saved.self_sums, tile)
     term = self_term(inputs, masks, queries, keys, tile, start, window, C)
     b_grad_q = add_key_tiles(
-        b_grad_q, b_q, b_grad, b_lse, b_sums, term, masks.tiles, scale * LOG2_E, softcap, C, CROSS=False
+        b_grad_q,
+        b_q,
+        b_grad,
+        inputs.q,
+        saved.grad_out,
+        tile,
+        b_lse,
+        b_sums,
+        term,
+        masks.tiles,
+        scale * LOG2_E,
+        softcap,
+        C,
+        CROSS=False,
     )
     store_query_rows(grad_q, tile, b_grad_q * scale, C)

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ...tiles import zeros
+
 
 class Rows(NamedTuple):
     """A (B, H, S, D) tensor with unit last stride, or a (B, H, S) one: its pointer and other strides, in elements."""
@@ -57,6 +59,41 @@ def load_rows(p_head, s_row, first, m_used, BLOCK: tl.constexpr, C: tl.constexpr
     else:
         b_rows = tl.load(p_rows)
     return b_rows
+
+
+@triton.jit
+def load_columns_of_rows(p_head, s_row, first, column, m_used, BLOCK: tl.constexpr, C: tl.constexpr):
+    """Columns column .. column + BLOCK_K of what `load_rows` reads, [BLOCK, BLOCK_K]."""
+    p_head += tl.cast(first, tl.int64) * s_row
+    o_value = column + tl.arange(0, C.BLOCK_K)[None, :]
+    m_inside = o_value < C.HEAD_DIM
+    if m_used is not None:
+        m_inside = m_inside & m_used[:, None]
+    return tl.load(p_head + (row_offsets(tl.arange(0, BLOCK), s_row, C)[:, None] + o_value), mask=m_inside, other=0.0)
+
+
+@triton.jit
+def multiply_rows(
+    p_left,
+    s_left,
+    first_left,
+    m_left,
+    p_right,
+    s_right,
+    first_right,
+    m_right,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Products [ROWS, COLUMNS] of rows with rows, `load_rows` of left and of right, BLOCK_K columns of both at a time: where tiles of
+    all columns, as operands of three products each, do not fit the registers."""
+    b_products = zeros(ROWS, COLUMNS)
+    for column in range(0, C.BLOCK_D, C.BLOCK_K):
+        b_left = load_columns_of_rows(p_left, s_left, first_left, column, m_left, ROWS, C)
+        b_right = load_columns_of_rows(p_right, s_right, first_right, column, m_right, COLUMNS, C)
+        b_products = tl.dot(b_left, tl.trans(b_right), b_products, input_precision=C.PRECISION)
+    return b_products
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .rows import Rows, read_rows, row_source
+from .rows import Rows, head_pointer, multiply_rows, read_rows, row_source
 from .spans import TileSpan, band_visible, first_query_index, key_place, keys_of_queries
 
 
@@ -166,6 +166,14 @@ def read_keys(source, s_row, number, m_used, C: tl.constexpr, FULL: tl.constexpr
     else:
         b_keys = read_rows(source, s_row, number * C.BLOCK_N, m_used, C.BLOCK_N, C)
     return b_keys
+
+
+@triton.jit
+def multiply_keys(x, tile, source, s_row, number, m_used, C: tl.constexpr):
+    """Products [BM, BN] of a QueryTile's rows of x with the tile of keys or values that `read_keys` reads: see `multiply_rows`."""
+    p_head = head_pointer(x, tile.batch, tile.head, tile.begin)
+    first = number * C.BLOCK_N
+    return multiply_rows(p_head, x.row, tile.first, tile.m_query, source, s_row, first, m_used, C.BLOCK_M, C.BLOCK_N, C)
 
 
 @triton.jit
