@@ -277,6 +277,8 @@ _KERNELS: dict[str, Callable[[Launch], Work]] = {
 
 
 def work(kernel: str, launch: Launch) -> Work | None:
-    """The Work of a launch; None for a kernel that nobody described, such as one that lists tiles."""
+    """The Work of a launch; None for a kernel that nobody described, such as one that lists tiles, or attention whose products loop
+    over columns (BLOCK_K)."""
     describe = _KERNELS.get(kernel)
-    return None if describe is None else describe(launch)
+    by_columns = "GROUP" in launch.constants and launch.constants.get("BLOCK_K")
+    return None if describe is None or by_columns else describe(launch)
