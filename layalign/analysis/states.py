@@ -127,9 +127,9 @@ def branch_ratios() -> Iterator[dict[int, torch.Tensor]]:
 
 
 @contextmanager
-def _calls(module: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor, Any]]]:
+def _calls(module: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor | None, Any]]]:
     """[(attention mask, hidden states)] of the module's calls meanwhile."""
-    calls: list[tuple[torch.Tensor, Any]] = []
+    calls: list[tuple[torch.Tensor | None, Any]] = []
     hook = module.register_forward_hook(
         lambda module, args, kwargs, out: calls.append((kwargs["attention_mask"], out.hidden_states)), with_kwargs=True
     )
@@ -139,7 +139,9 @@ def _calls(module: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor, Any]]]:
         hook.remove()
 
 
-def _mean(state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, N, D) and a mask (B, N) -> (B, D), over real tokens."""
+def _mean(state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, N, D) and a mask (B, N), None where all tokens are real, -> (B, D), over real tokens."""
+    if mask is None:
+        return state.float().sum(1) / state.shape[1]
     real = mask.bool()[..., None]
     return state.float().masked_fill(~real, 0).sum(1) / real.sum(1)
