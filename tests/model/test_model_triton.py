@@ -17,10 +17,13 @@ def loss_and_gradients(model, batch):
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Launches so far by kernel, "attention" for forward and decoding: equal results alone could come from the torch backend twice."""
+    """Launches so far by kernel, "attention" for forward and decoding: equal results alone could come from the torch backend twice.
+    Without plans, which launch anew what an earlier layer did."""
+    from layalign.kernels import plans
     from layalign.kernels.adaptive_fusion_attention.gpu import operator
     from layalign.kernels.layerwise_aligner.gpu import matmul, mix
 
+    monkeypatch.setattr(plans, "enabled", False)
     counts = Counter()
     for run in (operator.forward, operator.decode):
 
