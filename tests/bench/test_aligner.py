@@ -36,7 +36,7 @@ def test_small_run(run_bench, tmp_path):
         found.setdefault(info["suite"], set()).add(info["implementation"])
         assert info["case"] in row["group"] and row["stats"]["median"] > 0 and info["time_over_yardstick"] > 0
         assert info["implementation"] != info["yardstick"] or info["time_over_yardstick"] == 1
-    assert found.keys() == OURS_AND_THEIRS.keys()
+    assert found.keys() - {"host cost"} == OURS_AND_THEIRS.keys()
     for suite, names in OURS_AND_THEIRS.items():
         assert found[suite] >= names, suite
     aligner = [row["extra_info"] for row in rows if row["extra_info"]["suite"] == "aligner"]
