@@ -106,7 +106,7 @@ def _decode(head_dim, dtype, queries):
     decode(call(1, (1, 4, queries), **everything), True)
 
 
-def run_sizes(
+def call_of_sizes(
     *,
     head_dim: int,
     dtype: torch.dtype,
@@ -116,27 +116,23 @@ def run_sizes(
     queries: int,
     keys: int,
     cross: int,
-    trained: bool,
-) -> None:
-    """A plain causal call of these sizes, laid out as a model's projections: forward, and backward where `trained`, or decoding
-    over a cache where the queries are few and it is not."""
+) -> Call:
+    """A plain causal call of these sizes, laid out as a model's projections."""
 
     def projected(heads, tokens):
         return torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
 
-    decoding = queries <= 16 and not trained
-    cache = torch.empty(batch, kv_heads, keys, head_dim, dtype=dtype, device="meta")
-    call = Call(
-        projected(heads, queries),
-        cache if decoding else projected(kv_heads, keys),
-        cache if decoding else projected(kv_heads, keys),
-        projected(kv_heads, cross),
-        projected(kv_heads, cross),
-        torch.empty(1, dtype=torch.float32, device="meta"),
-        causal=True,
-        scale=head_dim**-0.5,
-    )
-    if decoding:
+    k, v, cross_k, cross_v = (projected(kv_heads, tokens) for tokens in (keys, keys, cross, cross))
+    gate = torch.empty(1, dtype=torch.float32, device="meta")
+    return Call(projected(heads, queries), k, v, cross_k, cross_v, gate, scale=head_dim**-0.5)
+
+
+def run_sizes(*, trained: bool, **sizes: Any) -> None:
+    """A `call_of_sizes`: forward, and backward where `trained`, or decoding over a cache where the queries are few and it is not."""
+    call = call_of_sizes(**sizes)
+    if call.q.shape[2] <= 16 and not trained:
+        cache = torch.empty(call.k.shape, dtype=call.k.dtype, device="meta")
+        call = call._replace(k=cache, v=cache)
         decode(call, False)
         return
     results = forward(call, Kept(trained, trained, trained))

@@ -187,6 +187,20 @@ def check_attention(check_against_oracle, attend):
     return check
 
 
+@pytest.fixture
+def check_by_row(check_against_oracle):
+    """check(attend, inputs, **options): a function like adaptive_fusion_attention, its gate's gradient measured as the sum over rows."""
+
+    def check(attend, inputs, **options):
+        def by_row(gate):
+            return (gate[:, None] if gate.dim() == 1 else gate).expand(inputs[0].shape[:3])
+
+        reference = adaptive_fusion_attention_reference
+        check_against_oracle(attend, reference, inputs, summed=(5, by_row, reference), **options)
+
+    return check
+
+
 def reference_by_fused_formula(*inputs, **options):
     """The reference with the backward formula that all fused attention has: the gradient of a score is P (dP - sum dO O), where O
     is the output as it was kept, rounded.

@@ -119,6 +119,7 @@ def test_padding_beside_a_span_changes_no_bit(rare_fuzz_seed, backend, cases, dr
     choose = random.Random(case.seed)
     spans = [cases.random_spans(choose, case.batch, length) for length in (case.keys, case.cross_keys)]
     case = dataclasses.replace(case, key_span=spans[0], cross_span=spans[1])
+    print(case)
     inputs, options, grad_out = case.inputs(), case.keywords(), random_gradient(case)
     expected = outputs_and_gradients(attend, inputs, options, grad_out)
     before, after = 1 + case.seed % 19, case.seed % 7

@@ -8,11 +8,10 @@ import triton
 from torch import Tensor
 
 from ...launch import LaunchConfig, architecture, launch
-from ...plans import fresh
 from .. import gates
 from ..call import Call
-from ..gpu.arguments import Prepared, rows, rows_or_none
-from ..gpu.forward import EVERYTHING, ForwardResults, Kept, Outputs, both_lse, gluon_asked
+from ..gpu.arguments import Prepared, at_16_bytes, rows, rows_or_none
+from ..gpu.forward import EVERYTHING, ForwardResults, Kept, Outputs, both_lse, empty_results, gluon_asked
 from .kernel import Scaling, hopper_forward_kernel
 from .schedule import BLOCK_M, BLOCK_N, STAGES, WARPS
 from .work import Spans
@@ -61,12 +60,9 @@ def takes(call: Call) -> bool:
 
 def forward(prepared: Prepared, kept: Kept = EVERYTHING) -> ForwardResults:
     """The ForwardResults of a call that the kernel takes, whose scale is given."""
-    call = prepared.call
+    call, results = prepared.call, empty_results(prepared, kept)
     q, crossing, numbers = prepared.q, prepared.crossing, prepared.numbers
-    out = fresh(torch.empty_like(q))
-    self_out = fresh(torch.empty_like(q)) if crossing and kept.self_term else None
-    cross_out = fresh(torch.empty_like(q)) if crossing and kept.terms else None
-    lse = fresh(q.new_empty((1 + crossing, *q.shape[:3]), dtype=torch.float32)) if kept.lse else None
+    out, self_out, cross_out, lse, *_ = results
     spans = Spans(*prepared.spans)
     factor, cap = numbers.scale * math.log2(math.e), call.softcap
     scaling = Scaling(factor, -2 * factor / cap, cap * math.log2(math.e)) if cap else Scaling(factor, 0.0, 0.0)
@@ -101,11 +97,9 @@ def forward(prepared: Prepared, kept: Kept = EVERYTHING) -> ForwardResults:
         batch,
         C=constants,
     )
-    return ForwardResults(out, self_out, cross_out, lse)
+    return results
 
 
 def _is_described(x):
     """Whether a tensor descriptor can be made of any rows of any head: 16-byte addresses, rows apart."""
-    if x.stride(3) != 1 or x.data_ptr() % 16 or any(stride * x.element_size() % 16 for stride in x.stride()[:3]):
-        return False
-    return x.stride(2) > 0
+    return x.stride(3) == 1 and at_16_bytes(x) and x.stride(2) > 0

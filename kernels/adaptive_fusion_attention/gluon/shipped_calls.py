@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from ..call import Call
 from ..gpu.arguments import Prepared
+from ..shipped_calls import call_of_sizes
 from .schedule import STAGES
 
 VARIANTS = ("gluon", "gluon_spans", "gluon_everything")
@@ -56,27 +58,9 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
         forward(Prepared(call), Kept(False, False, False))
 
 
-def run_sizes(
-    *,
-    head_dim: int,
-    dtype: torch.dtype,
-    batch: int,
-    heads: int,
-    kv_heads: int,
-    queries: int,
-    keys: int,
-    cross: int,
-    trained: bool,
-) -> None:
-    """The forward of a plain causal call of these sizes, laid out as a model's projections; keeping what a backward needs where
-    `trained`."""
+def run_sizes(*, trained: bool, **sizes: Any) -> None:
+    """The forward of a `call_of_sizes`, keeping what a backward needs where `trained`."""
     from ..gpu.forward import Kept
     from .forward import forward
 
-    def projected(heads, tokens):
-        return torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
-
-    k, v, cross_k, cross_v = (projected(kv_heads, tokens) for tokens in (keys, keys, cross, cross))
-    gate = torch.empty(1, dtype=torch.float32, device="meta")
-    call = Call(projected(heads, queries), k, v, cross_k, cross_v, gate, scale=head_dim**-0.5)
-    forward(Prepared(call), Kept(trained, trained, trained))
+    forward(Prepared(call_of_sizes(**sizes)), Kept(trained, trained, trained))

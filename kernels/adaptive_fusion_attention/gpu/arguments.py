@@ -186,11 +186,14 @@ class Prepared:
         return all(map(_is_described, tensors))
 
 
+def at_16_bytes(x: Tensor) -> bool:
+    """Whether rows of x, (B, H, N, D), start at multiples of 16 bytes, as tensor descriptors ask."""
+    return x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+
+
 def _is_described(x):
     """Whether tensor descriptors take x, (B, H, N, D): multiples of 16 bytes, and heads and rows that are not one expanded."""
-    if x.data_ptr() % 16 or any(stride * x.element_size() % 16 for stride in x.stride()[:3]):
-        return False
-    return all(x.stride(dim) > 0 or x.shape[dim] <= 1 for dim in (1, 2))
+    return at_16_bytes(x) and all(x.stride(dim) > 0 or x.shape[dim] <= 1 for dim in (1, 2))
 
 
 def _numbers(call: Call) -> tuple[Numbers, bool]:

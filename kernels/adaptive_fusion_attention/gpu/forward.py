@@ -152,6 +152,16 @@ def both_lse(lse: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return lse[0], lse[1] if len(lse) > 1 else None
 
 
+def empty_results(prepared: Prepared, kept: Kept) -> ForwardResults:
+    """The ForwardResults of a call, to be written."""
+    q, crossing = prepared.q, prepared.crossing
+    out = fresh(torch.empty_like(q))
+    self_out = fresh(torch.empty_like(q)) if crossing and kept.self_term else None
+    cross_out = fresh(torch.empty_like(q)) if crossing and kept.terms else None
+    lse = fresh(q.new_empty((1 + crossing, *q.shape[:3]), dtype=torch.float32)) if kept.lse else None
+    return ForwardResults(out, self_out, cross_out, lse)
+
+
 def gluon_asked() -> bool:
     """Whether LAYALIGN_GLUON=1 asks for the Hopper kernel, which no GPU has run, where it covers a call."""
     return os.environ.get("LAYALIGN_GLUON") == "1"
@@ -167,15 +177,11 @@ def forward(call: Call, kept: Kept = EVERYTHING) -> ForwardResults:
 
         if hopper.covers(call):
             return hopper.forward(prepared, kept)
-    q, crossing = prepared.q, prepared.crossing
-    out = fresh(torch.empty_like(q))
-    self_out = fresh(torch.empty_like(q)) if crossing and kept.self_term else None
-    cross_out = fresh(torch.empty_like(q)) if crossing and kept.terms else None
-    lse = fresh(q.new_empty((1 + crossing, *q.shape[:3]), dtype=torch.float32)) if kept.lse else None
-    results = ForwardResults(out, self_out, cross_out, lse)
+    q, results = prepared.q, empty_results(prepared, kept)
     if q.numel() == 0:
         return results
-    cross_rows = rows(out if cross_out is None else cross_out) if crossing else None
+    out, self_out, cross_out, lse, *_ = results
+    cross_rows = rows(out if cross_out is None else cross_out) if prepared.crossing else None
     outputs = Outputs(rows(out), rows_or_none(self_out), cross_rows, *both_lse(lse))
 
     def run(config):
