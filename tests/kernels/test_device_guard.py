@@ -64,7 +64,7 @@ def differentiate(results):
     sum(x.sum() for x in results if x.requires_grad).backward()
 
 
-def test_of_the_attention(backend, launched, device):
+def test_of_the_attention(backend, launched, device, monkeypatch):
     def leaf(*shape):
         return torch.randn(*shape, device=device).requires_grad_()
 
@@ -88,6 +88,9 @@ def test_of_the_attention(backend, launched, device):
         for keys in (200, 4000):  # whole, and in splits that are merged
             q, k = torch.randn(1, 2, 1, 16, device=device), torch.randn(1, 1, keys, 16, device=device)
             attend(q, k, k, k, k, leaf(1))
+        monkeypatch.setenv("LAYALIGN_GLUON", "1")
+        q, k = (torch.randn(1, heads, 80, 64, device=device, dtype=torch.float16) for heads in (2, 1))
+        attend(q, k, k, k, k, leaf(1))
     assert called == entries_of(attention)
     assert launched == dict.fromkeys(kernels_of(attention), True)
 

@@ -75,15 +75,18 @@ _MIX_INTERPRETER = {
 }
 
 
-def mix_config(kernel, *, architecture, dtype, layers, streams):
+def mix_config(kernel, *, architecture, dtype, layers, streams, aligned=True):
     """The line for one launch: block_m streams and block_n numbers of each state in a tile.
 
     kernel: "mix", "mix_weight_gradients", "mix_state_gradients" or, for both in one pass, "mix_gradients", of which there is
     none (None) where every line would spill or no tile holds all streams; architecture: as `launch.architecture` names it;
-    layers, streams: the encoder states and what they are mixed into.
+    layers, streams: the encoder states and what they are mixed into; aligned: whether states and streams start at multiples
+    of 16 bytes, without which both gradients in one pass spill (24 bytes on sm_90).
     """
     line = _mix_line(kernel, architecture, dtype, layers, streams)
-    return None if kernel == "mix_gradients" and line is not None and streams > line.block_m else line
+    if kernel == "mix_gradients" and line is not None and (not aligned or streams > line.block_m):
+        return None
+    return line
 
 
 def _mix_line(kernel, architecture, dtype, layers, streams):

@@ -282,18 +282,21 @@ class _Call:
     def __init__(self, kernel, states, weight, bias):
         streams, layers = weight.shape
         name, dtype = architecture(weight.device), weight.dtype
-        self.config = mix_config(kernel, architecture=name, dtype=dtype, layers=layers, streams=streams)
+        self.size, self.streams = states[0].numel(), streams
+        aligned = all(state.data_ptr() % 16 == 0 for state in states)
+        # Streams of another size start anywhere, so that gradients are read one number at a time.
+        whole = aligned and self.size % 16 == 0
+        self.config = mix_config(kernel, architecture=name, dtype=dtype, layers=layers, streams=streams, aligned=whole)
         if self.config is None:
             return
         self.stream_tiles = triton.cdiv(streams, self.config.block_m)
-        self.size, self.streams = states[0].numel(), streams
         self.operands = Operands(tuple(states), weight, *weight.stride(), bias, 0 if bias is None else bias.stride(0))
         self.constants = Constants(
             LAYERS=layers,
             BLOCK_E=max(16, triton.next_power_of_2(layers)),
             BLOCK_M=self.config.block_m,
             BLOCK_N=self.config.block_n,
-            ALIGNED=all(state.data_ptr() % 16 == 0 for state in states),
+            ALIGNED=aligned,
             PRECISION=dot_precision(dtype, name),
         )
 
