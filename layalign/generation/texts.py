@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from layalign.processor import DEFAULT
+from layalign.prompts import checked_prompt, fill_prompts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
@@ -19,18 +20,14 @@ if TYPE_CHECKING:
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
-def checked_template(template: Any) -> str:
-    """`template`, a str with one {text}.
+class Asked(NamedTuple):
+    """Texts of one batch, and the language of each where they are known."""
 
-    Raises:
-        ValueError: anything else.
-    """
-    if not isinstance(template, str) or template.count("{text}") != 1:
-        raise ValueError(f"prompt: got {template!r}, takes a text that contains {{text}} once")
-    return template
+    texts: list[str]
+    langs: list[str] | None
 
 
-class _BatchedAnswerer(ABC):
+class BatchedAnswerer(ABC):
     """Sorting, batching and decoding; what is generated for one batch is the subclass's."""
 
     def __init__(
@@ -54,34 +51,39 @@ class _BatchedAnswerer(ABC):
         if self._ends:
             self._arguments["eos_token_id"] = self._ends
 
-    def __call__(self, texts: Iterable[str], streamer: BaseStreamer | None = None) -> list[str]:
+    def __call__(
+        self, texts: Iterable[str], streamer: BaseStreamer | None = None, langs: Sequence[str] | None = None
+    ) -> list[str]:
         """The answers to `texts`, in their order.
 
         Args:
             texts: one str each.
             streamer: a transformers streamer, for one text.
+            langs: the language of each text, for encoders and prompts that are told it.
 
         Raises:
             ValueError: a text that cannot be answered, or several sequences a text.
         """
-        sequences = self.sequences(texts, streamer)
+        sequences = self.sequences(texts, streamer, langs)
         if any(len(answers) != 1 for answers in sequences):
             raise ValueError(
                 f"num_return_sequences: got {len(sequences[0])}, takes 1 where there is one answer a text; `sequences` gives all"
             )
         return [answers[0] for answers in sequences]
 
-    def sequences(self, texts: Iterable[str], streamer: BaseStreamer | None = None) -> list[list[str]]:
+    def sequences(
+        self, texts: Iterable[str], streamer: BaseStreamer | None = None, langs: Sequence[str] | None = None
+    ) -> list[list[str]]:
         """The same with every returned sequence: a list of `num_return_sequences` answers for each text."""
         texts = list(texts)
         self.check(texts)
+        languages = _languages(langs, len(texts))
         extra = {} if streamer is None else {"streamer": streamer}
         answers: list[list[str]] = [[] for _ in texts]
-        longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-        for first in range(0, len(texts), self.batch_size):
-            places = longest_first[first : first + self.batch_size]
+        for places in _longest_first([len(text) for text in texts], self.batch_size):
+            chosen = Asked([texts[place] for place in places], languages and [languages[place] for place in places])
             with torch.inference_mode():
-                rows = self._generate([texts[place] for place in places], **self._arguments, **extra).cpu()
+                rows = self._generate(chosen, **self._arguments, **extra).cpu()
             for place, group in zip(places, rows.view(len(places), -1, rows.shape[1]), strict=True):
                 answers[place] = [self._decode(row) for row in group]
         return answers
@@ -100,9 +102,52 @@ class _BatchedAnswerer(ABC):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name(place)}: got {text!r}, takes a text that is not empty")
 
+    def loglikelihoods(
+        self, texts: Sequence[str], choices: Sequence[Sequence[str]], langs: Sequence[str] | None = None
+    ) -> list[list[float]]:
+        """How likely the model holds each of some given answers, as it would answer a text.
+
+        Args:
+            texts: one str each.
+            choices: for each text the answers to compare, at least one. An answer's tokens are those that training makes of a
+                target, without the end of sequence.
+            langs: the language of each text, as for a call.
+
+        Returns:
+            For each text a number a choice: the sum over its tokens of the log of their probability, in nats.
+
+        Raises:
+            ValueError: a text that cannot be answered, or one without choices or with an empty one.
+        """
+        texts = list(texts)
+        self.check(texts)
+        languages = _languages(langs, len(texts))
+        if len(choices) != len(texts):
+            raise ValueError(f"choices: got {len(choices)} lists for {len(texts)} texts")
+        for place, given in enumerate(choices):
+            if isinstance(given, str) or not given or not all(isinstance(said, str) and said for said in given):
+                raise ValueError(
+                    f"choices[{place}]: got {given!r}, takes a list of at least one text, none of them empty"
+                )
+        asked = [(place, said) for place, given in enumerate(choices) for said in given]
+        found: list[float] = [0.0] * len(asked)
+        for rows in _longest_first([len(texts[place]) + len(said) for place, said in asked], self.batch_size):
+            places, said = zip(*[asked[row] for row in rows], strict=True)
+            chosen = Asked([texts[place] for place in places], languages and [languages[place] for place in places])
+            with torch.inference_mode():
+                sums = self._loglikelihoods(chosen, list(said))
+            for row, value in zip(rows, sums.tolist(), strict=True):
+                found[row] = value
+        numbers = iter(found)
+        return [[next(numbers) for _ in given] for given in choices]
+
     @abstractmethod
-    def _generate(self, texts: list[str], **arguments: Any) -> torch.Tensor:
+    def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
         """Rows (len(texts) * sequences a text, new) of token ids."""
+
+    @abstractmethod
+    def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
+        """(len(texts),) the log-likelihood of one answer to each text, in nats."""
 
     def _decode(self, row: torch.Tensor) -> str:
         """The text of one row (new,) of token ids, up to its end of sequence; what follows that is padding."""
@@ -112,7 +157,7 @@ class _BatchedAnswerer(ABC):
         return self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
-class Answerer(_BatchedAnswerer):
+class Answerer(BatchedAnswerer):
     """A callable list[str] -> list[str] over a LayAlign model: greedy unless `generate_kwargs` say otherwise.
 
     Args:
@@ -120,7 +165,8 @@ class Answerer(_BatchedAnswerer):
         processor: its LayAlignProcessor.
         max_new_tokens: the most tokens of an answer.
         batch_size: texts at a time; it changes the speed and no answer.
-        prompt: what the LLM reads beside the encoder, a str with {text}; None: nothing; left out: the processor's template.
+        prompt: what the LLM reads beside the encoder, a str with {text} and, if it names it, {language}; None: nothing; left
+            out: the processor's template.
         encoder_max_length: questions are cut to so many of the encoder's tokens; None: a question of more than the encoder
             reads (BERT's kind: 512) is refused before any is answered.
         generate_kwargs: anything transformers' generate takes.
@@ -151,7 +197,7 @@ class Answerer(_BatchedAnswerer):
                 raise ValueError(f"encoder_max_length: got {encoder_max_length}, the encoder takes {limit}")
         self.encoder_max_length = encoder_max_length
         self.processor = processor
-        self.prompt = prompt if prompt is None or prompt is DEFAULT else checked_template(prompt)
+        self.prompt = prompt if prompt is None or prompt is DEFAULT else checked_prompt(prompt)
 
     def check(self, texts: Sequence[str], name: Callable[[int], str] = "texts[{}]".format) -> None:
         """As for any texts; too long a one is refused here, by its number of tokens, unless questions are cut."""
@@ -168,15 +214,27 @@ class Answerer(_BatchedAnswerer):
                         f"{name(place)}: got {count} tokens, the encoder takes {limit}; encoder_max_length={limit} cuts it"
                     )
 
-    def _generate(self, texts: list[str], **arguments: Any) -> torch.Tensor:
+    def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
+        return self.model.generate(**self._batch(asked), **arguments)
+
+    def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
+        batch = self._batch(asked, target=answers)
+        labels = batch["labels"]
+        if self.tokenizer.eos_token_id is not None:  # the processor ends a target with it, in the last column
+            labels[:, -1] = -100
+        out = self.model(**batch)
+        return _sums(out.logits, out.labels)
+
+    def _batch(self, asked: Asked, **target: Any) -> BatchFeature:
+        texts, langs = asked
         prompt = self.prompt
         if isinstance(prompt, str):
-            prompt = [prompt.replace("{text}", text) for text in texts]
-        batch = self.processor(texts, prompt, encoder_max_length=self.encoder_max_length).to(self.model.device)
-        return self.model.generate(**batch, **arguments)
+            prompt = fill_prompts(prompt, texts, langs)
+        batch = self.processor(texts, prompt, lang=langs, encoder_max_length=self.encoder_max_length, **target)
+        return batch.to(self.model.device)
 
 
-class LLMAnswerer(_BatchedAnswerer):
+class LLMAnswerer(BatchedAnswerer):
     """The same over an LLM alone.
 
     Args:
@@ -204,26 +262,64 @@ class LLMAnswerer(_BatchedAnswerer):
         super().__init__(llm, tokenizer, max_new_tokens, batch_size, generate_kwargs)
         if add_bos and tokenizer.bos_token_id is None:
             raise ValueError("add_bos: the tokenizer has no beginning-of-sequence token")
-        self.prompt_template = checked_template(prompt_template)
+        self.prompt_template = checked_prompt(prompt_template, "prompt_template")
         self.add_bos = add_bos
 
-    def _generate(self, texts: list[str], **arguments: Any) -> torch.Tensor:
-        rows = [self._prompt(text) for text in texts]
+    def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
+        ids, mask = self._padded(self._prompts(asked))
+        return self.model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, ids.shape[1] :]
+
+    def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
+        prompts = self._prompts(asked)
+        targets = [self.tokenizer(said, add_special_tokens=False)["input_ids"] for said in answers]
+        ids, mask = self._padded([prompt + target for prompt, target in zip(prompts, targets, strict=True)])
+        width = max(map(len, targets))
+        wanted = torch.tensor([[-100] * (width - len(row)) + row for row in targets], device=ids.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        out = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=width + 1
+        )
+        return _sums(out.logits[:, :-1], wanted)
+
+    def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask (B, N), padded on the left."""
         width = max(map(len, rows))
         ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.model.device)
         lengths = torch.tensor([[len(row)] for row in rows], device=self.model.device)
-        mask = (torch.arange(width, device=self.model.device) >= width - lengths).long()
-        return self.model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, width:]
+        return ids, (torch.arange(width, device=self.model.device) >= width - lengths).long()
 
-    def _prompt(self, text: str) -> list[int]:
+    def _prompts(self, asked: Asked) -> list[list[int]]:
+        return [self._prompt(prompt) for prompt in fill_prompts(self.prompt_template, *asked)]
+
+    def _prompt(self, prompt: str) -> list[int]:
         """Token ids without the end of sequence that some tokenizers add."""
-        ids = self.tokenizer(self.prompt_template.replace("{text}", text))["input_ids"]
+        ids = self.tokenizer(prompt)["input_ids"]
         if ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
         bos = self.tokenizer.bos_token_id
         if (self.add_bos and ids[:1] != [bos]) or not ids:
             ids = [self._pad if bos is None else bos, *ids]
         return ids
+
+
+def _languages(langs: Sequence[str] | None, count: int) -> list[str] | None:
+    if langs is None:
+        return None
+    if isinstance(langs, str) or len(langs) != count:
+        raise ValueError(f"langs: got {langs!r}, takes a code for each of {count} texts")
+    return list(langs)
+
+
+def _longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Batches of places, so that texts of like length are together and the first batch takes the most memory."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    return (order[first : first + size] for first in range(0, len(order), size))
+
+
+def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(B,) sums over the labels (B, C), -100 where there is none, of the logs of their probability by logits (B, C, V)."""
+    losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+    return -losses.double().sum(1)
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -174,7 +174,7 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
     asked = []
     generate = Answerer._generate
     monkeypatch.setattr(
-        Answerer, "_generate", lambda self, texts, **rest: (asked.extend(texts), generate(self, texts, **rest))[1]
+        Answerer, "_generate", lambda self, given, **rest: (asked.extend(given.texts), generate(self, given, **rest))[1]
     )
     monkeypatch.setattr("layalign.loading.load_model", lambda *_: loaded)
     ends = [place for place, byte in enumerate(content) if byte == ord("\n")]
