@@ -8,7 +8,8 @@ from typing import Any
 
 from layalign.languages import language_code, language_name
 
-CHAT = "chat"
+# Prompts by name; any other is a template.
+DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT = "default", "task", "chat", "none"
 
 
 def checked_prompt(template: Any, name: str = "prompt") -> str:
@@ -53,6 +54,34 @@ def chat_prompt(tokenizer: Any) -> str:
     said = [{"role": "user", "content": "{text}"}]
     template = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
     return checked_prompt(template.removeprefix(tokenizer.bos_token or ""))
+
+
+def chosen_prompt(prompt: str | None, processor: Any, of_task: str | None = None) -> str | None:
+    """The template that a named prompt, or a template, stands for.
+
+    Args:
+        prompt: "default" for the processor's template, "task" for the published one of a task, "chat" for the LLM's chat
+            template, "none" or None for nothing, or a template with {text}.
+        processor: a LayAlignProcessor.
+        of_task: the task's template, where there is a task.
+
+    Raises:
+        ValueError: none of these, or one that there is not.
+    """
+    if prompt is None or prompt == NO_PROMPT:
+        return None
+    if prompt == DEFAULT_PROMPT:
+        return processor.prompt_template
+    if prompt == CHAT:
+        return chat_prompt(processor.tokenizer)
+    if prompt == TASK_PROMPT:
+        if of_task is None:
+            raise ValueError("prompt: 'task' is the prompt of a published task, and there is none here")
+        return of_task
+    if not isinstance(prompt, str) or prompt.count("{text}") != 1:
+        names = ", ".join(map(repr, (DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT)))
+        raise ValueError(f"prompt: got {prompt!r}, takes {names} or a text that contains {{text}} once")
+    return prompt
 
 
 def read_prompt(file: str | Path) -> str:

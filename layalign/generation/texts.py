@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from layalign.processor import DEFAULT
-from layalign.prompts import checked_prompt, fill_prompts
+from layalign.prompts import checked_prompt, fill_prompt, fill_prompts
+from layalign.source_languages import source_code, takes_source_language
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
@@ -88,15 +89,21 @@ class BatchedAnswerer(ABC):
                 answers[place] = [self._decode(row) for row in group]
         return answers
 
-    def check(self, texts: Sequence[str], name: Callable[[int], str] = "texts[{}]".format) -> None:
+    def check(
+        self,
+        texts: Sequence[str],
+        name: Callable[[int], str] = "texts[{}]".format,
+        langs: Sequence[str] | None = None,
+    ) -> None:
         """Look at texts before any is answered.
 
         Args:
             texts: one str each.
             name: what a text's place in `texts` is called in a message.
+            langs: the language of each, where they are told.
 
         Raises:
-            ValueError: a text that cannot be answered.
+            ValueError: a text that cannot be answered, or a language that the encoder or the prompt has no name for.
         """
         for place, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
@@ -199,9 +206,20 @@ class Answerer(BatchedAnswerer):
         self.processor = processor
         self.prompt = prompt if prompt is None or prompt is DEFAULT else checked_prompt(prompt)
 
-    def check(self, texts: Sequence[str], name: Callable[[int], str] = "texts[{}]".format) -> None:
+    def check(
+        self,
+        texts: Sequence[str],
+        name: Callable[[int], str] = "texts[{}]".format,
+        langs: Sequence[str] | None = None,
+    ) -> None:
         """As for any texts; too long a one is refused here, by its number of tokens, unless questions are cut."""
-        super().check(texts, name)
+        super().check(texts, name, langs)
+        tokenizer = self.processor.encoder_tokenizer
+        for lang in dict.fromkeys(langs or ()):
+            if takes_source_language(tokenizer):
+                source_code(tokenizer, lang)
+            if isinstance(self.prompt, str):
+                fill_prompt(self.prompt, "", lang)
         limit = self.model.encoder_limit
         if limit is None or self.encoder_max_length is not None:
             return

@@ -42,11 +42,13 @@ class Task:
         name: what it is called on the command line and, unless `load` says otherwise, in its problems.
         load: reads its problems.
         scoring: scores the answers to them.
+        prompt: the template published for what the LLM reads, with {text}; None where there is none.
     """
 
     name: str
     load: Loader
     scoring: Scoring
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)

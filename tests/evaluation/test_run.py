@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from layalign.evaluation.run import evaluate, evaluate_problems
+from layalign.evaluation.loop import evaluate_problems
+from layalign.evaluation.run import evaluate
 from layalign.evaluation.settings import GenerationSettings
 from layalign.generation.texts import Answerer
 from layalign.tasks import Task, registry
