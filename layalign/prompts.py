@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from layalign.languages import language_code, language_name
+from layalign.tasks.prompts import MATH, SAME_TEXT
 
 # Prompts by name; any other is a template.
 DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT = "default", "task", "chat", "none"
+# What the published checkpoint of each task was trained with.
+PUBLISHED = {"math": MATH, "xcsqa": SAME_TEXT, "xnli": SAME_TEXT}
 
 
 def checked_prompt(template: Any, name: str = "prompt") -> str:
@@ -62,6 +65,7 @@ def chosen_prompt(prompt: str | None, processor: Any, of_task: str | None = None
     Args:
         prompt: "default" for the processor's template, "task" for the published one of a task, "chat" for the LLM's chat
             template, "none" or None for nothing, or a template with {text}.
+            With a name of PUBLISHED ("math", ...) the one that the published checkpoint of it was trained with.
         processor: a LayAlignProcessor.
         of_task: the task's template, where there is a task.
 
@@ -74,14 +78,31 @@ def chosen_prompt(prompt: str | None, processor: Any, of_task: str | None = None
         return processor.prompt_template
     if prompt == CHAT:
         return chat_prompt(processor.tokenizer)
+    if prompt in PUBLISHED:
+        return PUBLISHED[prompt]
     if prompt == TASK_PROMPT:
         if of_task is None:
             raise ValueError("prompt: 'task' is the prompt of a published task, and there is none here")
         return of_task
     if not isinstance(prompt, str) or prompt.count("{text}") != 1:
-        names = ", ".join(map(repr, (DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT)))
+        names = ", ".join(map(repr, (DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT, *PUBLISHED)))
         raise ValueError(f"prompt: got {prompt!r}, takes {names} or a text that contains {{text}} once")
     return prompt
+
+
+def published_prompt(task: str | None, prompt: str | None) -> str | None:
+    """The template that a converted checkpoint gets: that of a name of PUBLISHED, or `prompt`, with {text}, or "none".
+
+    Raises:
+        ValueError: neither, or both of them.
+    """
+    if task is not None and prompt is not None:
+        raise ValueError(f"task, prompt: got {task!r} and {prompt!r}; give one of them")
+    if task is not None:
+        if task not in PUBLISHED:
+            raise ValueError(f"task: got {task!r}, takes {', '.join(PUBLISHED)}")
+        return PUBLISHED[task]
+    return None if prompt in (None, NO_PROMPT) else checked_prompt(prompt)
 
 
 def read_prompt(file: str | Path) -> str:

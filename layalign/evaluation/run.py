@@ -21,7 +21,7 @@ from layalign.evaluation.output import check_output
 from layalign.evaluation.processes import JOB, RECORDS, Key, Processes, answered, key
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
 from layalign.kernels.files import write_json, write_text
-from layalign.prompts import DEFAULT_PROMPT, chosen_prompt
+from layalign.prompts import chosen_prompt
 from layalign.tasks import Scoring, load_tasks
 from layalign.tasks.registry import Data, LoadedTask
 from layalign.tasks.task import Problem, Record
@@ -38,7 +38,6 @@ def evaluate(
     languages: Sequence[str] | None = None,
     limit: int | None = None,
     output: str | PathLike | None = None,
-    prompt: str | None = DEFAULT_PROMPT,
     settings: GenerationSettings = DEFAULT_SETTINGS,
     progress: bool = True,
     **generate_kwargs: Any,
@@ -55,8 +54,6 @@ def evaluate(
         data: a folder or datasets name for all tasks, or a dict {task: one}.
         languages, limit: as in `tasks.load_task`.
         output: the folder; runs/evaluate/<model's name> by default.
-        prompt: what the LLM reads, see `layalign.prompts.chosen_prompt`: "default" for the processor's template, "task" for
-            the one published for each task, "chat", "none" or None, or a template with {text}.
         settings: how the model is run.
         progress: show a bar, then the tables.
         generate_kwargs: to transformers' generate; greedy without them.
@@ -84,7 +81,7 @@ def evaluate(
         "languages": languages,
         "limit": limit,
         "max_new_tokens": settings.max_new_tokens,
-        "prompt": prompt,
+        "prompt": settings.prompt,
         "dtype": settings.dtype or "auto",
         "generate": {name: repr(value) for name, value in sorted(generate_kwargs.items())},
     }
@@ -98,7 +95,7 @@ def evaluate(
         share = left[processes.rank :: processes.count]
         if share:
             own = replace(settings, device=processes.device(settings.device))
-            answerers = _answerers(model_path, loaded, prompt, own, generate_kwargs)
+            answerers = _answerers(model_path, loaded, own, generate_kwargs)
             for batch in left:
                 _check(answerers[batch.task], batch.problems)
             shown = progress and processes.first
@@ -146,7 +143,6 @@ def _left(loaded: Mapping[str, LoadedTask], kept: Collection[Key], size: int) ->
 def _answerers(
     model_path: str | PathLike,
     loaded: Mapping[str, LoadedTask],
-    prompt: str | None,
     settings: GenerationSettings,
     generate_kwargs: Mapping[str, Any],
 ) -> dict[str, BatchedAnswerer]:
@@ -157,7 +153,7 @@ def _answerers(
     model, processor = load_model(model_path, settings.dtype, settings.device)
     own = {"batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens, **generate_kwargs}
     return {
-        name: Answerer(model, processor, prompt=chosen_prompt(prompt, processor, task.prompt), **own)
+        name: Answerer(model, processor, prompt=chosen_prompt(settings.prompt, processor, task.prompt), **own)
         for name, (task, _) in loaded.items()
     }
 

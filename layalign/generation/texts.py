@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from transformers.utils import logging
 
-from layalign.processor import DEFAULT
-from layalign.prompts import checked_prompt, fill_prompt, fill_prompts
+from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
 from layalign.source_languages import source_code, takes_source_language
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
+
+logger = logging.get_logger(__name__)
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
@@ -172,8 +174,8 @@ class Answerer(BatchedAnswerer):
         processor: its LayAlignProcessor.
         max_new_tokens: the most tokens of an answer.
         batch_size: texts at a time; it changes the speed and no answer.
-        prompt: what the LLM reads beside the encoder, a str with {text} and, if it names it, {language}; None: nothing; left
-            out: the processor's template.
+        prompt: what the LLM reads beside the encoder, by name or as a template, see `layalign.prompts.chosen_prompt`; the
+            processor's by default.
         encoder_max_length: questions are cut to so many of the encoder's tokens; None: a question of more than the encoder
             reads (BERT's kind: 512) is refused before any is answered.
         generate_kwargs: anything transformers' generate takes.
@@ -192,7 +194,7 @@ class Answerer(BatchedAnswerer):
         *,
         max_new_tokens: int = 256,
         batch_size: int = 8,
-        prompt: str | None = DEFAULT,
+        prompt: str | None = DEFAULT_PROMPT,
         encoder_max_length: int | None = None,
         **generate_kwargs: Any,
     ):
@@ -204,7 +206,11 @@ class Answerer(BatchedAnswerer):
                 raise ValueError(f"encoder_max_length: got {encoder_max_length}, the encoder takes {limit}")
         self.encoder_max_length = encoder_max_length
         self.processor = processor
-        self.prompt = prompt if prompt is None or prompt is DEFAULT else checked_prompt(prompt)
+        self.prompt = chosen_prompt(prompt, processor)
+        if self.prompt is None and processor.prompt_template is not None:
+            logger.warning_once(
+                "the LLM reads no prompt, and this model's task stage had one: prompt='default' is what it was trained with"
+            )
 
     def check(
         self,
@@ -245,10 +251,8 @@ class Answerer(BatchedAnswerer):
 
     def _batch(self, asked: Asked, **target: Any) -> BatchFeature:
         texts, langs = asked
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            prompt = fill_prompts(prompt, texts, langs)
-        batch = self.processor(texts, prompt, lang=langs, encoder_max_length=self.encoder_max_length, **target)
+        prompts = None if self.prompt is None else fill_prompts(self.prompt, texts, langs)
+        batch = self.processor(texts, prompts, lang=langs, encoder_max_length=self.encoder_max_length, **target)
         return batch.to(self.model.device)
 
 

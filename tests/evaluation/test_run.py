@@ -237,7 +237,10 @@ BAD_EVALUATIONS = {
     "unknown language": (dict(languages=["xx"]), "languages: xx not in"),
     "unknown dtype": (dict(dtype="int8"), "dtype: got 'int8'"),
     "no batch": (dict(batch_size=0), "batch_size: got 0"),
-    "prompt without a place": (dict(prompt="question"), "prompt: got 'question'"),
+    "prompt without a place": (
+        dict(prompt="question"),
+        "prompt: got 'question', takes 'default', 'task', 'chat', 'none'",
+    ),
 }
 
 
