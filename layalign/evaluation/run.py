@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from layalign.evaluation import report
+from layalign.evaluation import comparison, report
 from layalign.evaluation.loop import ask, batches
 from layalign.evaluation.output import check_output
 from layalign.evaluation.processes import JOB, RECORDS, Key, Processes, answered, key
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
 from layalign.kernels.files import write_json, write_text
 from layalign.prompts import chosen_prompt
-from layalign.tasks import Scoring, load_tasks
+from layalign.tasks import load_tasks
 from layalign.tasks.registry import Data, LoadedTask
-from layalign.tasks.task import Problem, Record
+from layalign.tasks.task import Problem, Record, Task
 
 if TYPE_CHECKING:
     from layalign.generation.texts import BatchedAnswerer
@@ -111,13 +111,14 @@ def evaluate(
     records = answered(make, problems, folder, config, processes)
     results = {
         "model": str(model_path),
-        "tasks": {name: _task_results(name, task.scoring, records) for name, (task, _) in loaded.items()},
+        "tasks": {name: _task_results(name, task, records) for name, (task, _) in loaded.items()},
         "config": {**config, "batch_size": settings.batch_size},
         "versions": _versions(),
         "seconds": seconds,
     }
     if processes.first:
-        _write_reports(results, folder, Path(model_path).name, progress)
+        found_tasks = {name: task for name, (task, _) in loaded.items()}
+        _write_reports(results, found_tasks, folder, Path(model_path).name, progress)
     return results
 
 
@@ -167,16 +168,18 @@ def _check(answerer: BatchedAnswerer, problems: Sequence[Problem]) -> None:
     )
 
 
-def _task_results(task: str, scoring: Scoring, records: list[Record]) -> dict[str, Any]:
-    chosen = [record for record in records if record["task"] == task]
-    scores = scoring.scores(chosen)
+def _task_results(name: str, task: Task, records: list[Record]) -> dict[str, Any]:
+    chosen = [record for record in records if record["task"] == name]
+    scores = task.scoring.scores(chosen)
     counts: dict[str, int] = {}
     for record in chosen:
         counts[record["lang"]] = counts.get(record["lang"], 0) + 1
     return {
         "accuracy": scores,
-        "summary": {scorer: report.summarize(by_language) for scorer, by_language in scores.items()},
+        "summary": {scorer: report.summarize(by_language, task.groups) for scorer, by_language in scores.items()},
+        "intervals": comparison.intervals(chosen, task.scoring, task.groups),
         "counts": counts,
+        **{said: getattr(task.scoring, said)() for said in ("signatures", "notes") if hasattr(task.scoring, said)},
     }
 
 
@@ -187,13 +190,19 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _write_reports(results: dict[str, Any], output: Path, name: str, show: bool) -> None:
+def _write_reports(results: dict[str, Any], tasks: Mapping[str, Task], output: Path, name: str, show: bool) -> None:
     tables = []
     for task, found in results["tasks"].items():
         table = {f"{name} ({scorer} scorer)": scores for scorer, scores in found["accuracy"].items()}
-        tables.append(report.markdown_table(table, title=task))
-        report.plot_accuracy(table, output / f"accuracy_{task}.png", title=task)
+        look: dict[str, Any] = {
+            "groups": tasks[task].groups,
+            "intervals": {f"{name} ({scorer} scorer)": ends for scorer, ends in found["intervals"].items()},
+        }
+        notes = "".join(f"\n{note}\n" for note in found.get("notes", ()))
+        tables.append(report.markdown_table(table, title=task, **look) + notes)
+        report.plot_accuracy(table, output / f"accuracy_{task}.png", title=task, measure=tasks[task].measure, **look)
         if show:
-            report.print_table(table, title=task)
+            report.print_table(table, title=task, **look)
+            print(notes, end="")
     write_text(output / "table.md", "\n".join(tables))
     write_json(output / "results.json", results, indent=2)
