@@ -16,7 +16,7 @@ import typer.core
 TRAIN = ("accelerate", "datasets")
 EVAL = ("matplotlib", "rich", "datasets", "sacrebleu")
 EXTRAS = {"train": TRAIN, "eval": EVAL, "demo": (*TRAIN, *EVAL, "num2words2", "gguf")}
-EXTRA_OF = {"train": "train", "evaluate": "eval", "analyze": "eval", "bench": "eval", "demo": "demo"}
+EXTRA_OF = {"train": "train", "evaluate": "eval", "compare": "eval", "analyze": "eval", "bench": "eval", "demo": "demo"}
 
 app = typer.Typer(
     help="LayAlign: a frozen LLM answers in languages it never learned, through a frozen multilingual encoder.",
@@ -188,23 +188,45 @@ def generate(
 @runs_a_model
 def evaluate(
     model: Model,
-    task: Annotated[list[str], typer.Option("--task", "-t", help="mgsm, msvamp or problems; may be repeated.")],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task",
+            "-t",
+            help="mgsm, msvamp, xcsqa, xnli, flores, xcopa or a file of problems; may be repeated.",
+        ),
+    ],
     data: TaskData = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     output: Output = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Folder of another evaluation of the same questions, to be compared with.")
+    ] = None,
     *,
     running: Running,
 ) -> None:
-    """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
+    """Accuracy by language with the published and other scorers: table, JSON, plot. Under torchrun processes share the questions."""
     _require("matplotlib", "rich")
     from layalign.evaluation.run import evaluate
     from layalign.evaluation.settings import GenerationSettings
 
     settings = GenerationSettings(max_new_tokens=max_new_tokens, **running.given())
     codes = _languages(languages)
-    evaluate(model, task, data=data, languages=codes, limit=limit, output=output, settings=settings)
+    evaluate(model, task, data=data, languages=codes, limit=limit, output=output, against=against, settings=settings)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished evaluations of the same questions.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where results go.")] = Path("runs/comparison"),
+) -> None:
+    """Evaluations side by side: a table with a column a system, intervals, and whether they differ from the first."""
+    _require("matplotlib", "numpy")
+    from layalign.evaluation.runs import compare_runs
+
+    typer.echo(compare_runs(runs, output))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from layalign.evaluation import comparison, report
 from layalign.evaluation.loop import ask, batches
 from layalign.evaluation.output import check_output
 from layalign.evaluation.processes import JOB, RECORDS, Key, Processes, answered, key
+from layalign.evaluation.runs import read_run, write_against
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
 from layalign.kernels.files import write_json, write_text
 from layalign.prompts import chosen_prompt
@@ -38,6 +39,7 @@ def evaluate(
     languages: Sequence[str] | None = None,
     limit: int | None = None,
     output: str | PathLike | None = None,
+    against: str | PathLike | None = None,
     settings: GenerationSettings = DEFAULT_SETTINGS,
     progress: bool = True,
     **generate_kwargs: Any,
@@ -54,6 +56,8 @@ def evaluate(
         data: a folder or datasets name for all tasks, or a dict {task: one}.
         languages, limit: as in `tasks.load_task`.
         output: the folder; runs/evaluate/<model's name> by default.
+        against: the folder of a finished evaluation on the same problems, which the new one is compared with: against.json and
+            against.md.
         settings: how the model is run.
         progress: show a bar, then the tables.
         generate_kwargs: to transformers' generate; greedy without them.
@@ -66,6 +70,7 @@ def evaluate(
     """
     from layalign.loading import check_model_path, fingerprint
 
+    other = None if against is None else read_run(against)
     check_model_path(model_path)
     processes = Processes.here()
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
@@ -119,6 +124,10 @@ def evaluate(
     if processes.first:
         found_tasks = {name: task for name, (task, _) in loaded.items()}
         _write_reports(results, found_tasks, folder, Path(model_path).name, progress)
+        if other is not None:
+            compared = write_against(folder, read_run(folder), other)
+            if progress:
+                print(compared)
     return results
 
 
