@@ -128,8 +128,8 @@ def _digits(body: str, grouping: str = ",") -> str | None:
     """
     marks = re.findall(r"[.,]", body)
     if len(marks) == 1 and not re.search(r"[' ]", body):
-        grouped = _GROUPS.fullmatch(body) and marks[0] in grouping
-        return body.replace(marks[0], "" if grouped else ".")
+        groups = bool(_GROUPS.fullmatch(body)) and marks[0] in grouping
+        return body.replace(marks[0], "" if groups else ".")
     whole, decimals = body, None
     if marks and marks.count(marks[-1]) == 1:
         whole, decimals = body.rsplit(marks[-1], 1)

@@ -58,8 +58,7 @@ class Translations:
         """{scorer: sacrebleu's signature}, without which a score cannot be compared."""
         found = {}
         for name, metric in self._metrics.items():
-            if metric.num_refs is None or metric.num_refs < 1:  # known once something was scored
-                metric.corpus_score(["a"], [["a"]])
+            metric.corpus_score(["a"], [["a"]])  # it has none before something is scored
             found[name] = str(metric.get_signature())
         return found
 
@@ -92,6 +91,7 @@ class Translations:
         if model := self._tokenizer[0]:
             found["spbleu"] = by_pieces = BLEU(tokenize="none", force=True)
             by_pieces.tokenizer = _pieces(model)
+            by_pieces.tokenizer_signature = by_pieces.tokenizer.signature()
         found["chrf++"] = CHRF(word_order=2)
         return found
 

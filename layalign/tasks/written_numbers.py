@@ -72,7 +72,7 @@ def _spelled(fraction: str) -> str:
 
 def _multiplied(found: re.Match[str]) -> str:
     parts = _SCALED_PART.findall(found[0])
-    total = sum(Decimal(number.replace(",", "")) * _VALUES[scale] for number, scale in parts)
+    total = sum((Decimal(number.replace(",", "")) * _VALUES[scale] for number, scale in parts), Decimal(0))
     return format(total.to_integral_value() if total == total.to_integral_value() else total, "f")
 
 

@@ -6,7 +6,7 @@ jap). Only the dev files have answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from layalign.languages import XCSQA_GROUPS
@@ -22,8 +22,8 @@ def problem(place: str, row: Row) -> dict[str, Any]:
     question = field(place, row, ("question",))
     if not isinstance(question, Mapping):
         raise ValueError(f"{place}: question: got {question!r}, takes an object with stem and choices")
-    stem = text(place, "question.stem", _only(field(f"{place}: question", question, ("stem",))))
-    choices = _choices(place, _only(field(f"{place}: question", question, ("choices",))))
+    stem = text(place, "question.stem", _alone(field(f"{place}: question", question, ("stem",)), str))
+    choices = _choices(place, field(f"{place}: question", question, ("choices",)))
     letters = [prompts.letter(number) for number in range(len(choices))]
     answer = field(place, row, ("answerKey",))
     if answer not in letters:
@@ -33,6 +33,9 @@ def problem(place: str, row: Row) -> dict[str, Any]:
 
 def _choices(place: str, found: Any) -> list[str]:
     """Texts of [{"label", "text"}, ...] or, as `datasets` keeps them, {"label": [...], "text": [...]}."""
+    alone = _alone(found, Mapping)
+    if isinstance(alone, Mapping) and isinstance(alone.get("text"), list):
+        found = alone
     if isinstance(found, Mapping):
         columns = [field(f"{place}: question.choices", found, (name,)) for name in ("label", "text")]
         if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
@@ -49,9 +52,9 @@ def _choices(place: str, found: Any) -> list[str]:
     return texts
 
 
-def _only(value: Any) -> Any:
-    """What a list of one holds: older versions of the dataset keep a question so."""
-    one = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1
+def _alone(value: Any, kind: type) -> Any:
+    """What a list of one such thing holds: older versions of the dataset keep a question so."""
+    one = isinstance(value, list) and len(value) == 1 and isinstance(value[0], kind)
     return value[0] if one else value
 
 
