@@ -49,11 +49,11 @@ class Translator:
         self.by_language = takes_source_language(tokenizer)
         self._limit = encoder_limit(model.get_encoder())
         self._arguments = {**GREEDY, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
+        self._target = target_token(tokenizer, target) if self.by_language else None
         if self.by_language:
-            token = target_token(tokenizer, target)
             # The first mBART begins with the language; its successors begin as others do, and the language comes second.
             first = type(tokenizer).__name__.startswith("MBartTokenizer")
-            self._arguments["decoder_start_token_id" if first else "forced_bos_token_id"] = token
+            self._arguments["decoder_start_token_id" if first else "forced_bos_token_id"] = self._target
 
     @classmethod
     def load(cls, path: str, dtype: torch.dtype | None, device: torch.device, **settings: Any) -> Translator:
@@ -115,7 +115,9 @@ class Translator:
         wanted = {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():
             ids = self.model.generate(**wanted, **self._arguments)
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        # Not every tokenizer counts its languages among the special tokens.
+        written = [[token for token in row if token != self._target] for row in ids.tolist()]
+        return self.tokenizer.batch_decode(written, skip_special_tokens=True)
 
 
 def target_token(tokenizer: Any, lang: str) -> int:
