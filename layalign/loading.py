@@ -55,7 +55,7 @@ def load_encoder(source: str | Path | torch.nn.Module, dtype: torch.dtype | None
     if isinstance(source, torch.nn.Module):
         return encoder_half(source)
     path = resolve(source)
-    return encoder_half(load_checked(_encoder_class(_read_config(path, "encoder")), path, "encoder", dtype))
+    return encoder_half(load_checked(encoder_class(_read_config(path, "encoder")), path, "encoder", dtype))
 
 
 def encoder_half(module: torch.nn.Module) -> PreTrainedModel:
@@ -97,7 +97,7 @@ def load_llm(source: str | Path | torch.nn.Module, dtype: torch.dtype | None = N
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """An encoder with fresh random weights."""
-    return encoder_half(_encoder_class(config).from_config(config))
+    return encoder_half(encoder_class(config).from_config(config))
 
 
 def load_model(
@@ -178,7 +178,8 @@ def fingerprint(model_path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _encoder_class(config: PreTrainedConfig) -> Any:
+def encoder_class(config: PreTrainedConfig) -> Any:
+    """The AutoModel class that makes an encoder of a configuration."""
     return AutoModelForTextEncoding if type(config) in AutoModelForTextEncoding._model_mapping else AutoModel
 
 

@@ -214,7 +214,9 @@ class Answerer(BatchedAnswerer):
         limit = self.model.encoder_limit
         if limit is None or self.encoder_max_length is not None:
             return
+        template = self.processor.encoder_template or "{text}"
         for place, text in enumerate(texts):
+            text = template.replace("{text}", text)
             # A text of few bytes is not tokenised for this: it has no more tokens than that, or the model refuses it.
             if len(text.encode("utf-8", "replace")) > limit // 2:
                 count = len(self.processor.encoder_tokenizer(text, verbose=False)["input_ids"])
