@@ -6,7 +6,6 @@ This file reads, checks and writes it and builds no model: `model.py` does.
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,8 @@ RENAMED = {
 BOUNDARY = "mapping.end_boundary"
 GATE = "model_llm.model.model.layers.{}.self_attn.adaption_gate"
 FAMILIES = ("llama", "mistral")
+# How files begin that torch.save wrote without a zip archive around them; they cannot be mapped.
+OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def read_tensors(checkpoint: str | Path, entry: str | None = None) -> Weights:
     if not Path(checkpoint).is_file():
         raise ValueError(f"no file {checkpoint}: give the path of the published pytorch_model.bin")
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
+        with open(checkpoint, "rb") as file:
+            old_format = file.read(len(OLD_FORMAT)) == OLD_FORMAT
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=not old_format)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
             f"{checkpoint}: damaged, or holds more than tensors (such pickles are not executed): {error}"

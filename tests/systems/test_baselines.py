@@ -117,7 +117,7 @@ def test_what_is_refused(toys):
         system("mindmerger", {"llm": "x"})
     with pytest.raises(ValueError, match="checkpoint: /nowhere: no such file or folder"):
         system("mindmerger", toys, checkpoint="/nowhere").check()
-    with pytest.raises(ValueError, match="llm: .*encoder holds MT5Model, takes a causal LM"):
+    with pytest.raises(ValueError, match=r"llm: .*encoder holds MT5Model, takes a causal LM"):
         system("langbridge", toys, llm=toys["encoder"]).check()
     with pytest.raises(ValueError, match="encoder: no such folder: '/nowhere/at/all'"):
         system("mindmerger", toys, encoder="/nowhere/at/all").check()
