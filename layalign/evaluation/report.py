@@ -1,15 +1,19 @@
-"""Tables and plots. A table is {system: {lang: per cent}}; matplotlib and rich are loaded only when used."""
+"""Tables and plots. A table is {system: {lang: per cent}}; matplotlib and rich are loaded only when used.
+
+Tables and plots of a task take its `groups` ({"avg": codes, ...}; the order of "avg" is the languages' order), and
+`intervals` as `comparison.intervals` gives them, {system: {lang or group: (low, high)}}, where there are any.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from layalign import figures
 from layalign.figures import COLOURS, GRID, MARKERS, draw_bar_grid, draw_bars, new_figure, save_figure
-from layalign.languages import HIGH_RESOURCE, LOW_RESOURCE, PAPER_LANGUAGES, in_order
+from layalign.languages import MATHEMATICS_GROUPS, PAPER_LANGUAGES, Groups, in_order
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,15 +21,15 @@ if TYPE_CHECKING:
 AVERAGES = {"avg": "Avg.", "lrl": "Lrl.", "hrl": "Hrl."}
 
 Table = Mapping[str, Mapping[str, float]]
+Intervals = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-def summarize(accuracy: Mapping[str, float]) -> dict[str, float | None]:
-    """The paper's averages of {lang: per cent}: {"avg", "lrl", "hrl"}, None where none of a group's languages is there.
+def summarize(accuracy: Mapping[str, float], groups: Groups = MATHEMATICS_GROUPS) -> dict[str, float | None]:
+    """The paper's averages of {lang: per cent}: one a group, None where none of a group's languages is there.
 
-    lrl: bn, th, sw; hrl: ja, zh, de, fr, ru, es, en; avg: those ten, or those of them that are there. Other languages
-    (Telugu, MGSM's eleventh, which the paper leaves out) enter no average.
+    For mathematics lrl: bn, th, sw; hrl: ja, zh, de, fr, ru, es, en; avg: those ten. An average is over those of its
+    languages that are there. Languages of no group (Telugu, MGSM's eleventh, which the paper leaves out) enter none.
     """
-    groups = {"avg": PAPER_LANGUAGES, "lrl": LOW_RESOURCE, "hrl": HIGH_RESOURCE}
     result: dict[str, float | None] = {}
     for name, languages in groups.items():
         found = [accuracy[lang] for lang in languages if lang in accuracy]
@@ -33,49 +37,91 @@ def summarize(accuracy: Mapping[str, float]) -> dict[str, float | None]:
     return result
 
 
-def ordered_languages(table: Table) -> list[str]:
+def ordered_languages(table: Table, groups: Groups = MATHEMATICS_GROUPS) -> list[str]:
     """The languages of a table: the paper's in its order, then the others by code."""
-    return in_order(lang for scores in table.values() for lang in scores)
+    return in_order((lang for scores in table.values() for lang in scores), groups["avg"])
 
 
-def markdown_table(table: Table, title: str | None = None) -> str:
-    """A Markdown table with one row per system: averages, then languages; "-" where a figure is missing."""
-    header, rows = _cells(table)
+def markdown_table(
+    table: Table,
+    title: str | None = None,
+    *,
+    groups: Groups = MATHEMATICS_GROUPS,
+    intervals: Intervals | None = None,
+) -> str:
+    """A Markdown table with one row per system: averages, then languages; "-" where a figure is missing, and behind a
+    figure that has an interval half its width.
+    """
+    header, rows = _cells(table, groups, intervals)
     lines = [f"## {title}", ""] if title else []
-    return "\n".join([*lines, *figures.markdown_table(header, rows), *_footnote(table)]) + "\n"
+    return "\n".join([*lines, *figures.markdown_table(header, rows), *_footnote(table, groups, intervals)]) + "\n"
 
 
-def print_table(table: Table, title: str | None = None, console: Console | None = None) -> None:
+def print_table(
+    table: Table,
+    title: str | None = None,
+    console: Console | None = None,
+    *,
+    groups: Groups = MATHEMATICS_GROUPS,
+    intervals: Intervals | None = None,
+) -> None:
     """Print the table in the terminal, languages below each other."""
     from rich import console as terminal
     from rich.table import Table as TerminalTable
 
-    header, rows = _cells(table)
-    output = TerminalTable(title=title, caption=" ".join(_footnote(table)).strip() or None)
+    header, rows = _cells(table, groups, intervals)
+    caption = " ".join(_footnote(table, groups, intervals)).strip()
+    output = TerminalTable(title=title, caption=caption or None)
     output.add_column()
     for row in rows:
         output.add_column(row[0], justify="right")
     for place, name in enumerate(header[1:], 1):
-        output.add_row(name, *[row[place] for row in rows], end_section=place == len(AVERAGES))
+        output.add_row(name, *[row[place] for row in rows], end_section=place == len(groups))
     (console or terminal.Console()).print(output)
 
 
-def plot_accuracy(table: Table, path: str | PathLike, title: str | None = None) -> None:
-    """Grouped bars by language, with the averages to the left, as an image at `path`."""
-    header, _ = _cells(table)
-    languages = ordered_languages(table)
-    spots = [spot + (0.5 if spot >= len(AVERAGES) else 0) for spot in range(len(AVERAGES) + len(languages))]
+def plot_accuracy(
+    table: Table,
+    path: str | PathLike,
+    title: str | None = None,
+    *,
+    groups: Groups = MATHEMATICS_GROUPS,
+    intervals: Intervals | None = None,
+    measure: str = "accuracy (%)",
+) -> None:
+    """Grouped bars by language, with the averages to the left, as an image at `path`.
+
+    Args:
+        table: {system: {lang: per cent}}.
+        path: of the image.
+        title: above the bars.
+        groups: the task's averages, with its order of languages.
+        intervals: drawn as error bars.
+        measure: what the bars' heights are.
+    """
+    header, _ = _cells(table, groups, None)
+    names = [*groups, *ordered_languages(table, groups)]
+    spots = [place + (0.5 if place >= len(groups) else 0) for place in range(len(names))]
     figure, axes = new_figure(min(14.0, max(6.0, 2 + 0.16 * len(spots) * (len(table) + 1))), 4.4)
     for place, (system, scores) in enumerate(table.items()):
-        values = _values(scores, languages)
-        bars = [(spot, value) for spot, value in zip(spots, values, strict=True) if value is not None]
-        draw_bars(axes, [spot for spot, _ in bars], [value for _, value in bars], place, len(table), system)
+        values: dict[str, float | None] = {**scores, **summarize(scores, groups)}
+        bars = [(spot, name, values.get(name)) for spot, name in zip(spots, names, strict=True)]
+        drawn = [(spot, name, value) for spot, name, value in bars if value is not None]
+        heights = [value for *_, value in drawn]
+        middles, _ = draw_bars(axes, [spot for spot, *_ in drawn], heights, place, len(table), system)
+        ends = (intervals or {}).get(system, {})
+        for middle, (_, name, value) in zip(middles, drawn, strict=True):
+            if name in ends:
+                low, high = ends[name]
+                # An interval of the draws need not hold the score itself.
+                error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+                axes.errorbar([middle], [value], yerr=error, fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
     axes.set_xticks(spots, header[1:])
-    axes.axvline(len(AVERAGES) - 0.25, color="0.6", linewidth=0.8)
+    axes.axvline(len(groups) - 0.25, color="0.6", linewidth=0.8)
     axes.margins(x=0.01)
     axes.set_ylim(0, 100)
-    axes.set_ylabel("accuracy (%)")
-    axes.set_xlabel(" ".join(_footnote(table)).strip(), fontsize="small")
+    axes.set_ylabel(measure)
+    axes.set_xlabel(" ".join(_footnote(table, groups, intervals)).strip(), fontsize="small")
     axes.set_title(textwrap.fill(title or "Accuracy by language", int(9 * figure.get_figwidth())))
     draw_bar_grid(axes)
     figure.legend(loc="outside lower center", ncols=min(len(table), 4), frameon=False)
@@ -144,30 +190,36 @@ def plot_gates(gates: Mapping[str, Any], path: str | PathLike, title: str | None
     save_figure(figure, path)
 
 
-def _cells(table: Table) -> tuple[list[str], list[list[str]]]:
+def _cells(table: Table, groups: Groups, intervals: Intervals | None) -> tuple[list[str], list[list[str]]]:
     """Header and rows of text; a star marks an average that lacks some of its languages."""
     if not table:
         raise ValueError("table: got no system")
-    languages = ordered_languages(table)
+    languages = ordered_languages(table, groups)
     rows = []
     for system, scores in table.items():
-        rows.append([system, *["-" if value is None else f"{value:.1f}" for value in _values(scores, languages)]])
-    star = "" if set(PAPER_LANGUAGES) <= set(languages) else "*"
-    return ["system", *[name + star for name in AVERAGES.values()], *languages], rows
+        ends = (intervals or {}).get(system, {})
+        values: dict[str, float | None] = {**scores, **summarize(scores, groups)}
+        rows.append([system, *[_cell(values.get(name), ends.get(name)) for name in (*groups, *languages)]])
+    star = "" if set(groups["avg"]) <= set(languages) else "*"
+    return ["system", *[AVERAGES.get(name, name) + star for name in groups], *languages], rows
 
 
-def _values(scores: Mapping[str, float], languages: Iterable[str]) -> list[float | None]:
-    """Averages, then languages; None where there is none."""
-    return [*summarize(scores).values(), *map(scores.get, languages)]
+def _cell(value: float | None, ends: Sequence[float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if ends is None else f"{value:.1f} ±{(ends[1] - ends[0]) / 2:.1f}"
 
 
-def _footnote(table: Table) -> list[str]:
-    languages = ordered_languages(table)
+def _footnote(table: Table, groups: Groups, intervals: Intervals | None) -> list[str]:
+    languages = ordered_languages(table, groups)
     notes = []
-    if not set(PAPER_LANGUAGES) <= set(languages):
-        notes.append("* over the languages shown, not the paper's ten.")
-    if others := [lang for lang in languages if lang not in PAPER_LANGUAGES]:
+    if not set(groups["avg"]) <= set(languages):
+        every = "the paper's ten" if groups["avg"] == PAPER_LANGUAGES else f"all {len(groups['avg'])}"
+        notes.append(f"* over the languages shown, not {every}.")
+    if others := [lang for lang in languages if lang not in groups["avg"]]:
         notes.append(f"{', '.join(others)}: in no average, as in the paper.")
+    if any((intervals or {}).values()):
+        notes.append("±: half the width of a 95 % interval over draws of the questions.")
     return ["", *notes] if notes else []
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from layalign.evaluation import report
+from layalign.evaluation import comparison, report
 from layalign.evaluation.output import check_output
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
 from layalign.journal import Journal
 from layalign.kernels.files import write_json, write_text
 from layalign.tasks import Scoring, load_tasks
 from layalign.tasks.registry import Data
-from layalign.tasks.task import Problem, Record
+from layalign.tasks.task import Problem, Record, Task
 from layalign.tasks.word_problems import SCORING
 
 DEFAULT_PROMPT = "default"
@@ -103,7 +103,8 @@ def evaluate(
     check_model_path(model_path)
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     loaded = load_tasks(tasks, data, languages, limit)
-    scorings = {name: task.scoring for name, (task, _) in loaded.items()}
+    found_tasks = {name: task for name, (task, _) in loaded.items()}
+    scorings = {name: task.scoring for name, task in found_tasks.items()}
     problems = [problem for _, found in loaded.values() for problem in found]
     folder = Path(output) if output else Path("runs") / "evaluate" / Path(model_path).name
     if settings.encoder_max_length is not None:  # a journal of a job without it stays the same job's
@@ -136,12 +137,12 @@ def evaluate(
     records, seconds = _answered(ask, problems, folder, config)
     results = {
         "model": str(model_path),
-        "tasks": {name: _task_results(name, scoring, records) for name, scoring in scorings.items()},
+        "tasks": {name: _task_results(name, task, records) for name, task in found_tasks.items()},
         "config": {**config, "batch_size": settings.batch_size},
         "versions": _versions(),
         "seconds": seconds,
     }
-    _write_reports(results, folder, Path(model_path).name, progress)
+    _write_reports(results, found_tasks, folder, Path(model_path).name, progress)
     return results
 
 
@@ -198,16 +199,18 @@ def _key(record: Record) -> tuple[str, str, int]:
     return record["task"], record["lang"], record["index"]
 
 
-def _task_results(task: str, scoring: Scoring, records: list[Record]) -> dict[str, Any]:
-    chosen = [record for record in records if record["task"] == task]
-    scores = scoring.scores(chosen)
+def _task_results(name: str, task: Task, records: list[Record]) -> dict[str, Any]:
+    chosen = [record for record in records if record["task"] == name]
+    scores = task.scoring.scores(chosen)
     counts: dict[str, int] = {}
     for record in chosen:
         counts[record["lang"]] = counts.get(record["lang"], 0) + 1
     return {
         "accuracy": scores,
-        "summary": {scorer: report.summarize(by_language) for scorer, by_language in scores.items()},
+        "summary": {scorer: report.summarize(by_language, task.groups) for scorer, by_language in scores.items()},
+        "intervals": comparison.intervals(chosen, task.scoring, task.groups),
         "counts": counts,
+        **{said: getattr(task.scoring, said)() for said in ("signatures", "notes") if hasattr(task.scoring, said)},
     }
 
 
@@ -218,13 +221,19 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _write_reports(results: dict[str, Any], output: Path, name: str, show: bool) -> None:
+def _write_reports(results: dict[str, Any], tasks: Mapping[str, Task], output: Path, name: str, show: bool) -> None:
     tables = []
     for task, found in results["tasks"].items():
         table = {f"{name} ({scorer} scorer)": scores for scorer, scores in found["accuracy"].items()}
-        tables.append(report.markdown_table(table, title=task))
-        report.plot_accuracy(table, output / f"accuracy_{task}.png", title=task)
+        look: dict[str, Any] = {
+            "groups": tasks[task].groups,
+            "intervals": {f"{name} ({scorer} scorer)": ends for scorer, ends in found["intervals"].items()},
+        }
+        notes = "".join(f"\n{note}\n" for note in found.get("notes", ()))
+        tables.append(report.markdown_table(table, title=task, **look) + notes)
+        report.plot_accuracy(table, output / f"accuracy_{task}.png", title=task, measure=tasks[task].measure, **look)
         if show:
-            report.print_table(table, title=task)
+            report.print_table(table, title=task, **look)
+            print(notes, end="")
     write_text(output / "table.md", "\n".join(tables))
     write_json(output / "results.json", results, indent=2)

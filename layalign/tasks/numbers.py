@@ -8,10 +8,13 @@ The strict reader follows these rules where a text is ambiguous:
 
 - `1,234` (a comma and exactly three digits after one to three) is grouping; `1,5`, `0,234` and `1234,567` are decimals.
 - `1.234` is a decimal. Where other numbers of the same text show that its decimal mark is the comma (`3,5`,
-  `1.234.567`) and none shows a point, both turn round: `1.234` is grouping and `1,234` a decimal.
+  `1.234.567`) and none shows a point, both turn round: `1.234` is grouping and `1,234` a decimal. Where none shows either
+  and the text is German or Spanish by its words, both are grouping.
 - Two kinds of mark: the last one is the decimal mark (`1.234,5`, `1,234.5`). Commas may group as in India (`1,14,200`).
 - Spaces (plain, no-break, thin) and apostrophes group only in a complete pattern: `1 234` is 1234, `12 34` is 34.
 - What fits no pattern is a list or a date and its last part counts: `1,2,3` is 3, `12.05.2024` is 2024.
+- Digits of all scripts, fractions as they are said in Chinese and Japanese, `3万5千`, units with powers and words for a
+  minus: as in `layalign.tasks.written_numbers`.
 - A dash is a minus only if it touches the number (or its currency sign) and not a digit, a closing bracket or a word of
   a script that writes spaces: `10-15` is 15, `答案是-5` is -5. With a space it needs `=` or `:` before it.
 - `3/4`, `3 1/2`, `½` are fractions; `x/0` is no number. Percent and currency signs are left out: `50%` is 50.
@@ -27,34 +30,26 @@ from collections.abc import Iterable
 from decimal import Context, Decimal
 from typing import Any
 
+from layalign.tasks.written_numbers import plain
+
 TOLERANCE = Decimal("0.001")
 _ARITHMETIC = Context(prec=50)
 
 _COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
 _OFFICIAL = re.compile(r"\d+(?:\.\d+)?")
 
-_PLAIN = str.maketrans(
-    {
-        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
-        **dict.fromkeys("\u00a0\u2007\u2009\u202f", " "),
-        **dict.fromkeys("\u2019\u066c\uff0c", "'"),
-        **dict.fromkeys("\u2044\u2215\uff0f", "/"),
-        **dict.fromkeys("\u066b\uff0e", "."),
-        **dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u061c\u2060\u2066\u2067\u2068\u2069\ufeff"),
-        "\uff1d": "=",
-        "\uff1a": ":",
-    }
-)
-_LATEX_FRACTION = re.compile(r"(\d?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
-_NOT_ASCII_DIGIT = re.compile(r"[^\W\D0-9]")
-_VULGAR = re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215e])")
 _NUMBER = re.compile(
     r"(?<![\d/])(?<!\d[.,'])(?:(?P<whole>\d+)\ )?(?P<numerator>\d+)/(?P<denominator>\d+)(?![\d/]|[.,]\d)"
-    r"|(?:(?P<point>(?<![\w.])\.\d+)|(?P<body>\d+(?:[.,'\ ]\d+)*))"
+    r"|(?:(?P<point>(?<![\w.\u0900-\u0dff\u0e00-\u0e7f])\.\d+)|(?P<body>\d+(?:[.,'\ ]\d+)*))"
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})(?![\dA-Za-z]))?(?!\d|/\d)"
 )
 _GROUPS = re.compile(r"[1-9]\d{0,2}(?:([.,' ])\d{3})(?:\1\d{3})*")
 _INDIAN_GROUPS = re.compile(r"[1-9]\d?(?:,\d{2})+,\d{3}")
+# Common words of German and of Spanish, where a point groups; two of a language tell it, as English has "die" and "son".
+_POINT_GROUPS = (
+    re.compile(r"\b(?:der|die|das|und|ist|sind|eine?n?|er|sie|nicht|mit|für|beträgt|kostet|insgesamt|zahlt|antwort)\b"),
+    re.compile(r"\b(?:el|los|las|es|son|y|una|por|del|hay|cuesta|tiene|respuesta|con|se)\b"),
+)
 _UNSPACED_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
@@ -67,11 +62,11 @@ def official_number(text: str) -> float:
 
 def strict_number(text: str) -> Decimal | None:
     """The last number of `text` as a Decimal, by the module's rules; None where there is none."""
-    text = _plain(text)
+    text = plain(text)
     matches = list(_NUMBER.finditer(text))
-    comma_is_decimal = _comma_is_decimal(match["body"] for match in matches)
+    grouping = _grouping(text, (match["body"] for match in matches))
     for match in reversed(matches):
-        value = _value(match, comma_is_decimal)
+        value = _value(match, grouping)
         if value is not None:
             return value.copy_negate() if _is_negative(text, match.start()) else value
     return None
@@ -84,7 +79,7 @@ def exact_answer(value: Any) -> Decimal:
         ValueError: anything else.
     """
     if isinstance(value, str):
-        text = _plain(value.strip())
+        text = plain(value.strip())
         match = _NUMBER.fullmatch(text.removeprefix("-").removeprefix("+"))
         number = strict_number(text) if match and (not match["body"] or _digits(match["body"])) else None
     elif isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
@@ -112,25 +107,7 @@ def strict_correct(prediction: str, answer: Any) -> bool:
     return _ARITHMETIC.subtract(number, reference).copy_abs() <= TOLERANCE
 
 
-def _plain(text: str) -> str:
-    """`text` with ASCII digits, one kind of minus, space and apostrophe, fractions as n/d, and no invisible marks."""
-    text = text.translate(_PLAIN).replace("{,}", ",")
-    text = _LATEX_FRACTION.sub(lambda found: f"{_after(found[1])}{found[2]}/{found[3]} ", text)
-    text = _VULGAR.sub(lambda found: _after(found[1]) + _spelled(found[2]) + " ", text)
-    return _NOT_ASCII_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
-
-
-def _after(digit: str) -> str:
-    """A whole number's last digit set apart from the fraction that follows; empty where there is none."""
-    return digit and digit + " "
-
-
-def _spelled(fraction: str) -> str:
-    """One character such as ½ as `1/2`."""
-    return unicodedata.normalize("NFKC", fraction).replace("\u2044", "/")
-
-
-def _value(match: re.Match[str], comma_is_decimal: bool) -> Decimal | None:
+def _value(match: re.Match[str], grouping: str) -> Decimal | None:
     """The unsigned Decimal of one match of _NUMBER, None for a fraction over zero."""
     if match["numerator"]:
         numerator, denominator = Decimal(match["numerator"]), Decimal(match["denominator"])
@@ -140,17 +117,19 @@ def _value(match: re.Match[str], comma_is_decimal: bool) -> Decimal | None:
         quotient = _ARITHMETIC.divide(numerator, denominator)
         return _ARITHMETIC.add(Decimal(match["whole"]), quotient) if mixed else quotient
     body = match["point"] or match["body"]
-    while (digits := _digits(body, comma_is_decimal)) is None:
+    while (digits := _digits(body, grouping)) is None:
         body = body.split(" ", 1)[1] if " " in body else re.split(r"[.,']", body)[-1]
     return Decimal(f"{digits}E{match['exponent'] or 0}")
 
 
-def _digits(body: str, comma_is_decimal: bool = False) -> str | None:
-    """`body` (digits with separators) in plain notation, or None where it is not one number."""
+def _digits(body: str, grouping: str = ",") -> str | None:
+    """`body` (digits with separators) in plain notation, or None where it is not one number; a mark of `grouping` groups
+    where it could do either.
+    """
     marks = re.findall(r"[.,]", body)
     if len(marks) == 1 and not re.search(r"[' ]", body):
-        grouped = _GROUPS.fullmatch(body) and (marks[0] == ",") != comma_is_decimal
-        return body.replace(marks[0], "" if grouped else ".")
+        groups = bool(_GROUPS.fullmatch(body)) and marks[0] in grouping
+        return body.replace(marks[0], "" if groups else ".")
     whole, decimals = body, None
     if marks and marks.count(marks[-1]) == 1:
         whole, decimals = body.rsplit(marks[-1], 1)
@@ -160,8 +139,8 @@ def _digits(body: str, comma_is_decimal: bool = False) -> str | None:
     return re.sub(r"\D", "", whole) + (f".{decimals}" if decimals else "")
 
 
-def _comma_is_decimal(bodies: Iterable[str | None]) -> bool:
-    """Whether the unambiguous numbers among `bodies` show a decimal comma and none shows a decimal point."""
+def _grouping(text: str, bodies: Iterable[str | None]) -> str:
+    """The marks that group in `1,234` and `1.234`: as the unambiguous numbers among `bodies` show, else as words do."""
     shown = set()
     for body in filter(None, bodies):
         marks = re.findall(r"[.,]", body)
@@ -171,7 +150,10 @@ def _comma_is_decimal(bodies: Iterable[str | None]) -> bool:
             shown.add("," if marks[0] == "." else ".")
         elif len(marks) > 1 or not _GROUPS.fullmatch(body):
             shown.add(marks[-1])
-    return shown == {","}
+    if shown == {","}:
+        return "."
+    by_words = not shown and any(len(set(common.findall(text.lower()))) > 1 for common in _POINT_GROUPS)
+    return ",." if by_words else ","
 
 
 def _is_negative(text: str, start: int) -> bool:

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from layalign.tasks import prompts
 from layalign.tasks.reading import chosen, field, json_rows, numbered, text
 from layalign.tasks.task import Problem, Task
 from layalign.tasks.word_problems import SCORING, number
@@ -32,7 +33,12 @@ def load(data: str | PathLike | None, languages: Sequence[str] | None, limit: in
 
 def task_of_file(path: str | PathLike) -> Task:
     """A task whose problems are those of one file, whatever `data` is."""
-    return Task(name=Path(path).stem, load=lambda data, languages, limit: load(path, languages, limit), scoring=SCORING)
+    return Task(
+        name=Path(path).stem,
+        load=lambda data, languages, limit: load(path, languages, limit),
+        scoring=SCORING,
+        prompt=prompts.MATH,
+    )
 
 
-TASK = Task(name="problems", load=load, scoring=SCORING)
+TASK = Task(name="problems", load=load, scoring=SCORING, prompt=prompts.MATH)

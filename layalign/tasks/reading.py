@@ -1,4 +1,4 @@
-"""Reading a task's rows from files and from `datasets`; what is wrong with one is told with its place.
+"""Reading a task's rows from files; what is wrong with one is told with its place.
 
 A row is a JSON object or its like; its place is `file:line`, or the dataset and the row's number.
 """
@@ -6,21 +6,16 @@ A row is a JSON object or its like; its place is `file:line`, or the dataset and
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from os import PathLike
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from layalign.languages import MATHEMATICS, NAMES, in_order
+from layalign.languages import MATHEMATICS, in_order
 from layalign.tasks.task import Problem
 
 Row = Mapping[str, Any]
+Rows = Iterable[tuple[str, Row]]
 Value = TypeVar("Value")
-
-# Where the hub keeps the rows of a dataset that is still a script, which `datasets` no longer runs.
-CONVERTED = "refs/convert/parquet"
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -44,9 +39,58 @@ def json_rows(path: Path) -> Iterator[tuple[str, Row]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{place}: got a {type(row).__name__}, takes a JSON object per line")
-        yield place, row
+        yield place, _object(place, row, "per line")
+
+
+def json_list_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """(place, row) of each object of a file that is one JSON list; the place has the line where the object begins."""
+    content = "\n".join(line for _, line in lines(path))
+    decoder = json.JSONDecoder()
+    position, number = _skipped(content, 0, 1)
+    if not content.startswith("[", position):
+        raise ValueError(f"{path}:{number}: got {content[position : position + 20]!r}, takes a JSON list of objects")
+    position, number = _skipped(content, position + 1, number)
+    ended = content.startswith("]", position)
+    while not ended:
+        try:
+            row, end = decoder.raw_decode(content, position)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from None
+        yield f"{path}:{number}", _object(f"{path}:{number}", row, "for each row of the list")
+        number += content.count("\n", position, end)
+        position, number = _skipped(content, end, number)
+        ended = content.startswith("]", position)
+        if not ended:
+            if not content.startswith(",", position):
+                raise ValueError(f"{path}:{number}: not JSON (the list needs a comma or its end here)")
+            position, number = _skipped(content, position + 1, number)
+    position, number = _skipped(content, position + 1, number)
+    if position < len(content):
+        raise ValueError(f"{path}:{number}: not JSON (more text after the list)")
+
+
+def json_rows_either_way(path: Path) -> Iterator[tuple[str, Row]]:
+    """(place, row) of a file that is JSON lines or one JSON list, which its first character tells."""
+    first = next(line for _, line in lines(path))
+    return json_list_rows(path) if first.lstrip().startswith("[") else json_rows(path)
+
+
+def table_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """(place, row) of each line but the first of a tab-separated file; the first names the fields. Nothing is quoted."""
+    rows = lines(path)
+    names = next(rows)[1].split("\t")
+    for place, line in rows:
+        fields = line.split("\t")
+        if len(fields) != len(names):
+            raise ValueError(
+                f"{place}: got {len(fields)} tab-separated fields, takes {len(names)} as in the first line"
+            )
+        yield place, dict(zip(names, fields, strict=True))
+
+
+def file_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """(place, row) of a file, as its name's ending says: .tsv, else JSON."""
+    return table_rows(path) if path.suffix == ".tsv" else json_rows_either_way(path)
 
 
 def field(place: str, row: Row, names: Sequence[str]) -> Any:
@@ -58,21 +102,28 @@ def field(place: str, row: Row, names: Sequence[str]) -> Any:
 
 
 def text(place: str, name: str, value: Any) -> str:
-    """`value` without white space around it; ValueError unless it is a text that is not empty."""
+    """`value`, white space at its ends included, as a published checkpoint was asked; ValueError unless it is a text
+    that is not empty.
+    """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{place}: {name}: got {value!r}, takes a text that is not empty")
-    return value.strip()
+    return value
 
 
-def chosen(available: Mapping[str, Value], languages: Sequence[str] | None, where: Any) -> dict[str, Value]:
-    """Those of {language: value} that are asked for (None: all), in the paper's order, others after it by code."""
+def chosen(
+    available: Mapping[str, Value],
+    languages: Sequence[str] | None,
+    where: Any,
+    first: Sequence[str] = MATHEMATICS,
+) -> dict[str, Value]:
+    """Those of {language: value} that are asked for (None: all): those of `first` in its order, others after by code."""
     if languages is not None:
         if not languages:
             raise ValueError("languages: got an empty list, takes codes such as 'sw', or None for all")
         missing = [code for code in languages if code not in available]
         if missing:
             raise ValueError(f"languages: {', '.join(missing)} not in {where}, which has {', '.join(available)}")
-    order = in_order(available, MATHEMATICS)
+    order = in_order(available, first)
     return {code: available[code] for code in order if languages is None or code in languages}
 
 
@@ -85,109 +136,15 @@ def numbered(task: str, by_language: Mapping[str, Iterable[Mapping[str, Any]]]) 
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LanguageFiles:
-    """The rows of a task with a file a language, in a folder or as a dataset on the hub.
-
-    Attributes:
-        task: its name.
-        hub: the usual dataset's name.
-        patterns: names of files, with {code} or {name} (English) for the language; a folder has one of them.
-        languages: codes that are looked for.
-        hub_languages: those whose files a dataset has where it does not list them; None for all.
-        problem: function(place, row) -> {"question", "answer", ...}; ValueError with the place for a bad row.
-        rows: function(path) -> (place, row) of each row of a file.
-    """
-
-    task: str
-    hub: str
-    patterns: tuple[str, ...]
-    languages: tuple[str, ...]
-    problem: Callable[[str, Row], dict[str, Any]]
-    hub_languages: tuple[str, ...] | None = None
-    rows: Callable[[Path], Iterator[tuple[str, Row]]] = json_rows
-
-    def load(self, data: str | PathLike | None, languages: Sequence[str] | None, limit: int | None) -> list[Problem]:
-        """The problems.
-
-        Args:
-            data: a folder that holds the files (itself or in a folder named after the task), or a name that
-                `datasets.load_dataset` takes, with "datasets:" before it if a folder of that name exists; None: `hub`.
-            languages: codes, None for all.
-            limit: problems taken per language, from the start, None for all.
-
-        Raises:
-            ValueError: a missing folder, file or language, and a bad row among those taken.
-        """
-        source = self.hub if data is None else str(data)
-        folder = Path(source)
-        if source.startswith("datasets:") or not (folder.exists() or _looks_like_a_path(source)):
-            return numbered(self.task, self._from_datasets(source.removeprefix("datasets:"), languages, limit))
-        files = chosen(self._files(folder), languages, folder)
-        return numbered(self.task, {code: self._read(self.rows(path), limit) for code, path in files.items()})
-
-    def _read(self, rows: Iterable[tuple[str, Row]], limit: int | None) -> Iterator[dict[str, Any]]:
-        return (self.problem(place, row) for place, row in islice(rows, limit))
-
-    def _named(self, pattern: str, code: str) -> str:
-        return pattern.format(code=code, name=NAMES.get(code, code))
-
-    def _files(self, folder: Path) -> dict[str, Path]:
-        if not folder.is_dir():
-            raise ValueError(f"data: {folder} is not a folder; {self.task} takes a folder or a datasets name")
-        for place in (folder / self.task, folder):
-            found: dict[str, Path] = {}
-            for code in self.languages:
-                for pattern in self.patterns:
-                    path = place / self._named(pattern, code)
-                    if path.is_file():
-                        found.setdefault(code, path)
-            if found:
-                return found
-        raise ValueError(f"data: {folder} holds no file named like {' or '.join(self.patterns)} for {self.task}")
-
-    def _from_datasets(
-        self, name: str, languages: Sequence[str] | None, limit: int | None
-    ) -> dict[str, Iterator[dict[str, Any]]]:
-        """The test split of a dataset with one configuration per language, or with one file per language."""
-        import datasets
-
-        try:
-            return {
-                code: self._read(_dataset_rows(f"{name} ({code})", datasets.load_dataset(**arguments)), limit)
-                for code, arguments in chosen(self._configurations(name), languages, name).items()
-            }
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"data: {self.task} could not be loaded as the dataset {name!r} ({str(error).splitlines()[0]}); "
-                f"give data= a folder with files named like {self.patterns[0]}"
-            ) from error
-
-    def _configurations(self, name: str) -> dict[str, dict[str, Any]]:
-        """{language: arguments of load_dataset}."""
-        import datasets
-
-        place: dict[str, Any] = {"path": name, "split": "test"}
-        try:
-            configurations = datasets.get_dataset_config_names(name)
-        except RuntimeError:
-            place["revision"] = CONVERTED
-            configurations = datasets.get_dataset_config_names(name, revision=CONVERTED)
-        found = {
-            code: {**place, "name": label}
-            for code in self.languages
-            for label in (code, NAMES.get(code, code))
-            if label in configurations
-        }
-        if found:
-            return found
-        files = {code: self._named(self.patterns[-1], code) for code in self.hub_languages or self.languages}
-        return {code: {**place, "data_files": {"test": file}} for code, file in files.items()}
+def _object(place: str, row: Any, which: str) -> Row:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: got a {type(row).__name__}, takes a JSON object {which}")
+    return row
 
 
-def _looks_like_a_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
-
-
-def _dataset_rows(where: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
-    return ((f"{where}, row {index}", row) for index, row in enumerate(rows))
+def _skipped(content: str, position: int, number: int) -> tuple[int, int]:
+    """Position of what follows white space, and its line."""
+    while position < len(content) and content[position] in " \t\r\n":
+        number += content[position] == "\n"
+        position += 1
+    return position, number

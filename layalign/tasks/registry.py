@@ -12,6 +12,10 @@ from layalign.tasks.task import Problem, Task
 NAMES = (
     "mgsm",
     "msvamp",
+    "xcsqa",
+    "xnli",
+    "flores",
+    "xcopa",
     "problems",
 )
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-# A JSON object with task, lang, index (its place in its language, from 0), question (str) and answer.
+from layalign.languages import MATHEMATICS_GROUPS, Groups
+
+# A JSON object with task, lang, index (its place in its language, from 0), question (str) and answer; where a task has
+# choices also choices (list[str], the answer among them).
 Problem = dict[str, Any]
-# A problem with prediction (str) and what the task's scoring adds.
+# A problem with prediction (str) and what the task's scoring adds; where choices were scored also loglikelihoods
+# (list[float], nats, one a choice).
 Record = dict[str, Any]
 # {scorer: {lang: per cent}}
 Scores = dict[str, dict[str, float]]
@@ -24,8 +28,24 @@ class Loader(Protocol):
         """`data`: a folder, a file or a name that the task knows, None for the usual one; the others as in `load_task`."""
 
 
+class Statistics(NamedTuple):
+    """What a score is made of: a function of the sum of one row of numbers a record, so that any records can be drawn.
+
+    Attributes:
+        rows: one a record, all of the same length.
+        score: function(sum of rows) -> per cent.
+    """
+
+    rows: list[Sequence[float]]
+    score: Callable[[Sequence[float]], float]
+
+
 class Scoring(Protocol):
-    """How the answers to a task's problems are scored."""
+    """How the answers to a task's problems are scored.
+
+    One that also has `statistics(records) -> {scorer: Statistics}` of the records of one language gets intervals and
+    comparisons; one that has `signatures() -> {scorer: str}` and `notes() -> list[str]` has them in the results.
+    """
 
     def fields(self, prediction: str, answer: Any) -> dict[str, Any]:
         """JSON values that a record says of one answer."""
@@ -42,11 +62,19 @@ class Task:
         name: what it is called on the command line and, unless `load` says otherwise, in its problems.
         load: reads its problems.
         scoring: scores the answers to them.
+        prompt: what the published experiments gave the LLM to read, with {text} for the question and, where it needs
+            it, {language} for the English name of its language; None where nothing is published. A model's own prompt
+            stays the default.
+        groups: {"avg": codes, and where the paper has them "lrl" and "hrl": codes}, in the paper's order.
+        measure: what its scores are, for the axis of a plot.
     """
 
     name: str
     load: Loader
     scoring: Scoring
+    prompt: str | None = None
+    groups: Groups = field(default_factory=lambda: MATHEMATICS_GROUPS)
+    measure: str = "accuracy (%)"
 
 
 @dataclass(frozen=True)
@@ -68,11 +96,25 @@ class Verdicts:
 
     def scores(self, records: Iterable[Record]) -> Scores:
         """The share of right answers."""
-        verdicts: dict[str, dict[str, list[bool]]] = {name: {} for name in self.scorers}
-        for record in records:
-            for name, by_language in verdicts.items():
-                by_language.setdefault(record["lang"], []).append(record[name])
-        return {
-            name: {lang: 100 * sum(found) / len(found) for lang, found in by_language.items()}
-            for name, by_language in verdicts.items()
-        }
+        scores: Scores = {name: {} for name in self.scorers}
+        for lang, found in of_languages(records).items():
+            for name, (rows, score) in self.statistics(found).items():
+                scores[name][lang] = score([sum(column) for column in zip(*rows, strict=True)])
+        return scores
+
+    def statistics(self, records: Sequence[Record]) -> dict[str, Statistics]:
+        """Right answers and answers, of records of one language."""
+        return {name: shares(record[name] for record in records) for name in self.scorers}
+
+
+def of_languages(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """{lang: its records}, languages in the order of their first one."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["lang"], []).append(record)
+    return found
+
+
+def shares(verdicts: Iterable[bool]) -> Statistics:
+    """The share of true ones, in per cent."""
+    return Statistics([(float(verdict), 1.0) for verdict in verdicts], lambda total: 100 * total[0] / total[1])

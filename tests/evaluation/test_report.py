@@ -7,7 +7,14 @@ import pytest
 from rich.console import Console
 
 from layalign.evaluation import report
-from layalign.languages import PAPER_LANGUAGES
+from layalign.languages import (
+    FLORES_GROUPS,
+    MATHEMATICS_GROUPS,
+    PAPER_LANGUAGES,
+    XCOPA_GROUPS,
+    XCSQA_GROUPS,
+    XNLI_GROUPS,
+)
 
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper" / "paper.txt"
 
@@ -48,6 +55,62 @@ def test_averages_of_every_full_mathematics_row_of_the_paper():
     assert len(rows) >= 40
     for row in rows:
         assert_averages(row)
+
+
+# Tables 12 and 13: the average, then the languages in their order.
+OTHER_ROWS = {
+    "X-CSQA LayAlign": (
+        XCSQA_GROUPS,
+        "62.3 51.7 53.3 53.7 55.9 62.0 56.4 64.8 64.6 66.2 62.0 66.2 65.2 64.3 66.5 67.3 76.7",
+    ),
+    "X-CSQA LLaMAX2": (
+        XCSQA_GROUPS,
+        "55.0 38.9 43.1 44.3 45.5 54.1 49.4 54.6 58.1 58.5 56.9 59.1 58.9 61.1 61.4 62.7 73.9",
+    ),
+    "XNLI LayAlign": (XNLI_GROUPS, "79.7 73.0 71.0 74.7 74.1 77.6 76.0 79.6 80.8 80.8 81.8 83.4 83.9 84.7 84.8 88.9"),
+}
+
+
+@pytest.mark.parametrize("row", OTHER_ROWS)
+def test_averages_and_order_of_the_other_tasks_are_the_papers(row):
+    groups, printed = OTHER_ROWS[row]
+    average, *scores = map(float, printed.split())
+    table = dict(zip(groups["avg"], scores, strict=True))
+    assert abs(report.summarize(table, groups)["avg"] - average) < 0.0501
+    shuffled = dict(sorted(table.items()))
+    cells = report.markdown_table({"a": shuffled}, groups=groups).splitlines()[2].strip("| ").split(" | ")
+    assert cells[1:] == printed.split()
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="needs ../shared/paper/paper.txt")
+@pytest.mark.parametrize(("title", "groups"), [("X-CQSA", XCSQA_GROUPS), ("XNLI", XNLI_GROUPS)])
+def test_the_orders_are_those_of_tables_12_and_13(title, groups):
+    heads = [line for line in PAPER.read_text(encoding="utf-8").splitlines() if line.startswith(f"{title} | Avg |")]
+    assert list(groups["avg"]) == [cell.strip().lower() for cell in heads[0].strip(" |").split("|")[2:]]
+
+
+def test_groups_of_translation_lack_english_and_xcopa_has_all_of_its_own():
+    assert FLORES_GROUPS["avg"] == PAPER_LANGUAGES[:-1]
+    assert set(FLORES_GROUPS) == set(MATHEMATICS_GROUPS)
+    table = report.markdown_table({"a": {"sw": 1.0, "qu": 2.0}}, groups=XCOPA_GROUPS).splitlines()
+    assert table == [
+        "| system | Avg.* | qu | sw |",
+        "| --- | ---: | ---: | ---: |",
+        "| a | 1.5 | 2.0 | 1.0 |",
+        "",
+        "* over the languages shown, not all 11.",
+    ]
+
+
+INTERVALS = {"LayAlign": {"avg": [57.0, 62.0], "bn": [45.0, 58.0], "en": [60.0, 72.5]}}
+
+
+def test_a_table_with_intervals():
+    lines = report.markdown_table(TABLE, intervals=INTERVALS).splitlines()
+    assert lines[2] == "| LLM alone | 15.5 | 2.5 | 35.0 | 1.0 | 2.0 | 4.5 | 10.0 | 60.0 | 0.0 |"
+    assert lines[3] == "| LayAlign | 59.5 ±2.5 | 56.4 | 64.2 | 51.6 ±6.5 | 59.2 | 58.4 | 62.0 | 66.4 ±6.2 | - |"
+    assert lines[-1] == "±: half the width of a 95 % interval over draws of the questions."
+    assert "±" not in report.markdown_table(TABLE, intervals={})
 
 
 def test_telugu_enters_no_average_and_a_missing_group_is_none():
@@ -116,6 +179,22 @@ def test_accuracy_plot(tmp_path, figures):
     assert heights[0][3:] == [1.0, 2.0, 4.5, 10.0, 60.0, 0.0]
     assert heights[1][3:] == [51.6, 59.2, 58.4, 62.0, 66.4]
     assert (tmp_path / "plots" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_error_bars_end_where_the_intervals_do(tmp_path, figures):
+    report.plot_accuracy(TABLE, tmp_path / "accuracy.png", intervals=INTERVALS, measure="score (0 to 100)")
+    axes = figures[0].axes[0]
+    assert axes.get_ylabel() == "score (0 to 100)"
+    drawn = [
+        line.get_segments()[0] for bars in axes.containers if not hasattr(bars, "patches") for line in bars.lines[2]
+    ]
+    ends = sorted((segment[0][1], segment[1][1]) for segment in drawn)
+    assert ends == [pytest.approx(end) for end in sorted(map(tuple, INTERVALS["LayAlign"].values()))]
+    bars = next(found for found in axes.containers if hasattr(found, "patches") and found.get_label() == "LayAlign")
+    middles = {round(bar.get_height(), 1): bar.get_x() + bar.get_width() / 2 for bar in bars}
+    at = {round(segment[1][1], 1): segment[0][0] for segment in drawn}
+    assert at[58.0] == pytest.approx(middles[51.6])
+    assert at[72.5] == pytest.approx(middles[66.4])
 
 
 def test_loss_plot(tmp_path, figures):

@@ -104,8 +104,8 @@ def test_a_dataset_that_is_a_script_is_read_from_its_converted_branch(monkeypatc
             raise RuntimeError("Dataset scripts are no longer supported, but found mgsm.py")
         return ["en", "sw"]
 
-    def load(path, name, split, revision=None):
-        assert (path, split, revision) == ("juletxara/mgsm", "test", branch)
+    def load(path, name, split, streaming, revision=None):
+        assert (path, split, streaming, revision) == ("juletxara/mgsm", "test", True, branch)
         return [{"question": f"in {name}", "answer": None, "answer_number": 7}]
 
     monkeypatch.setattr("datasets.get_dataset_config_names", names)
