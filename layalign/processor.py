@@ -39,6 +39,7 @@ class LayAlignProcessor(ProcessorMixin):
         encoder_tokenizer: the multilingual encoder's tokenizer.
         prompt_template: what the LLM reads beside the soft prompts, with `{text}` where the question goes and, if
             it names it, `{language}`; None: nothing.
+        encoder_template: what the encoder reads, likewise; None: the question alone. LangBridge's encoders read the whole prompt.
     """
 
     attributes: ClassVar[list[str]] = ["tokenizer", "encoder_tokenizer"]
@@ -50,11 +51,14 @@ class LayAlignProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         encoder_tokenizer: PreTrainedTokenizerBase,
         prompt_template: str | None = None,
+        encoder_template: str | None = None,
         **kwargs: Any,
     ):
         if prompt_template is not None:
             checked_prompt(prompt_template, "prompt_template")
-        self.prompt_template = prompt_template
+        if encoder_template is not None:
+            checked_prompt(encoder_template, "encoder_template")
+        self.prompt_template, self.encoder_template = prompt_template, encoder_template
         super().__init__(tokenizer, encoder_tokenizer, **kwargs)
 
     def __call__(
@@ -100,7 +104,8 @@ class LayAlignProcessor(ProcessorMixin):
         if prompt is DEFAULT:
             prompt = None if self.prompt_template is None else fill_prompts(self.prompt_template, texts, languages)
         prompts, targets = _as_list("prompt", prompt, len(texts)), _as_list("target", target, len(texts))
-        encoded = self._encoded(texts, languages, encoder_max_length)
+        read = texts if self.encoder_template is None else fill_prompts(self.encoder_template, texts, languages)
+        encoded = self._encoded(read, languages, encoder_max_length)
         batch = {"encoder_input_ids": encoded["input_ids"], "encoder_attention_mask": encoded["attention_mask"]}
         if prompts is not None or targets is not None:
             rows = [self._row(i, prompts, targets, max_length) for i in range(len(texts))]

@@ -83,7 +83,7 @@ class BatchedAnswerer(ABC):
         languages = _languages(langs, len(texts))
         extra = {} if streamer is None else {"streamer": streamer}
         answers: list[list[str]] = [[] for _ in texts]
-        for places in _longest_first([len(text) for text in texts], self.batch_size):
+        for places in longest_first([len(text) for text in texts], self.batch_size):
             chosen = Asked([texts[place] for place in places], languages and [languages[place] for place in places])
             with torch.inference_mode():
                 rows = self._generate(chosen, **self._arguments, **extra).cpu()
@@ -140,7 +140,7 @@ class BatchedAnswerer(ABC):
                 )
         asked = [(place, said) for place, given in enumerate(choices) for said in given]
         found: list[float] = [0.0] * len(asked)
-        for rows in _longest_first([len(texts[place]) + len(said) for place, said in asked], self.batch_size):
+        for rows in longest_first([len(texts[place]) + len(said) for place, said in asked], self.batch_size):
             places, said = zip(*[asked[row] for row in rows], strict=True)
             chosen = Asked([texts[place] for place in places], languages and [languages[place] for place in places])
             with torch.inference_mode():
@@ -149,6 +149,15 @@ class BatchedAnswerer(ABC):
                 found[row] = value
         numbers = iter(found)
         return [[next(numbers) for _ in given] for given in choices]
+
+    def details(self, texts: Sequence[str], langs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """What else a record says of the answer to each text: JSON values by name, none here.
+
+        Args:
+            texts: one str each.
+            langs: the language of each text, as for a call.
+        """
+        return [{} for _ in texts]
 
     @abstractmethod
     def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
@@ -229,7 +238,9 @@ class Answerer(BatchedAnswerer):
         limit = self.model.encoder_limit
         if limit is None or self.encoder_max_length is not None:
             return
+        template = self.processor.encoder_template or "{text}"
         for place, text in enumerate(texts):
+            text = template.replace("{text}", text)
             # A text of few bytes is not tokenised for this: it has no more tokens than that, or the model refuses it.
             if len(text.encode("utf-8", "replace")) > limit // 2:
                 count = len(self.processor.encoder_tokenizer(text, verbose=False)["input_ids"])
@@ -292,11 +303,10 @@ class LLMAnswerer(BatchedAnswerer):
         return self.model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, ids.shape[1] :]
 
     def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
-        prompts = self._prompts(asked)
-        targets = [self.tokenizer(said, add_special_tokens=False)["input_ids"] for said in answers]
-        ids, mask = self._padded([prompt + target for prompt, target in zip(prompts, targets, strict=True)])
-        width = max(map(len, targets))
-        wanted = torch.tensor([[-100] * (width - len(row)) + row for row in targets], device=ids.device)
+        pairs = self._pairs(asked, answers)
+        ids, mask = self._padded([prompt + target for prompt, target in pairs])
+        width = max(len(target) for _, target in pairs)
+        wanted = torch.tensor([[-100] * (width - len(row)) + row for _, row in pairs], device=ids.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         out = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=width + 1
@@ -309,6 +319,11 @@ class LLMAnswerer(BatchedAnswerer):
         ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.model.device)
         lengths = torch.tensor([[len(row)] for row in rows], device=self.model.device)
         return ids, (torch.arange(width, device=self.model.device) >= width - lengths).long()
+
+    def _pairs(self, asked: Asked, answers: list[str]) -> list[tuple[list[int], list[int]]]:
+        """(ids of the prompt, ids of the answer) of each text."""
+        targets = [self.tokenizer(said, add_special_tokens=False)["input_ids"] for said in answers]
+        return list(zip(self._prompts(asked), targets, strict=True))
 
     def _prompts(self, asked: Asked) -> list[list[int]]:
         return [self._prompt(prompt) for prompt in fill_prompts(self.prompt_template, *asked)]
@@ -332,7 +347,7 @@ def _languages(langs: Sequence[str] | None, count: int) -> list[str] | None:
     return list(langs)
 
 
-def _longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+def longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Batches of places, so that texts of like length are together and the first batch takes the most memory."""
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     return (order[first : first + size] for first in range(0, len(order), size))
