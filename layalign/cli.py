@@ -52,6 +52,10 @@ class Running:
     prompt_file: Annotated[Path | None, typer.Option(help="A file with such a text.")] = None
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")] = None
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")] = None
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Instead of one device the LLM's layers on all: auto, balanced, balanced_low_0, sequential."),
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """Those that have a value: a journal of a job without them stays the same job's."""
