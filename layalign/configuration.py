@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 ALIGNERS = ("linear", "mlp", None)
-ADAPTERS = ("mlp", "linear", None)
+ADAPTERS = ("mlp", "gelu", "linear", None)
 GATES = ("scalar", "head", "dynamic")
 ENCODER_STATES = ("all", "last", "mean")
 BACKENDS = ("auto", "triton", "torch", "flash", "reference")
@@ -19,7 +19,8 @@ class LayAlignConfig(PreTrainedConfig):
         encoder_config, llm_config: configurations of the two frozen bases (a transformers config or its dict).
         encoder_name_or_path, llm_name_or_path: where the bases come from: a hub name, a folder, or `layalign:NAME` for a base
             shipped with the package. Only these references are saved, never the bases themselves.
-        adapter: "mlp" (linear, ReLU, linear: the paper's), "linear" (LangBridge) or None (no soft prompt; the paper's ablation).
+        adapter: "mlp" (linear, ReLU, linear: the paper's), "linear" (LangBridge), "gelu" (linear, GELU, linear: what LangBridge's
+            code calls ffn) or None (no soft prompt; the paper's ablation).
         aligner: "linear" (mix over encoder layers, ReLU, linear: the paper's), "mlp" (a further ReLU and linear) or None
             (no cross-attention: MindMerger, or LangBridge with adapter="linear").
         gate: "scalar" (one per LLM layer: the paper's), "head" (one per query head) or "dynamic" (from the hidden state, Table 8).

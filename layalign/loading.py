@@ -55,7 +55,7 @@ def load_encoder(source: str | Path | torch.nn.Module, dtype: torch.dtype | None
     if isinstance(source, torch.nn.Module):
         return encoder_half(source)
     path = resolve(source)
-    return encoder_half(_load(_encoder_class(_read_config(path, "encoder")), path, "encoder", dtype))
+    return encoder_half(load_checked(encoder_class(_read_config(path, "encoder")), path, "encoder", dtype))
 
 
 def encoder_half(module: torch.nn.Module) -> PreTrainedModel:
@@ -89,7 +89,7 @@ def load_llm(source: str | Path | torch.nn.Module, dtype: torch.dtype | None = N
     if not isinstance(source, torch.nn.Module):
         path = resolve(source)
         _read_config(path, "llm")
-        return _load(AutoModelForCausalLM, path, "llm", dtype)
+        return load_checked(AutoModelForCausalLM, path, "llm", dtype)
     if not isinstance(source, PreTrainedModel) or source.get_output_embeddings() is None:
         raise ValueError(f"llm must be a transformers causal language model with its head, got {type(source).__name__}")
     return source
@@ -97,7 +97,7 @@ def load_llm(source: str | Path | torch.nn.Module, dtype: torch.dtype | None = N
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """An encoder with fresh random weights."""
-    return encoder_half(_encoder_class(config).from_config(config))
+    return encoder_half(encoder_class(config).from_config(config))
 
 
 def load_model(
@@ -117,8 +117,28 @@ def load_model(
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 
     check_model_path(model_path)
-    if dtype not in (None, "auto", *DTYPES):
-        raise ValueError(f"dtype: got {dtype!r}, takes {', '.join(DTYPES)} or auto")
+    device, wanted = torch_device(device), torch_dtype(dtype)
+    model = LayAlignForConditionalGeneration.from_pretrained(str(model_path), dtype=wanted)
+    return model.to(device).eval(), LayAlignProcessor.from_pretrained(str(model_path))
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of that name; None or "auto": None, as stored.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in (None, "auto", *DTYPES):
+        raise ValueError(f"dtype: got {name!r}, takes {', '.join(DTYPES)} or auto")
+    return DTYPES.get(name or "auto")
+
+
+def torch_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None: CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: there is none.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
@@ -126,8 +146,7 @@ def load_model(
         raise ValueError(f"device: got {device!r}, takes cpu, cuda or cuda:N ({str(error).splitlines()[0]})") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: got {str(device)!r}, but torch finds no CUDA device")
-    model = LayAlignForConditionalGeneration.from_pretrained(str(model_path), dtype=DTYPES.get(dtype or "auto"))
-    return model.to(device).eval(), LayAlignProcessor.from_pretrained(str(model_path))
+    return device
 
 
 def check_model_path(model_path: str | os.PathLike) -> None:
@@ -159,12 +178,20 @@ def fingerprint(model_path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _encoder_class(config: PreTrainedConfig) -> Any:
+def encoder_class(config: PreTrainedConfig) -> Any:
+    """The AutoModel class that makes an encoder of a configuration."""
     return AutoModelForTextEncoding if type(config) in AutoModelForTextEncoding._model_mapping else AutoModel
 
 
-def _load(auto: Any, path: str, role: str, dtype: torch.dtype | None) -> PreTrainedModel:
-    """transformers fills weights that a checkpoint lacks with random numbers and only logs it.
+def load_checked(auto: Any, path: str, role: str, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A pretrained model with all of its weights: transformers fills those that a checkpoint lacks with random numbers and only
+    logs it.
+
+    Args:
+        auto: one of transformers' AutoModel classes.
+        path: folder or hub name.
+        role: what it is called in messages.
+        dtype: of its weights; None: as stored.
 
     Raises:
         ValueError: weights that are missing, other than those of a pooler, which LayAlign does not use.

@@ -16,14 +16,15 @@ class Adapter(nn.Module):
     """Maps the encoder's last state (B, T, De) to soft prompt embeddings (B, T, Dl); holds the learned boundary embedding (Dl,).
 
     Args:
-        kind: "mlp" or "linear", as in LayAlignConfig.
+        kind: "mlp", "gelu" or "linear", as in LayAlignConfig.
         encoder_size, llm_size: De and Dl.
     """
 
     def __init__(self, kind: str, encoder_size: int, llm_size: int):
         super().__init__()
         inner = 2 * encoder_size
-        self.linear1 = nn.Linear(encoder_size, inner) if kind == "mlp" else None
+        self.linear1 = None if kind == "linear" else nn.Linear(encoder_size, inner)
+        self._activation = torch.nn.functional.gelu if kind == "gelu" else torch.relu
         self.linear2 = nn.Linear(encoder_size if self.linear1 is None else inner, llm_size)
         self.boundary = nn.Parameter(torch.zeros(llm_size))
 
@@ -31,7 +32,7 @@ class Adapter(nn.Module):
         """The encoder's last state (B, T, De) -> (B, T, Dl), in the adapter's dtype."""
         state = state.to(self.linear2.weight.dtype)
         if self.linear1 is not None:
-            state = torch.relu(self.linear1(state))
+            state = self._activation(self.linear1(state))
         return self.linear2(state)
 
 

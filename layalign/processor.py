@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    BatchEncoding,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from layalign.configuration import LayAlignConfig
 from layalign.loading import resolve
+from layalign.prompts import checked_prompt, fill_prompts
+from layalign.source_languages import source_code, takes_source_language
 
 DEFAULT: Any = object()  # a prompt that was left out: None is one that says nothing
 
@@ -28,7 +37,9 @@ class LayAlignProcessor(ProcessorMixin):
     Args:
         tokenizer: the LLM's tokenizer.
         encoder_tokenizer: the multilingual encoder's tokenizer.
-        prompt_template: what the LLM reads beside the soft prompts, with `{text}` where the question goes; None: nothing.
+        prompt_template: what the LLM reads beside the soft prompts, with `{text}` where the question goes and, if
+            it names it, `{language}`; None: nothing.
+        encoder_template: what the encoder reads, likewise; None: the question alone. LangBridge's encoders read the whole prompt.
     """
 
     attributes: ClassVar[list[str]] = ["tokenizer", "encoder_tokenizer"]
@@ -40,11 +51,14 @@ class LayAlignProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         encoder_tokenizer: PreTrainedTokenizerBase,
         prompt_template: str | None = None,
+        encoder_template: str | None = None,
         **kwargs: Any,
     ):
         if prompt_template is not None:
-            _fill(prompt_template, "")
-        self.prompt_template = prompt_template
+            checked_prompt(prompt_template, "prompt_template")
+        if encoder_template is not None:
+            checked_prompt(encoder_template, "encoder_template")
+        self.prompt_template, self.encoder_template = prompt_template, encoder_template
         super().__init__(tokenizer, encoder_tokenizer, **kwargs)
 
     def __call__(
@@ -53,6 +67,7 @@ class LayAlignProcessor(ProcessorMixin):
         prompt: str | Sequence[str] | None = DEFAULT,
         target: str | Sequence[str] | None = None,
         *,
+        lang: str | Sequence[str] | None = None,
         max_length: int | None = None,
         encoder_max_length: int | None = None,
         padding_side: str = "left",
@@ -64,6 +79,8 @@ class LayAlignProcessor(ProcessorMixin):
             text: question or list of B questions, for the encoder.
             prompt: text or list of B texts for the LLM; None for no LLM text; left out: `prompt_template` filled with each question.
             target: text or list of B texts the LLM shall write; its end-of-sequence token is added.
+            lang: the questions' language or one of each, by code ("sw", or the tokenizer's own, "swh_Latn"), for encoders that are
+                told it (NLLB, M2M100, mBART); None: the tokenizer's `src_lang`. Others do not look at it.
             max_length, encoder_max_length: longest prompt + target and longest question, in tokens. A prompt that is too long loses
                 its beginning; a target that alone is too long loses its end.
             padding_side: where input_ids are padded, "left" or "right"; it changes no result.
@@ -74,7 +91,7 @@ class LayAlignProcessor(ProcessorMixin):
             target; labels (B, M), -100 on prompt and padding, where there is a target.
 
         Raises:
-            ValueError: no text, or lists of different lengths.
+            ValueError: no text, lists of different lengths, or a language that the encoder's tokenizer does not know.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}")
@@ -83,16 +100,37 @@ class LayAlignProcessor(ProcessorMixin):
         texts = _as_list("text", text)
         if not texts:
             raise ValueError("text is empty: give at least one question")
+        languages = [lang] * len(texts) if isinstance(lang, str) else _as_list("lang", lang, len(texts))
         if prompt is DEFAULT:
-            prompt = None if self.prompt_template is None else [_fill(self.prompt_template, text) for text in texts]
+            prompt = None if self.prompt_template is None else fill_prompts(self.prompt_template, texts, languages)
         prompts, targets = _as_list("prompt", prompt, len(texts)), _as_list("target", target, len(texts))
-        limits = {"truncation": encoder_max_length is not None, "max_length": encoder_max_length}
-        encoded = self.encoder_tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", **limits)
+        read = texts if self.encoder_template is None else fill_prompts(self.encoder_template, texts, languages)
+        encoded = self._encoded(read, languages, encoder_max_length)
         batch = {"encoder_input_ids": encoded["input_ids"], "encoder_attention_mask": encoded["attention_mask"]}
         if prompts is not None or targets is not None:
             rows = [self._row(i, prompts, targets, max_length) for i in range(len(texts))]
             batch |= self._pad(rows, targets is not None, padding_side)
         return BatchFeature(batch)
+
+    def _encoded(self, texts: list[str], languages: list[str] | None, max_length: int | None) -> BatchEncoding:
+        """The encoder's ids and mask, padded on the right; texts of a language together where the tokenizer is told it."""
+        tokenizer = self.encoder_tokenizer
+        limits = {"truncation": max_length is not None, "max_length": max_length}
+        if languages is None or not takes_source_language(tokenizer):
+            return tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", **limits)
+        codes = [source_code(tokenizer, language) for language in languages]
+        rows: list[Any] = [None] * len(texts)
+        before = tokenizer.src_lang
+        try:
+            for code in dict.fromkeys(codes):
+                places = [place for place, other in enumerate(codes) if other == code]
+                tokenizer.src_lang = code
+                found = tokenizer([texts[place] for place in places], **limits)["input_ids"]
+                for place, ids in zip(places, found, strict=True):
+                    rows[place] = ids
+        finally:
+            tokenizer.src_lang = before
+        return tokenizer.pad({"input_ids": rows}, padding=True, padding_side="right", return_tensors="pt")
 
     def _row(self, index: int, prompts: list[str] | None, targets: list[str] | None, max_length: int | None) -> Row:
         """One example, cut to max_length."""
@@ -165,12 +203,6 @@ def _as_list(name: str, value: Any, count: int | None = None) -> list[str] | Non
     if count is not None and len(values) != count:
         raise ValueError(f"{name} has {len(values)} texts for {count} questions; one each is needed")
     return values
-
-
-def _fill(template: str, text: str) -> str:
-    if template.count("{text}") != 1:
-        raise ValueError(f"prompt_template must contain {{text}} once, got {template!r}")
-    return template.replace("{text}", text)
 
 
 AutoProcessor.register(LayAlignConfig, LayAlignProcessor)

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +29,8 @@ RENAMED = {
 BOUNDARY = "mapping.end_boundary"
 GATE = "model_llm.model.model.layers.{}.self_attn.adaption_gate"
 FAMILIES = ("llama", "mistral")
+# How files begin that torch.save wrote without a zip archive around them; they cannot be mapped.
+OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,7 @@ class PublishedCheckpoint:
         Raises:
             ValueError: not such a checkpoint, a damaged or an unsafe file.
         """
-        if not Path(checkpoint).is_file():
-            raise ValueError(f"no file {checkpoint}: give the path of the published pytorch_model.bin")
-        try:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            raise ValueError(
-                f"{checkpoint}: damaged, or holds more than tensors (such pickles are not executed): {error}"
-            ) from error
-        if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-            raise ValueError(f"{checkpoint}: a state dict (names to tensors) was expected, got {type(state).__name__}")
+        state = read_tensors(checkpoint)
         if "encoder_aligner.projector.fc1.weight" not in state or "mapping.mlp.linear1.weight" not in state:
             raise ValueError(
                 f"{checkpoint}: not a published LayAlign state dict (no encoder_aligner.projector.fc1 or mapping.mlp)"
@@ -117,6 +111,35 @@ class PublishedCheckpoint:
         return self.state[name]
 
 
+def read_tensors(checkpoint: str | Path, entry: str | None = None) -> Weights:
+    """The tensors of a pickled state dict, memory-mapped where its format allows: a pickle with code in it is refused, unexecuted.
+
+    Args:
+        checkpoint: a file that torch.save wrote.
+        entry: the state dict's name in the file, None where it is the file's content.
+
+    Raises:
+        ValueError: no such file, a damaged or an unsafe one, or one that holds something else.
+    """
+    if not Path(checkpoint).is_file():
+        raise ValueError(f"no file {checkpoint}: give the path of the published pytorch_model.bin")
+    try:
+        with open(checkpoint, "rb") as file:
+            old_format = file.read(len(OLD_FORMAT)) == OLD_FORMAT
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=not old_format)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint}: damaged, or holds more than tensors (such pickles are not executed): {error}"
+        ) from error
+    if entry is not None:
+        if not isinstance(state, dict) or entry not in state:
+            raise ValueError(f"{checkpoint}: a dict with {entry!r} was expected, got {_summary(state)}")
+        state = state[entry]
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise ValueError(f"{checkpoint}: a state dict (names to tensors) was expected, got {_summary(state)}")
+    return state
+
+
 def write_published(
     path: str | Path, config: LayAlignConfig, encoder: PreTrainedModel, llm: PreTrainedModel, trained: Weights
 ) -> None:
@@ -140,6 +163,13 @@ def write_published(
     state["llm_embedding_layer.weight"] = llm.get_input_embeddings().weight
     with whole_file(path, "wb") as file:
         torch.save({name: value.detach().cpu() for name, value in state.items()}, file)
+
+
+def _summary(state: Any) -> str:
+    if not isinstance(state, dict):
+        return type(state).__name__
+    names = sorted(map(str, state))
+    return f"one of {', '.join(names[:3])}" + (" and more" if len(names) > 3 else "")
 
 
 def _check_expressible(config: LayAlignConfig) -> None:

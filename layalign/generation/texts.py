@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from transformers.utils import logging
 
-from layalign.processor import DEFAULT
+from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
+from layalign.source_languages import source_code, takes_source_language
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 
+logger = logging.get_logger(__name__)
+
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
-def checked_template(template: Any) -> str:
-    """`template`, a str with one {text}.
+class Asked(NamedTuple):
+    """Texts of one batch, and the language of each where they are known."""
 
-    Raises:
-        ValueError: anything else.
-    """
-    if not isinstance(template, str) or template.count("{text}") != 1:
-        raise ValueError(f"prompt: got {template!r}, takes a text that contains {{text}} once")
-    return template
+    texts: list[str]
+    langs: list[str] | None
 
 
-class _BatchedAnswerer(ABC):
+class BatchedAnswerer(ABC):
     """Sorting, batching and decoding; what is generated for one batch is the subclass's."""
 
     def __init__(
@@ -54,55 +54,118 @@ class _BatchedAnswerer(ABC):
         if self._ends:
             self._arguments["eos_token_id"] = self._ends
 
-    def __call__(self, texts: Iterable[str], streamer: BaseStreamer | None = None) -> list[str]:
+    def __call__(
+        self, texts: Iterable[str], streamer: BaseStreamer | None = None, langs: Sequence[str] | None = None
+    ) -> list[str]:
         """The answers to `texts`, in their order.
 
         Args:
             texts: one str each.
             streamer: a transformers streamer, for one text.
+            langs: the language of each text, for encoders and prompts that are told it.
 
         Raises:
             ValueError: a text that cannot be answered, or several sequences a text.
         """
-        sequences = self.sequences(texts, streamer)
+        sequences = self.sequences(texts, streamer, langs)
         if any(len(answers) != 1 for answers in sequences):
             raise ValueError(
                 f"num_return_sequences: got {len(sequences[0])}, takes 1 where there is one answer a text; `sequences` gives all"
             )
         return [answers[0] for answers in sequences]
 
-    def sequences(self, texts: Iterable[str], streamer: BaseStreamer | None = None) -> list[list[str]]:
+    def sequences(
+        self, texts: Iterable[str], streamer: BaseStreamer | None = None, langs: Sequence[str] | None = None
+    ) -> list[list[str]]:
         """The same with every returned sequence: a list of `num_return_sequences` answers for each text."""
         texts = list(texts)
         self.check(texts)
+        languages = _languages(langs, len(texts))
         extra = {} if streamer is None else {"streamer": streamer}
         answers: list[list[str]] = [[] for _ in texts]
-        longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-        for first in range(0, len(texts), self.batch_size):
-            places = longest_first[first : first + self.batch_size]
+        for places in longest_first([len(text) for text in texts], self.batch_size):
+            chosen = Asked([texts[place] for place in places], languages and [languages[place] for place in places])
             with torch.inference_mode():
-                rows = self._generate([texts[place] for place in places], **self._arguments, **extra).cpu()
+                rows = self._generate(chosen, **self._arguments, **extra).cpu()
             for place, group in zip(places, rows.view(len(places), -1, rows.shape[1]), strict=True):
                 answers[place] = [self._decode(row) for row in group]
         return answers
 
-    def check(self, texts: Sequence[str], name: Callable[[int], str] = "texts[{}]".format) -> None:
+    def check(
+        self,
+        texts: Sequence[str],
+        name: Callable[[int], str] = "texts[{}]".format,
+        langs: Sequence[str] | None = None,
+    ) -> None:
         """Look at texts before any is answered.
 
         Args:
             texts: one str each.
             name: what a text's place in `texts` is called in a message.
+            langs: the language of each, where they are told.
 
         Raises:
-            ValueError: a text that cannot be answered.
+            ValueError: a text that cannot be answered, or a language that the encoder or the prompt has no name for.
         """
         for place, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name(place)}: got {text!r}, takes a text that is not empty")
 
+    def loglikelihoods(
+        self, texts: Sequence[str], choices: Sequence[Sequence[str]], langs: Sequence[str] | None = None
+    ) -> list[list[float]]:
+        """How likely the model holds each of some given answers, as it would answer a text.
+
+        Args:
+            texts: one str each.
+            choices: for each text the answers to compare, at least one. An answer's tokens are those that training makes of a
+                target, without the end of sequence.
+            langs: the language of each text, as for a call.
+
+        Returns:
+            For each text a number a choice: the sum over its tokens of the log of their probability, in nats.
+
+        Raises:
+            ValueError: a text that cannot be answered, or one without choices or with an empty one.
+        """
+        texts = list(texts)
+        self.check(texts)
+        languages = _languages(langs, len(texts))
+        if len(choices) != len(texts):
+            raise ValueError(f"choices: got {len(choices)} lists for {len(texts)} texts")
+        for place, given in enumerate(choices):
+            if isinstance(given, str) or not given or not all(isinstance(said, str) and said for said in given):
+                raise ValueError(
+                    f"choices[{place}]: got {given!r}, takes a list of at least one text, none of them empty"
+                )
+        asked = [(place, said) for place, given in enumerate(choices) for said in given]
+        found: list[float] = [0.0] * len(asked)
+        for rows in longest_first([len(texts[place]) + len(said) for place, said in asked], self.batch_size):
+            places, said = zip(*[asked[row] for row in rows], strict=True)
+            chosen = Asked([texts[place] for place in places], languages and [languages[place] for place in places])
+            with torch.inference_mode():
+                sums = self._loglikelihoods(chosen, list(said))
+            for row, value in zip(rows, sums.tolist(), strict=True):
+                found[row] = value
+        numbers = iter(found)
+        return [[next(numbers) for _ in given] for given in choices]
+
+    def details(self, texts: Sequence[str], langs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """What else a record says of the answer to each text: JSON values by name, none here.
+
+        Args:
+            texts: one str each.
+            langs: the language of each text, as for a call.
+        """
+        return [{} for _ in texts]
+
     @abstractmethod
-    def _generate(self, texts: list[str], **arguments: Any) -> torch.Tensor:
+    def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
         """Rows (len(texts) * sequences a text, new) of token ids."""
+
+    @abstractmethod
+    def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
+        """(len(texts),) the log-likelihood of one answer to each text, in nats."""
 
     def _decode(self, row: torch.Tensor) -> str:
         """The text of one row (new,) of token ids, up to its end of sequence; what follows that is padding."""
@@ -112,7 +175,7 @@ class _BatchedAnswerer(ABC):
         return self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
-class Answerer(_BatchedAnswerer):
+class Answerer(BatchedAnswerer):
     """A callable list[str] -> list[str] over a LayAlign model: greedy unless `generate_kwargs` say otherwise.
 
     Args:
@@ -120,7 +183,8 @@ class Answerer(_BatchedAnswerer):
         processor: its LayAlignProcessor.
         max_new_tokens: the most tokens of an answer.
         batch_size: texts at a time; it changes the speed and no answer.
-        prompt: what the LLM reads beside the encoder, a str with {text}; None: nothing; left out: the processor's template.
+        prompt: what the LLM reads beside the encoder, by name or as a template, see `layalign.prompts.chosen_prompt`; the
+            processor's by default.
         encoder_max_length: questions are cut to so many of the encoder's tokens; None: a question of more than the encoder
             reads (BERT's kind: 512) is refused before any is answered.
         generate_kwargs: anything transformers' generate takes.
@@ -139,7 +203,7 @@ class Answerer(_BatchedAnswerer):
         *,
         max_new_tokens: int = 256,
         batch_size: int = 8,
-        prompt: str | None = DEFAULT,
+        prompt: str | None = DEFAULT_PROMPT,
         encoder_max_length: int | None = None,
         **generate_kwargs: Any,
     ):
@@ -151,15 +215,32 @@ class Answerer(_BatchedAnswerer):
                 raise ValueError(f"encoder_max_length: got {encoder_max_length}, the encoder takes {limit}")
         self.encoder_max_length = encoder_max_length
         self.processor = processor
-        self.prompt = prompt if prompt is None or prompt is DEFAULT else checked_template(prompt)
+        self.prompt = chosen_prompt(prompt, processor)
+        if self.prompt is None and processor.prompt_template is not None:
+            logger.warning_once(
+                "the LLM reads no prompt, and this model's task stage had one: prompt='default' is what it was trained with"
+            )
 
-    def check(self, texts: Sequence[str], name: Callable[[int], str] = "texts[{}]".format) -> None:
+    def check(
+        self,
+        texts: Sequence[str],
+        name: Callable[[int], str] = "texts[{}]".format,
+        langs: Sequence[str] | None = None,
+    ) -> None:
         """As for any texts; too long a one is refused here, by its number of tokens, unless questions are cut."""
-        super().check(texts, name)
+        super().check(texts, name, langs)
+        tokenizer = self.processor.encoder_tokenizer
+        for lang in dict.fromkeys(langs or ()):
+            if takes_source_language(tokenizer):
+                source_code(tokenizer, lang)
+            if isinstance(self.prompt, str):
+                fill_prompt(self.prompt, "", lang)
         limit = self.model.encoder_limit
         if limit is None or self.encoder_max_length is not None:
             return
+        template = self.processor.encoder_template or "{text}"
         for place, text in enumerate(texts):
+            text = template.replace("{text}", text)
             # A text of few bytes is not tokenised for this: it has no more tokens than that, or the model refuses it.
             if len(text.encode("utf-8", "replace")) > limit // 2:
                 count = len(self.processor.encoder_tokenizer(text, verbose=False)["input_ids"])
@@ -168,15 +249,25 @@ class Answerer(_BatchedAnswerer):
                         f"{name(place)}: got {count} tokens, the encoder takes {limit}; encoder_max_length={limit} cuts it"
                     )
 
-    def _generate(self, texts: list[str], **arguments: Any) -> torch.Tensor:
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            prompt = [prompt.replace("{text}", text) for text in texts]
-        batch = self.processor(texts, prompt, encoder_max_length=self.encoder_max_length).to(self.model.device)
-        return self.model.generate(**batch, **arguments)
+    def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
+        return self.model.generate(**self._batch(asked), **arguments)
+
+    def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
+        batch = self._batch(asked, target=answers)
+        labels = batch["labels"]
+        if self.tokenizer.eos_token_id is not None:  # the processor ends a target with it, in the last column
+            labels[:, -1] = -100
+        out = self.model(**batch)
+        return _sums(out.logits, out.labels)
+
+    def _batch(self, asked: Asked, **target: Any) -> BatchFeature:
+        texts, langs = asked
+        prompts = None if self.prompt is None else fill_prompts(self.prompt, texts, langs)
+        batch = self.processor(texts, prompts, lang=langs, encoder_max_length=self.encoder_max_length, **target)
+        return batch.to(self.model.device)
 
 
-class LLMAnswerer(_BatchedAnswerer):
+class LLMAnswerer(BatchedAnswerer):
     """The same over an LLM alone.
 
     Args:
@@ -204,26 +295,68 @@ class LLMAnswerer(_BatchedAnswerer):
         super().__init__(llm, tokenizer, max_new_tokens, batch_size, generate_kwargs)
         if add_bos and tokenizer.bos_token_id is None:
             raise ValueError("add_bos: the tokenizer has no beginning-of-sequence token")
-        self.prompt_template = checked_template(prompt_template)
+        self.prompt_template = checked_prompt(prompt_template, "prompt_template")
         self.add_bos = add_bos
 
-    def _generate(self, texts: list[str], **arguments: Any) -> torch.Tensor:
-        rows = [self._prompt(text) for text in texts]
+    def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
+        ids, mask = self._padded(self._prompts(asked))
+        return self.model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, ids.shape[1] :]
+
+    def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
+        pairs = self._pairs(asked, answers)
+        ids, mask = self._padded([prompt + target for prompt, target in pairs])
+        width = max(len(target) for _, target in pairs)
+        wanted = torch.tensor([[-100] * (width - len(row)) + row for _, row in pairs], device=ids.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        out = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=width + 1
+        )
+        return _sums(out.logits[:, :-1], wanted)
+
+    def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask (B, N), padded on the left."""
         width = max(map(len, rows))
         ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.model.device)
         lengths = torch.tensor([[len(row)] for row in rows], device=self.model.device)
-        mask = (torch.arange(width, device=self.model.device) >= width - lengths).long()
-        return self.model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, width:]
+        return ids, (torch.arange(width, device=self.model.device) >= width - lengths).long()
 
-    def _prompt(self, text: str) -> list[int]:
+    def _pairs(self, asked: Asked, answers: list[str]) -> list[tuple[list[int], list[int]]]:
+        """(ids of the prompt, ids of the answer) of each text."""
+        targets = [self.tokenizer(said, add_special_tokens=False)["input_ids"] for said in answers]
+        return list(zip(self._prompts(asked), targets, strict=True))
+
+    def _prompts(self, asked: Asked) -> list[list[int]]:
+        return [self._prompt(prompt) for prompt in fill_prompts(self.prompt_template, *asked)]
+
+    def _prompt(self, prompt: str) -> list[int]:
         """Token ids without the end of sequence that some tokenizers add."""
-        ids = self.tokenizer(self.prompt_template.replace("{text}", text))["input_ids"]
+        ids = self.tokenizer(prompt)["input_ids"]
         if ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
         bos = self.tokenizer.bos_token_id
         if (self.add_bos and ids[:1] != [bos]) or not ids:
             ids = [self._pad if bos is None else bos, *ids]
         return ids
+
+
+def _languages(langs: Sequence[str] | None, count: int) -> list[str] | None:
+    if langs is None:
+        return None
+    if isinstance(langs, str) or len(langs) != count:
+        raise ValueError(f"langs: got {langs!r}, takes a code for each of {count} texts")
+    return list(langs)
+
+
+def longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Batches of places, so that texts of like length are together and the first batch takes the most memory."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    return (order[first : first + size] for first in range(0, len(order), size))
+
+
+def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(B,) sums over the labels (B, C), -100 where there is none, of the logs of their probability by logits (B, C, V)."""
+    losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+    return -losses.double().sum(1)
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from layalign.evaluation.run import evaluate, evaluate_problems
+from layalign.evaluation.loop import evaluate_problems
+from layalign.evaluation.run import evaluate
 from layalign.evaluation.settings import GenerationSettings
 from layalign.generation.texts import Answerer
 from layalign.tasks import Task, registry
@@ -174,7 +175,7 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
     asked = []
     generate = Answerer._generate
     monkeypatch.setattr(
-        Answerer, "_generate", lambda self, texts, **rest: (asked.extend(texts), generate(self, texts, **rest))[1]
+        Answerer, "_generate", lambda self, given, **rest: (asked.extend(given.texts), generate(self, given, **rest))[1]
     )
     monkeypatch.setattr("layalign.loading.load_model", lambda *_: loaded)
     ends = [place for place, byte in enumerate(content) if byte == ord("\n")]
@@ -236,7 +237,10 @@ BAD_EVALUATIONS = {
     "unknown language": (dict(languages=["xx"]), "languages: xx not in"),
     "unknown dtype": (dict(dtype="int8"), "dtype: got 'int8'"),
     "no batch": (dict(batch_size=0), "batch_size: got 0"),
-    "prompt without a place": (dict(prompt="question"), "prompt: got 'question'"),
+    "prompt without a place": (
+        dict(prompt="question"),
+        "prompt: got 'question', takes 'default', 'task', 'chat', 'none'",
+    ),
 }
 
 

@@ -1,0 +1,118 @@
+"""Prompts: what the LLM reads beside the encoder, templates with {text} for the question and, where they name it, {language}."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from layalign.languages import language_code, language_name
+from layalign.tasks.prompts import MATH, SAME_TEXT
+
+# Prompts by name; any other is a template.
+DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT = "default", "task", "chat", "none"
+# What the published checkpoint of each task was trained with.
+PUBLISHED = {"math": MATH, "xcsqa": SAME_TEXT, "xnli": SAME_TEXT}
+
+
+def checked_prompt(template: Any, name: str = "prompt") -> str:
+    """`template`, a str that contains {text} once.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(template, str) or template.count("{text}") != 1:
+        raise ValueError(f"{name}: got {template!r}, takes a text that contains {{text}} once")
+    return template
+
+
+def fill_prompt(template: str, text: str, lang: str | None = None) -> str:
+    """The prompt of one question: {text} and, by its English name, {language} filled in; other braces stay as they are.
+
+    Raises:
+        ValueError: the template names the language, and there is none or one without a known name.
+    """
+    before, _, after = template.partition("{text}")
+    if "{language}" in template:
+        if lang is None:
+            raise ValueError(f"prompt: {template!r} names the language; pass lang, a code such as 'sw'")
+        name = language_name(language_code(lang))
+        before, after = before.replace("{language}", name), after.replace("{language}", name)
+    return before + text + after
+
+
+def fill_prompts(template: str, texts: Sequence[str], langs: Sequence[str] | None = None) -> list[str]:
+    """The prompts of several questions, see `fill_prompt`. langs: the language of each, where they are known."""
+    return [fill_prompt(template, text, langs[place] if langs else None) for place, text in enumerate(texts)]
+
+
+def chat_prompt(tokenizer: Any) -> str:
+    """The template of one user's message by the LLM's chat template, without the beginning of sequence that LayAlign puts first.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or one that changes what is said.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"prompt: 'chat' needs a chat template, and the LLM's {type(tokenizer).__name__} has none")
+    said = [{"role": "user", "content": "{text}"}]
+    template = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    return checked_prompt(template.removeprefix(tokenizer.bos_token or ""))
+
+
+def chosen_prompt(prompt: str | None, processor: Any, of_task: str | None = None) -> str | None:
+    """The template that a named prompt, or a template, stands for.
+
+    Args:
+        prompt: "default" for the processor's template, "task" for the published one of a task, "chat" for the LLM's chat
+            template, "none" or None for nothing, or a template with {text}.
+            With a name of PUBLISHED ("math", ...) the one that the published checkpoint of it was trained with.
+        processor: a LayAlignProcessor.
+        of_task: the task's template, where there is a task.
+
+    Raises:
+        ValueError: none of these, or one that there is not.
+    """
+    if prompt is None or prompt == NO_PROMPT:
+        return None
+    if prompt == DEFAULT_PROMPT:
+        return processor.prompt_template
+    if prompt == CHAT:
+        return chat_prompt(processor.tokenizer)
+    if prompt in PUBLISHED:
+        return PUBLISHED[prompt]
+    if prompt == TASK_PROMPT:
+        if of_task is None:
+            raise ValueError("prompt: 'task' is the prompt of a published task, and there is none here")
+        return of_task
+    if not isinstance(prompt, str) or prompt.count("{text}") != 1:
+        names = ", ".join(map(repr, (DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT, *PUBLISHED)))
+        raise ValueError(f"prompt: got {prompt!r}, takes {names} or a text that contains {{text}} once")
+    return prompt
+
+
+def published_prompt(task: str | None, prompt: str | None) -> str | None:
+    """The template that a converted checkpoint gets: that of a name of PUBLISHED, or `prompt`, with {text}, or "none".
+
+    Raises:
+        ValueError: neither, or both of them.
+    """
+    if task is not None and prompt is not None:
+        raise ValueError(f"task, prompt: got {task!r} and {prompt!r}; give one of them")
+    if task is not None:
+        if task not in PUBLISHED:
+            raise ValueError(f"task: got {task!r}, takes {', '.join(PUBLISHED)}")
+        return PUBLISHED[task]
+    return None if prompt in (None, NO_PROMPT) else checked_prompt(prompt)
+
+
+def read_prompt(file: str | Path) -> str:
+    """The template in a UTF-8 file, without the line end that editors put last.
+
+    Raises:
+        ValueError: no such file, or a template without {text}.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompt_file: {file} cannot be read: {error}") from None
+    return checked_prompt(text.removesuffix("\n").removesuffix("\r"), f"prompt_file: {file}")

@@ -1,0 +1,69 @@
+"""A saved LayAlign model, baselines and ablations of it included, as a system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from layalign.generation.texts import Answerer
+from layalign.loading import check_model_path, fingerprint, load_model
+from layalign.processor import DEFAULT
+from layalign.prompts import CHAT, chat_prompt
+from layalign.source_languages import source_code, takes_source_language
+from layalign.systems.system import System
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayAlignModel(System):
+    """A model that `save_pretrained` wrote.
+
+    Attributes:
+        model: its folder or hub name.
+    """
+
+    model: str
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return Path(self.model).name
+
+    def check(self, langs: Iterable[str] = ()) -> None:
+        """See `System`; the encoder's tokenizer is asked for the languages, where it is told them."""
+        from layalign import LayAlignProcessor
+
+        check_model_path(self.model)
+        tokenizer = LayAlignProcessor.from_pretrained(self.model).encoder_tokenizer
+        if takes_source_language(tokenizer):
+            for lang in langs:
+                source_code(tokenizer, lang)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `System`."""
+        return {"model": fingerprint(self.model)}
+
+    def load(self, prompt: str | None = DEFAULT) -> Answerer:
+        """See `System`; the system's own prompt is the processor's template."""
+        model, processor = self._loaded
+        return layalign_answerer(self, model, processor, prompt)
+
+    @cached_property
+    def _loaded(self) -> Any:
+        return load_model(self.model, self.settings.dtype, self.settings.device)
+
+
+def layalign_answerer(system: System, model: Any, processor: Any, prompt: str | None) -> Answerer:
+    """The answerer of a LayAlign model as a system's settings say, with a prompt as `System.load` takes it."""
+    settings = system.settings
+    return Answerer(
+        model,
+        processor,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        prompt=chat_prompt(processor.tokenizer) if prompt == CHAT else prompt,
+        encoder_max_length=settings.encoder_max_length,
+        **system.generate,
+    )

@@ -1,0 +1,57 @@
+"""What an evaluation asks of a system: its name, what tells its answers from others', and an answerer, loaded when asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
+from layalign.generation.texts import BatchedAnswerer
+from layalign.processor import DEFAULT
+
+
+@dataclass(frozen=True, kw_only=True)
+class System(ABC):
+    """A system, described by plain options. Making one loads nothing.
+
+    Attributes:
+        settings: how it is run. The device, the batch size and the dtype of what is loaded; `max_new_tokens` of an answer.
+        generate: arguments of transformers' generate; greedy without them.
+    """
+
+    settings: GenerationSettings = DEFAULT_SETTINGS
+    generate: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called in tables."""
+
+    @abstractmethod
+    def check(self, langs: Iterable[str] = ()) -> None:
+        """Look at folders and files without loading a model.
+
+        Args:
+            langs: the languages of the questions to come.
+
+        Raises:
+            ValueError: a folder that holds no such model, a malformed file, or a language that it does not know.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON values that change with what it would answer, `settings`, `generate` and the prompt of `load` apart."""
+
+    @abstractmethod
+    def load(self, prompt: str | None = DEFAULT) -> BatchedAnswerer:
+        """The answerer. A second call, for another prompt, loads nothing again.
+
+        Args:
+            prompt: a template with {text}, "chat" for the LLM's chat template, None for a system that needs no text for its
+                LLM; left out: the system's own.
+
+        Raises:
+            ValueError: as `check`, and for a prompt that the system cannot take.
+        """
