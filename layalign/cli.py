@@ -187,15 +187,18 @@ def generate(
 @app.command()
 @runs_a_model
 def evaluate(
-    model: Model,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Folder or hub name of a LayAlign model, or with --published a baseline's checkpoint."),
+    ] = None,
     task: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--task",
             "-t",
             help="mgsm, msvamp, xcsqa, xnli, flores, xcopa or a file of problems; may be repeated.",
         ),
-    ],
+    ] = None,
     data: TaskData = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
@@ -204,6 +207,20 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(help="Folder of another evaluation of the same questions, to be compared with.")
     ] = None,
+    llm: Annotated[
+        str | None, typer.Option(help="Instead of a model: any causal LM alone; with --published, the baseline's.")
+    ] = None,
+    translator: Annotated[
+        str | None, typer.Option(help="--llm: an encoder-decoder that translates questions into English first.")
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="--llm: file of worked examples, question, answer, lang.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="--examples: so many before each question.")] = None,
+    published: Annotated[
+        str | None, typer.Option(help="mindmerger or langbridge: MODEL is a checkpoint of theirs.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="--published: the encoder it was trained with.")] = None,
     *,
     running: Running,
 ) -> None:
@@ -211,10 +228,22 @@ def evaluate(
     _require("matplotlib", "rich")
     from layalign.evaluation.run import evaluate
     from layalign.evaluation.settings import GenerationSettings
+    from layalign.systems import chosen_system
 
+    if not task:
+        raise ValueError("--task: got none, takes at least one")
     settings = GenerationSettings(max_new_tokens=max_new_tokens, **running.given())
-    codes = _languages(languages)
-    evaluate(model, task, data=data, languages=codes, limit=limit, output=output, against=against, settings=settings)
+    system = chosen_system(
+        settings,
+        model=model,
+        llm=llm,
+        translator=translator,
+        examples=None if examples is None else str(examples),
+        shots=shots,
+        published=published,
+        encoder=encoder,
+    )
+    evaluate(system, task, data=data, languages=_languages(languages), limit=limit, output=output, against=against)
 
 
 @app.command()

@@ -59,15 +59,15 @@ def chat_prompt(tokenizer: Any) -> str:
     return checked_prompt(template.removeprefix(tokenizer.bos_token or ""))
 
 
-def chosen_prompt(prompt: str | None, processor: Any, of_task: str | None = None) -> str | None:
+def chosen_prompt(prompt: str | None, own: str | None, tokenizer: Any = None) -> str | None:
     """The template that a named prompt, or a template, stands for.
 
     Args:
-        prompt: "default" for the processor's template, "task" for the published one of a task, "chat" for the LLM's chat
-            template, "none" or None for nothing, or a template with {text}.
-            With a name of PUBLISHED ("math", ...) the one that the published checkpoint of it was trained with.
-        processor: a LayAlignProcessor.
-        of_task: the task's template, where there is a task.
+        prompt: "default" for `own`, "chat" for the LLM's chat template, "none" or None for nothing, a name of PUBLISHED ("math", ...)
+            for what the published checkpoint of it was trained with, or a template with {text}. An evaluation also takes "task",
+            the published prompt of each task.
+        own: the model's template.
+        tokenizer: the LLM's, for its chat template.
 
     Raises:
         ValueError: none of these, or one that there is not.
@@ -75,15 +75,13 @@ def chosen_prompt(prompt: str | None, processor: Any, of_task: str | None = None
     if prompt is None or prompt == NO_PROMPT:
         return None
     if prompt == DEFAULT_PROMPT:
-        return processor.prompt_template
+        return own
     if prompt == CHAT:
-        return chat_prompt(processor.tokenizer)
+        return chat_prompt(tokenizer)
     if prompt in PUBLISHED:
         return PUBLISHED[prompt]
     if prompt == TASK_PROMPT:
-        if of_task is None:
-            raise ValueError("prompt: 'task' is the prompt of a published task, and there is none here")
-        return of_task
+        raise ValueError("prompt: 'task' is the prompt of a published task, and there is none here")
     if not isinstance(prompt, str) or prompt.count("{text}") != 1:
         names = ", ".join(map(repr, (DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT, *PUBLISHED)))
         raise ValueError(f"prompt: got {prompt!r}, takes {names} or a text that contains {{text}} once")

@@ -51,7 +51,7 @@ def joined_states(
         prompt: what the LLM reads, by name or as a template, see `layalign.prompts.chosen_prompt`.
         lang: the texts' language, for encoders and prompts that are told it.
     """
-    template = chosen_prompt(prompt, processor)
+    template = chosen_prompt(prompt, processor.prompt_template, processor.tokenizer)
 
     def read(chosen):
         langs = lang and [lang] * len(chosen)

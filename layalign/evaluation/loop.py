@@ -84,6 +84,9 @@ def ask(answer: Answer, problems: Sequence[Problem], scoring: Scoring) -> list[R
         {**problem, "prediction": prediction, **scoring.fields(prediction, problem["answer"])}
         for problem, prediction in zip(problems, predictions, strict=True)
     ]
+    if hasattr(answer, "details"):  # such as what a translator gave the LLM to read
+        for record, found in zip(records, answer.details(questions, **told), strict=True):
+            record |= found
     chosen = [record for record in records if "choices" in record]
     if told and chosen:
         likelihoods = answer.loglikelihoods(  # type: ignore[attr-defined]

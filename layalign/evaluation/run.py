@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -22,17 +23,18 @@ from layalign.evaluation.processes import JOB, RECORDS, Key, Processes, answered
 from layalign.evaluation.runs import read_run, write_against
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
 from layalign.kernels.files import write_json, write_text
-from layalign.prompts import chosen_prompt
+from layalign.prompts import TASK_PROMPT
 from layalign.tasks import load_tasks
 from layalign.tasks.registry import Data, LoadedTask
 from layalign.tasks.task import Problem, Record, Task
 
 if TYPE_CHECKING:
     from layalign.generation.texts import BatchedAnswerer
+    from layalign.systems import System
 
 
 def evaluate(
-    model_path: str | PathLike,
+    model: System | str | PathLike,
     tasks: str | Sequence[str] = ("mgsm",),
     *,
     data: Data | Mapping[str, Data] = None,
@@ -44,23 +46,23 @@ def evaluate(
     progress: bool = True,
     **generate_kwargs: Any,
 ) -> dict[str, Any]:
-    """Evaluate a saved model and write a folder.
+    """Evaluate a saved model, or another system, and write a folder.
 
     It gets records.jsonl (every question, answer and prediction, as it goes), results.json, table.md and
     accuracy_<task>.png. The same call after an interruption goes on where it stopped; a folder that holds another
     evaluation, or anything else, is refused.
 
     Args:
-        model_path: folder or hub name.
+        model: folder or hub name of a LayAlign model, or one of `layalign.systems`, which has its own settings.
         tasks: names of tasks, or files of problems.
         data: a folder or datasets name for all tasks, or a dict {task: one}.
         languages, limit: as in `tasks.load_task`.
         output: the folder; runs/evaluate/<model's name> by default.
         against: the folder of a finished evaluation on the same problems, which the new one is compared with: against.json and
             against.md.
-        settings: how the model is run.
+        settings: how the model is run, where `model` is a folder or hub name.
         progress: show a bar, then the tables.
-        generate_kwargs: to transformers' generate; greedy without them.
+        generate_kwargs: likewise, to transformers' generate; greedy without them.
 
     Returns:
         The content of results.json.
@@ -68,19 +70,26 @@ def evaluate(
     Raises:
         ValueError: anything missing or malformed.
     """
-    from layalign.loading import check_model_path, fingerprint
+    from layalign.systems import LayAlignModel, System
 
+    if not isinstance(model, System):
+        model = LayAlignModel(model=str(model), settings=settings, generate=generate_kwargs)
+    elif generate_kwargs or settings is not DEFAULT_SETTINGS:
+        raise ValueError("settings: a system has its own; give them to it")
+    system, settings = model, model.settings
     other = None if against is None else read_run(against)
-    check_model_path(model_path)
     processes = Processes.here()
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     loaded = load_tasks(tasks, data, languages, limit)
+    prompts = {name: _prompt(settings.prompt, task) for name, (task, _) in loaded.items()}
     problems = [problem for _, found in loaded.values() for problem in found]
-    folder = Path(output) if output else Path("runs") / "evaluate" / Path(model_path).name
+    system.check(dict.fromkeys(problem["lang"] for problem in problems))
+    folder = Path(output) if output else Path("runs") / "evaluate" / re.sub(r"[^\w.-]+", "-", system.name)
+    generate = {name: repr(value) for name, value in sorted(system.generate.items())}
     if settings.encoder_max_length is not None:  # a journal of a job without it stays the same job's
-        generate_kwargs["encoder_max_length"] = settings.encoder_max_length
+        generate["encoder_max_length"] = repr(settings.encoder_max_length)
     config = {
-        "model": fingerprint(model_path),
+        **system.fingerprint(),
         "tasks": tasks,
         "problems": hashlib.sha256(json.dumps(problems).encode()).hexdigest(),
         "languages": languages,
@@ -88,7 +97,7 @@ def evaluate(
         "max_new_tokens": settings.max_new_tokens,
         "prompt": settings.prompt,
         "dtype": settings.dtype or "auto",
-        "generate": {name: repr(value) for name, value in sorted(generate_kwargs.items())},
+        "generate": dict(sorted(generate.items())),
     }
     seconds: float = 0.0
 
@@ -99,8 +108,8 @@ def evaluate(
         left = _left(loaded, kept, settings.batch_size)
         share = left[processes.rank :: processes.count]
         if share:
-            own = replace(settings, device=processes.device(settings.device))
-            answerers = _answerers(model_path, loaded, own, generate_kwargs)
+            here = replace(system, settings=replace(settings, device=processes.device(settings.device)))
+            answerers = {name: here.load(prompt) for name, prompt in prompts.items()}
             for batch in left:
                 _check(answerers[batch.task], batch.problems)
             shown = progress and processes.first
@@ -115,7 +124,7 @@ def evaluate(
         check_output(folder, "evaluation", JOB, (RECORDS,))
     records = answered(make, problems, folder, config, processes)
     results = {
-        "model": str(model_path),
+        "system": system.name,
         "tasks": {name: _task_results(name, task, records) for name, (task, _) in loaded.items()},
         "config": {**config, "batch_size": settings.batch_size},
         "versions": _versions(),
@@ -123,7 +132,7 @@ def evaluate(
     }
     if processes.first:
         found_tasks = {name: task for name, (task, _) in loaded.items()}
-        _write_reports(results, found_tasks, folder, Path(model_path).name, progress)
+        _write_reports(results, found_tasks, folder, system.name, progress)
         if other is not None:
             compared = write_against(folder, read_run(folder), other)
             if progress:
@@ -150,22 +159,13 @@ def _left(loaded: Mapping[str, LoadedTask], kept: Collection[Key], size: int) ->
     return left
 
 
-def _answerers(
-    model_path: str | PathLike,
-    loaded: Mapping[str, LoadedTask],
-    settings: GenerationSettings,
-    generate_kwargs: Mapping[str, Any],
-) -> dict[str, BatchedAnswerer]:
-    """{task: an answerer with the task's prompt} over one model."""
-    from layalign.generation.texts import Answerer
-    from layalign.loading import load_model
-
-    model, processor = load_model(model_path, settings.dtype, settings.device)
-    own = {"batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens, **generate_kwargs}
-    return {
-        name: Answerer(model, processor, prompt=chosen_prompt(settings.prompt, processor, task.prompt), **own)
-        for name, (task, _) in loaded.items()
-    }
+def _prompt(prompt: str | None, task: Task) -> str | None:
+    """What a system is to load for a task."""
+    if prompt != TASK_PROMPT:
+        return prompt
+    if task.prompt is None:
+        raise ValueError(f"prompt: got 'task', but no prompt is published for {task.name}")
+    return task.prompt
 
 
 def _check(answerer: BatchedAnswerer, problems: Sequence[Problem]) -> None:

@@ -39,7 +39,7 @@ def read_run(folder: str | PathLike) -> Run:
     try:
         results = json.loads((path / RESULTS).read_text(encoding="utf-8"))
         tasks = results["tasks"]
-        name = f"{Path(results['model']).name} ({path.name})"
+        name = f"{results['system']} ({path.name})"
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / RESULTS}: not the results of an evaluation: {error!r}") from None
     records: dict[str, list[Record]] = {task: [] for task in tasks}

@@ -215,7 +215,7 @@ class Answerer(BatchedAnswerer):
                 raise ValueError(f"encoder_max_length: got {encoder_max_length}, the encoder takes {limit}")
         self.encoder_max_length = encoder_max_length
         self.processor = processor
-        self.prompt = chosen_prompt(prompt, processor)
+        self.prompt = chosen_prompt(prompt, processor.prompt_template, processor.tokenizer)
         if self.prompt is None and processor.prompt_template is not None:
             logger.warning_once(
                 "the LLM reads no prompt, and this model's task stage had one: prompt='default' is what it was trained with"

@@ -26,11 +26,11 @@ def test_a_language_that_is_not_there():
 
 def test_prompts_by_name(loaded):
     _, processor = loaded
-    assert chosen_prompt("default", processor) == processor.prompt_template == "question {text} answer"
-    assert chosen_prompt("none", processor) is chosen_prompt(None, processor) is None
-    assert chosen_prompt("math", processor) == MATH == PUBLISHED["math"]
-    assert chosen_prompt("task", processor, "so {text}") == "so {text}"
-    assert chosen_prompt("what {text}", processor) == "what {text}"
+    own, tokenizer = processor.prompt_template, processor.tokenizer
+    assert chosen_prompt("default", own) == own == "question {text} answer"
+    assert chosen_prompt("none", own) is chosen_prompt(None, own) is None
+    assert chosen_prompt("math", own) == MATH == PUBLISHED["math"]
+    assert chosen_prompt("what {text}", own) == "what {text}"
     for prompt, message in (
         ("task", "'task' is the prompt of a published task"),
         ("chat", "needs a chat template"),
@@ -39,7 +39,7 @@ def test_prompts_by_name(loaded):
         (7, "prompt: got 7"),
     ):
         with pytest.raises(ValueError, match=message.replace("{", r"\{")):
-            chosen_prompt(prompt, processor)
+            chosen_prompt(prompt, own, tokenizer)
 
 
 def test_the_chat_template_is_that_of_one_message():
