@@ -16,7 +16,7 @@ import typer.core
 TRAIN = ("accelerate", "datasets")
 EVAL = ("matplotlib", "rich", "datasets", "sacrebleu")
 EXTRAS = {"train": TRAIN, "eval": EVAL, "demo": (*TRAIN, *EVAL, "num2words2", "gguf")}
-EXTRA_OF = {"train": "train", "evaluate": "eval", "analyze": "eval", "bench": "eval", "demo": "demo"}
+EXTRA_OF = {"train": "train", "evaluate": "eval", "compare": "eval", "analyze": "eval", "bench": "eval", "demo": "demo"}
 
 app = typer.Typer(
     help="LayAlign: a frozen LLM answers in languages it never learned, through a frozen multilingual encoder.",
@@ -42,12 +42,27 @@ class Running:
         int | None,
         typer.Option(min=1, help="Cut questions to so many of the encoder's tokens; else too long a one is refused."),
     ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What the LLM reads: default (the model's own), none, chat (its chat template), task (a task's published one), "
+            "math, xcsqa, xnli, or a text with {text}."
+        ),
+    ] = None
+    prompt_file: Annotated[Path | None, typer.Option(help="A file with such a text.")] = None
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as stored by default.")] = None
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")] = None
 
     def given(self) -> dict[str, Any]:
         """Those that have a value: a journal of a job without them stays the same job's."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        file = values.pop("prompt_file")
+        if file is not None:
+            from layalign.prompts import read_prompt
+
+            if self.prompt is not None:
+                raise ValueError("--prompt, --prompt-file: give one of them")
+            values["prompt"] = read_prompt(file)
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -155,36 +170,92 @@ def generate(
         Path | None, typer.Option("--output", "-o", help="JSON lines; an interrupted job resumes.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    lang: Annotated[
+        str | None,
+        typer.Option(help="Their language, for encoders that are told it (NLLB, M2M100, mBART): sw, swh_Latn, ..."),
+    ] = None,
     *,
     running: Running,
 ) -> None:
     """Answer questions, in any language the encoder knows."""
     from layalign.generation.jobs import generate_texts
 
-    generate_texts(model, texts or (), file=file, output=output, max_new_tokens=max_new_tokens, **running.given())
+    given = {"lang": lang, "max_new_tokens": max_new_tokens, **running.given()}
+    generate_texts(model, texts or (), file=file, output=output, **given)
 
 
 @app.command()
 @runs_a_model
 def evaluate(
-    model: Model,
-    task: Annotated[list[str], typer.Option("--task", "-t", help="mgsm, msvamp or problems; may be repeated.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Folder or hub name of a LayAlign model, or with --published a baseline's checkpoint."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="mgsm, msvamp, xcsqa, xnli, flores, xcopa or a file of problems; may be repeated.",
+        ),
+    ] = None,
     data: TaskData = None,
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per language.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     output: Output = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Folder of another evaluation of the same questions, to be compared with.")
+    ] = None,
+    llm: Annotated[
+        str | None, typer.Option(help="Instead of a model: any causal LM alone; with --published, the baseline's.")
+    ] = None,
+    translator: Annotated[
+        str | None, typer.Option(help="--llm: an encoder-decoder that translates questions into English first.")
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="--llm: file of worked examples, question, answer, lang.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="--examples: so many before each question.")] = None,
+    published: Annotated[
+        str | None, typer.Option(help="mindmerger or langbridge: MODEL is a checkpoint of theirs.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="--published: the encoder it was trained with.")] = None,
     *,
     running: Running,
 ) -> None:
-    """Accuracy by language with the official and a strict scorer: table, JSON, plot."""
+    """Accuracy by language with the published and other scorers: table, JSON, plot. Under torchrun processes share the questions."""
     _require("matplotlib", "rich")
     from layalign.evaluation.run import evaluate
     from layalign.evaluation.settings import GenerationSettings
+    from layalign.systems import chosen_system
 
+    if not task:
+        raise ValueError("--task: got none, takes at least one")
     settings = GenerationSettings(max_new_tokens=max_new_tokens, **running.given())
-    codes = _languages(languages)
-    evaluate(model, task, data=data, languages=codes, limit=limit, output=output, settings=settings)
+    system = chosen_system(
+        settings,
+        model=model,
+        llm=llm,
+        translator=translator,
+        examples=None if examples is None else str(examples),
+        shots=shots,
+        published=published,
+        encoder=encoder,
+    )
+    evaluate(system, task, data=data, languages=_languages(languages), limit=limit, output=output, against=against)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished evaluations of the same questions.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where results go.")] = Path("runs/comparison"),
+) -> None:
+    """Evaluations side by side: a table with a column a system, intervals, and whether they differ from the first."""
+    _require("matplotlib", "numpy")
+    from layalign.evaluation.runs import compare_runs
+
+    typer.echo(compare_runs(runs, output))
 
 
 @app.command()
@@ -226,10 +297,20 @@ def convert(
     compatible: Annotated[
         bool, typer.Option(help="Keep the published code's quirks (padding seen by cross-attention).")
     ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="math, xcsqa or xnli: what it was trained for; its published prompt is saved with the model."
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Instead of --task: the prompt to save, a text with {text}, or none.")
+    ] = None,
     to_published: Annotated[bool, typer.Option("--to-published", help="From ours to theirs.")] = False,
 ) -> None:
     """Convert a published checkpoint to ours and back."""
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
+    from layalign.prompts import published_prompt
 
     if target.exists():
         raise ValueError(f"{target} exists already; choose another target, nothing is overwritten")
@@ -238,9 +319,15 @@ def convert(
         return
     if encoder is None or llm is None:
         raise ValueError("a published checkpoint does not say what its bases are: pass --encoder and --llm")
+    template = published_prompt(task, prompt)
     model = LayAlignForConditionalGeneration.from_published(source, encoder=encoder, llm=llm, compatible=compatible)
+    if task is None and prompt is None:
+        typer.echo(
+            "note: no prompt saved; the LLM of a published checkpoint was trained with one: --task math, xcsqa or xnli, or --prompt",
+            err=True,
+        )
     try:
-        processor = LayAlignProcessor.from_bases(encoder, llm)
+        processor = LayAlignProcessor.from_bases(encoder, llm, template)
     except (OSError, ValueError) as error:
         typer.echo(f"note: no processor saved, the bases' tokenizers cannot be loaded: {error}", err=True)
         processor = None

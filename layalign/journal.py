@@ -22,6 +22,11 @@ except ImportError:  # Windows has none; two jobs at once on one file go unnotic
 Record = dict[str, Any]
 
 
+def line_of(record: Record) -> str:
+    """A record as its line."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
 class Journal:
     """The lines of one job, opened for adding; a context manager.
 
@@ -55,8 +60,7 @@ class Journal:
 
     def append(self, records: Sequence[Record]) -> None:
         """Write `records` (dicts), each as one line, and wait until the disk has them."""
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        self._file.write(lines.encode("utf-8"))
+        self._file.write("".join(map(line_of, records)).encode("utf-8"))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.records.extend(records)

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from layalign.languages import language_code, language_name
+from layalign.tasks.prompts import MATH, SAME_TEXT
 
-CHAT = "chat"
+# Prompts by name; any other is a template.
+DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT = "default", "task", "chat", "none"
+# What the published checkpoint of each task was trained with.
+PUBLISHED = {"math": MATH, "xcsqa": SAME_TEXT, "xnli": SAME_TEXT}
 
 
 def checked_prompt(template: Any, name: str = "prompt") -> str:
@@ -53,6 +57,50 @@ def chat_prompt(tokenizer: Any) -> str:
     said = [{"role": "user", "content": "{text}"}]
     template = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
     return checked_prompt(template.removeprefix(tokenizer.bos_token or ""))
+
+
+def chosen_prompt(prompt: str | None, own: str | None, tokenizer: Any = None) -> str | None:
+    """The template that a named prompt, or a template, stands for.
+
+    Args:
+        prompt: "default" for `own`, "chat" for the LLM's chat template, "none" or None for nothing, a name of PUBLISHED ("math", ...)
+            for what the published checkpoint of it was trained with, or a template with {text}. An evaluation also takes "task",
+            the published prompt of each task.
+        own: the model's template.
+        tokenizer: the LLM's, for its chat template.
+
+    Raises:
+        ValueError: none of these, or one that there is not.
+    """
+    if prompt is None or prompt == NO_PROMPT:
+        return None
+    if prompt == DEFAULT_PROMPT:
+        return own
+    if prompt == CHAT:
+        return chat_prompt(tokenizer)
+    if prompt in PUBLISHED:
+        return PUBLISHED[prompt]
+    if prompt == TASK_PROMPT:
+        raise ValueError("prompt: 'task' is the prompt of a published task, and there is none here")
+    if not isinstance(prompt, str) or prompt.count("{text}") != 1:
+        names = ", ".join(map(repr, (DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT, *PUBLISHED)))
+        raise ValueError(f"prompt: got {prompt!r}, takes {names} or a text that contains {{text}} once")
+    return prompt
+
+
+def published_prompt(task: str | None, prompt: str | None) -> str | None:
+    """The template that a converted checkpoint gets: that of a name of PUBLISHED, or `prompt`, with {text}, or "none".
+
+    Raises:
+        ValueError: neither, or both of them.
+    """
+    if task is not None and prompt is not None:
+        raise ValueError(f"task, prompt: got {task!r} and {prompt!r}; give one of them")
+    if task is not None:
+        if task not in PUBLISHED:
+            raise ValueError(f"task: got {task!r}, takes {', '.join(PUBLISHED)}")
+        return PUBLISHED[task]
+    return None if prompt in (None, NO_PROMPT) else checked_prompt(prompt)
 
 
 def read_prompt(file: str | Path) -> str:

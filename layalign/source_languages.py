@@ -5,38 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from layalign.languages import language_code
+from layalign.languages import FLORES200, language_code
 
-# NLLB's codes of the languages of the published tasks, as FLORES-200 spells them; any other code of a tokenizer is taken as it is.
-FLORES_200 = {
-    "ar": "arb_Arab",
-    "bg": "bul_Cyrl",
-    "bn": "ben_Beng",
-    "de": "deu_Latn",
-    "el": "ell_Grek",
-    "en": "eng_Latn",
-    "es": "spa_Latn",
-    "et": "est_Latn",
-    "fr": "fra_Latn",
-    "hi": "hin_Deva",
-    "ht": "hat_Latn",
-    "id": "ind_Latn",
-    "it": "ita_Latn",
-    "ja": "jpn_Jpan",
-    "nl": "nld_Latn",
-    "pl": "pol_Latn",
-    "pt": "por_Latn",
-    "qu": "quy_Latn",
-    "ru": "rus_Cyrl",
-    "sw": "swh_Latn",
-    "ta": "tam_Taml",
-    "te": "tel_Telu",
-    "th": "tha_Thai",
-    "tr": "tur_Latn",
-    "ur": "urd_Arab",
-    "vi": "vie_Latn",
-    "zh": "zho_Hans",
-}
 _TOKEN = re.compile(r"[a-z]{2,3}(_[A-Z][A-Za-z]{1,3})?|__([a-z]{2,3})__")
 
 
@@ -69,8 +39,8 @@ def source_code(tokenizer: Any, lang: str) -> str:
     code = language_code(lang)
     if code in codes:
         return code
-    if FLORES_200.get(code) in codes:
-        return FLORES_200[code]
+    if FLORES200.get(code) in codes:
+        return FLORES200[code]
     beginning = [known for known in codes if known.startswith(f"{code}_")]
     if len(beginning) == 1:
         return beginning[0]

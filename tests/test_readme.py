@@ -34,6 +34,7 @@ README = TEXTS["README.md"]
 HUB = {"google/mt5-xl": "layalign:tiny_encoder", "meta-math/MetaMath-7B-V1.0": "layalign:tiny_llm"}
 LOW_RESOURCE = ("bn", "sw", "th")
 SERVING = "examples/continuous_serving.py"
+CANDIDATES = "layalign.kernels.ahead_of_time.candidates"
 # What the Python blocks of a page print, and how often.
 PRINTED = {
     "README.md": {"answer is": 1},
@@ -74,12 +75,13 @@ def layalign(arguments, folder, **kwargs):
     return result.stdout
 
 
-def example(words, folder):
-    """What `python words` prints, with `< FILE` at its end."""
-    *arguments, _, file = words
-    with (folder / file).open(encoding="utf-8") as lines:
+def python(words, folder):
+    """What `python words` prints, where words may end with `< FILE`."""
+    *arguments, sign, file = words
+    with open(folder / file if sign == "<" else os.devnull, encoding="utf-8") as lines:
+        arguments = arguments if sign == "<" else words
         result = subprocess.run(
-            [sys.executable, ROOT / arguments[0], *arguments[1:]],
+            [sys.executable, *(str(ROOT / word) if word == SERVING else word for word in arguments)],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=lines,
@@ -187,9 +189,13 @@ def test_every_command(demo, monkeypatch):
             monkeypatch.setattr(experiment, "run_experiment", lambda *given: done.add("experiment"))
             experiment.main(words[3:])
             continue
+        if words[:3] == ["python", "-m", CANDIDATES]:
+            done.add(CANDIDATES)
+            assert "forward_kernel" in python(words[1:], folder)
+            continue
         if words[0] == "python":
             done.add(words[1])
-            printed = example(words[1:], folder)
+            printed = python(words[1:], folder)
             assert "Tom has two pens.\n  " in printed and "Lina hat drei Stifte.\n  " in printed
             continue
         assert words[0] == "layalign", f"no test runs {command!r}"
@@ -233,6 +239,7 @@ def test_every_command(demo, monkeypatch):
         "convert",
         "experiment",
         SERVING,
+        CANDIDATES,
     }
     first, second = (folder / "pytorch_model.bin").read_bytes(), (folder / "back.bin").read_bytes()
     assert len(first) == len(second)

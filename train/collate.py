@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from layalign.train.prompts import fill_prompt
+from layalign.source_languages import takes_source_language
+from layalign.train.prompts import fill_prompt, stage_template
 
 if TYPE_CHECKING:
     from layalign.processor import LayAlignProcessor
@@ -103,9 +104,11 @@ def encode_records(
         name: what the bar and the warnings call them.
 
     Raises:
-        ValueError: a prompt that names the language of a record whose language has no known name.
+        ValueError: a prompt that names the language of a record whose language has no known name, or an encoder that is told
+            languages and does not know a record's.
     """
-    template = stage.prompt if with_prompt else None
+    template = stage_template(stage, processor.tokenizer) if with_prompt else None
+    told_languages = takes_source_language(processor.encoder_tokenizer)
     questions, texts, prompt_lengths = _Ragged(), _Ragged(), []
     cut = {"sources": 0, "prompts": 0, "targets": 0}
     starts = range(0, len(records), _CHUNK)
@@ -113,12 +116,15 @@ def encode_records(
         chunk = records[start : start + _CHUNK]
         sources, targets = [record["source"] for record in chunk], [record["target"] for record in chunk]
         prompts = None if template is None else [fill_prompt(template, record) for record in chunk]
+        lang = [record["lang"] for record in chunk] if told_languages else None
         # First without limits, so that what is cut can be counted. The tokenizer itself cuts the sources, for it knows
         # what to keep at their end.
-        batch = {key: value.numpy() for key, value in processor(sources, prompt=prompts, target=targets).items()}
+        batch = {
+            key: value.numpy() for key, value in processor(sources, prompt=prompts, target=targets, lang=lang).items()
+        }
         if batch["encoder_attention_mask"].sum(1).max() > stage.source_max_length:
             cut["sources"] += int((batch["encoder_attention_mask"].sum(1) > stage.source_max_length).sum())
-            short = processor(sources, prompt=None, encoder_max_length=stage.source_max_length)
+            short = processor(sources, prompt=None, encoder_max_length=stage.source_max_length, lang=lang)
             batch |= {key: value.numpy() for key, value in short.items()}
         questions.add(batch["encoder_input_ids"], batch["encoder_attention_mask"] > 0)
 

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from layalign.languages import language_name
+from layalign.prompts import CHAT, chat_prompt
 
 if TYPE_CHECKING:
-    from layalign.train.recipe import Recipe
+    from transformers import PreTrainedTokenizerBase
+
+    from layalign.train.recipe import Recipe, StageRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +51,32 @@ def fill_prompt(template: str, record: Mapping[str, str]) -> str:
     return template.format(source=record["source"])
 
 
-def prompt_template(recipe: Recipe) -> str | None:
-    """The processor's template, {text} for the question, as the task stage's prompt has it; None if the LLM reads no
-    text there.
+def stage_template(stage: StageRecipe, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template of a stage's prompt, with {source} and {language}: "chat" is one user's message by the LLM's chat template.
+
+    Raises:
+        ValueError: "chat", and the LLM's tokenizer has no chat template.
+    """
+    if stage.prompt != CHAT:
+        return stage.prompt
+    try:
+        template = chat_prompt(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"stages: {error}") from None
+    return "{source}".join(part.replace("{", "{{").replace("}", "}}") for part in template.split("{text}"))
+
+
+def prompt_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The processor's template, {text} for the question and {language} for its language, as the task stage's prompt has it; None if
+    the LLM reads no text there.
     """
     if "task" not in recipe.stages or not recipe.llm_input["task"]:
         return None
-    prompt = recipe.stages["task"].prompt
+    prompt = stage_template(recipe.stages["task"], tokenizer)
     assert prompt is not None, "Recipe requires one where the LLM reads text"
-    if check_template(prompt, "prompt") != ["source"]:
+    if check_template(prompt, "prompt").count("source") != 1:
         logger.warning(
-            "the task prompt needs more than {source}: the saved processor has no prompt template, pass prompts to it"
+            "the task prompt does not hold {source} once: the saved processor has no prompt template, pass prompts to it"
         )
         return None
-    return prompt.format(source="{text}")
+    return prompt.format(source="{text}", language="{language}")

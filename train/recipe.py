@@ -126,8 +126,8 @@ class StageRecipe:
         warmup_ratio: share of the steps in which the learning rate rises.
         precision: "bf16" is autocast over fp32 trained parameters.
         use_reentrant: only false is taken: reentrant gradient checkpointing cannot work here.
-        prompt: what the LLM reads beside the soft prompts, with {source} and {language}; where `llm_input` of the stage
-            is true.
+        prompt: what the LLM reads beside the soft prompts, with {source} and {language}, or "chat": the source by the LLM's chat
+            template; where `llm_input` of the stage is true.
         source_max_length, target_max_length: tokens; the prompt is cut like the source.
         eval_steps, save_steps: every so many steps; None or 0: never (a finished stage is always saved).
         keep_checkpoints: so many stay, the newest ones.

@@ -83,7 +83,8 @@ def build(recipe: Recipe) -> tuple[LayAlignForConditionalGeneration, LayAlignPro
             raise ValueError(
                 f"stages.{name}.source_max_length: got {stage.source_max_length}, the encoder takes {model.encoder_limit} tokens"
             )
-    processor = LayAlignProcessor.from_bases(recipe.encoder, recipe.llm, prompt_template=prompt_template(recipe))
+    processor = LayAlignProcessor.from_bases(recipe.encoder, recipe.llm)
+    processor.prompt_template = prompt_template(recipe, processor.tokenizer)
     return model, processor
 
 

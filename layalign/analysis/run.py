@@ -72,10 +72,14 @@ def analyze(
     check_output(folder, "analysis", RESULTS)
     parallel = parallel_texts(task, data, texts, languages, limit)
     model, processor = load_model(model_path, settings.dtype, settings.device)
-    reading: dict[str, Any] = {"batch_size": settings.batch_size, "encoder_max_length": settings.encoder_max_length}
+    reading: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "encoder_max_length": settings.encoder_max_length,
+        "prompt": settings.prompt,
+    }
     answerer = Answerer(model, processor, **reading)
     for lang, rows in parallel.items():
-        answerer.check(rows, partial(_named, lang))
+        answerer.check(rows, partial(_named, lang), [lang] * len(rows))
     results = measured(model, processor, parallel, progress=progress, **reading)
     alone = measured_alone(model.llm, processor.tokenizer, parallel, progress=progress, batch_size=settings.batch_size)
     for name, found in alone.items():
@@ -98,7 +102,7 @@ def measured(
 ) -> dict[str, Any]:
     """The measures of `analyze` of a model, without those of the LLM alone; settings: of `joined_states`."""
     states = {
-        lang: joined_states(model, processor, rows, progress=lang if progress else None, **settings)
+        lang: joined_states(model, processor, rows, lang=lang, progress=lang if progress else None, **settings)
         for lang, rows in parallel.items()
     }
     encoder = {lang: found.encoder for lang, found in states.items()}

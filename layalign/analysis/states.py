@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import AttentionInterface
 
 from layalign.fusion import NAME, fused_attention
+from layalign.prompts import DEFAULT_PROMPT, chosen_prompt, fill_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +37,8 @@ def joined_states(
     batch_size: int = 16,
     encoder_max_length: int | None = None,
     progress: str | None = None,
-    **prompt: Any,
+    prompt: str | None = DEFAULT_PROMPT,
+    lang: str | None = None,
 ) -> States:
     """States where the model has read each text and not answered yet: `[bos][soft prompts][boundary][prompt]`.
 
@@ -46,11 +48,15 @@ def joined_states(
         batch_size: texts at a time, longest first.
         encoder_max_length: texts are cut to so many of the encoder's tokens; None for all.
         progress: title of a bar, None for none.
-        prompt: as the processor takes it, `prompt=None` for no LLM text.
+        prompt: what the LLM reads, by name or as a template, see `layalign.prompts.chosen_prompt`.
+        lang: the texts' language, for encoders and prompts that are told it.
     """
+    template = chosen_prompt(prompt, processor.prompt_template, processor.tokenizer)
 
     def read(chosen):
-        batch = processor(chosen, encoder_max_length=encoder_max_length, **prompt).to(model.device)
+        langs = lang and [lang] * len(chosen)
+        prompts = None if template is None else fill_prompts(template, chosen, langs)
+        batch = processor(chosen, prompts, lang=langs, encoder_max_length=encoder_max_length).to(model.device)
         with _calls(model.encoder) as encoder, _calls(model.llm) as llm, branch_ratios() as ratios:
             model(**batch, output_hidden_states=True, logits_to_keep=1)
         (encoder_mask, encoder_states), (mask, states) = encoder[0], llm[0]

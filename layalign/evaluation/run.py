@@ -1,94 +1,68 @@
-"""The evaluation loop, and the evaluation of a saved model into a folder of results."""
+"""The evaluation of a saved model into a folder of results, by one process or several."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import platform
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from layalign.evaluation import comparison, report
+from layalign.evaluation.loop import ask, batches
 from layalign.evaluation.output import check_output
+from layalign.evaluation.processes import JOB, RECORDS, Key, Processes, answered, key
+from layalign.evaluation.runs import read_run, write_against
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
-from layalign.journal import Journal
 from layalign.kernels.files import write_json, write_text
-from layalign.tasks import Scoring, load_tasks
-from layalign.tasks.registry import Data
+from layalign.prompts import TASK_PROMPT
+from layalign.tasks import load_tasks
+from layalign.tasks.registry import Data, LoadedTask
 from layalign.tasks.task import Problem, Record, Task
-from layalign.tasks.word_problems import SCORING
 
-DEFAULT_PROMPT = "default"
-RECORDS, JOB = "records.jsonl", "evaluation.json"
-
-Answer = Callable[[list[str]], Sequence[str]]
-
-
-def evaluate_problems(
-    answer: Answer,
-    problems: Sequence[Problem],
-    batch_size: int = 16,
-    progress: bool = True,
-    keep: Callable[[list[Record]], Any] | None = None,
-    scoring: Scoring = SCORING,
-) -> dict[str, Any]:
-    """Ask every problem and score the answers, by default numbers both ways.
-
-    Args:
-        answer: takes a list of questions, returns as many answers.
-        problems: dicts with lang, question and answer (as `scoring` takes it); other fields are carried along.
-        batch_size: questions per call, longest first.
-        progress: show a bar.
-        keep: called with the new records after each batch.
-        scoring: of the problems' task.
-
-    Returns:
-        {"accuracy": {scorer: {lang: per cent}}, "records": [...]}, one record per problem, in order: its fields,
-        prediction (str) and what `scoring` adds; by default official, strict (bool), official_number (float) and
-        strict_number (str or None).
-
-    Raises:
-        ValueError: no problems, or `answer` returns another number of answers.
-    """
-    records = _asked(answer, problems, lambda _: scoring, batch_size, progress, keep)
-    return {"accuracy": scoring.scores(records), "records": records}
+if TYPE_CHECKING:
+    from layalign.generation.texts import BatchedAnswerer
+    from layalign.systems import System
 
 
 def evaluate(
-    model_path: str | PathLike,
+    model: System | str | PathLike,
     tasks: str | Sequence[str] = ("mgsm",),
     *,
     data: Data | Mapping[str, Data] = None,
     languages: Sequence[str] | None = None,
     limit: int | None = None,
     output: str | PathLike | None = None,
-    prompt: str | None = DEFAULT_PROMPT,
+    against: str | PathLike | None = None,
     settings: GenerationSettings = DEFAULT_SETTINGS,
     progress: bool = True,
     **generate_kwargs: Any,
 ) -> dict[str, Any]:
-    """Evaluate a saved model and write a folder.
+    """Evaluate a saved model, or another system, and write a folder.
 
     It gets records.jsonl (every question, answer and prediction, as it goes), results.json, table.md and
     accuracy_<task>.png. The same call after an interruption goes on where it stopped; a folder that holds another
     evaluation, or anything else, is refused.
 
     Args:
-        model_path: folder or hub name.
+        model: folder or hub name of a LayAlign model, or one of `layalign.systems`, which has its own settings.
         tasks: names of tasks, or files of problems.
         data: a folder or datasets name for all tasks, or a dict {task: one}.
         languages, limit: as in `tasks.load_task`.
         output: the folder; runs/evaluate/<model's name> by default.
-        prompt: "default" for the processor's template, None for no LLM text, or a str with {text}.
-        settings: how the model is run.
+        against: the folder of a finished evaluation on the same problems, which the new one is compared with: against.json and
+            against.md.
+        settings: how the model is run, where `model` is a folder or hub name.
         progress: show a bar, then the tables.
-        generate_kwargs: to transformers' generate; greedy without them.
+        generate_kwargs: likewise, to transformers' generate; greedy without them.
 
     Returns:
         The content of results.json.
@@ -96,107 +70,111 @@ def evaluate(
     Raises:
         ValueError: anything missing or malformed.
     """
-    from layalign.generation.texts import Answerer
-    from layalign.loading import check_model_path, fingerprint, load_model
-    from layalign.processor import DEFAULT
+    from layalign.systems import LayAlignModel, System
 
-    check_model_path(model_path)
+    if not isinstance(model, System):
+        model = LayAlignModel(model=str(model), settings=settings, generate=generate_kwargs)
+    elif generate_kwargs or settings is not DEFAULT_SETTINGS:
+        raise ValueError("settings: a system has its own; give them to it")
+    system, settings = model, model.settings
+    other = None if against is None else read_run(against)
+    processes = Processes.here()
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     loaded = load_tasks(tasks, data, languages, limit)
-    found_tasks = {name: task for name, (task, _) in loaded.items()}
-    scorings = {name: task.scoring for name, task in found_tasks.items()}
+    prompts = {name: _prompt(settings.prompt, task) for name, (task, _) in loaded.items()}
     problems = [problem for _, found in loaded.values() for problem in found]
-    folder = Path(output) if output else Path("runs") / "evaluate" / Path(model_path).name
+    system.check(dict.fromkeys(problem["lang"] for problem in problems))
+    folder = Path(output) if output else Path("runs") / "evaluate" / re.sub(r"[^\w.-]+", "-", system.name)
+    generate = {name: repr(value) for name, value in sorted(system.generate.items())}
     if settings.encoder_max_length is not None:  # a journal of a job without it stays the same job's
-        generate_kwargs["encoder_max_length"] = settings.encoder_max_length
+        generate["encoder_max_length"] = repr(settings.encoder_max_length)
     config = {
-        "model": fingerprint(model_path),
+        **system.fingerprint(),
         "tasks": tasks,
         "problems": hashlib.sha256(json.dumps(problems).encode()).hexdigest(),
         "languages": languages,
         "limit": limit,
         "max_new_tokens": settings.max_new_tokens,
-        "prompt": prompt,
+        "prompt": settings.prompt,
         "dtype": settings.dtype or "auto",
-        "generate": {name: repr(value) for name, value in sorted(generate_kwargs.items())},
+        "generate": dict(sorted(generate.items())),
     }
+    seconds: float = 0.0
 
-    def ask(missing, keep):
-        """Load the model, and ask it what no record answers yet; a question it cannot read is refused before any is."""
-        answerer = Answerer(
-            *load_model(model_path, settings.dtype, settings.device),
-            batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
-            prompt=DEFAULT if prompt == DEFAULT_PROMPT else prompt,
-            **generate_kwargs,
-        )
-        questions = [problem["question"] for problem in missing]
-        answerer.check(questions, lambda place: "{}, {}, question {}".format(*_key(missing[place])))
-        _asked(answerer, missing, lambda problem: scorings[problem["task"]], settings.batch_size, progress, keep)
+    def make(kept, keep):
+        """Load the model, and ask it this process's share of what no record answers; what it cannot read is refused before."""
+        nonlocal seconds
+        started = time.perf_counter()
+        left = _left(loaded, kept, settings.batch_size)
+        share = left[processes.rank :: processes.count]
+        if share:
+            here = replace(system, settings=replace(settings, device=processes.device(settings.device)))
+            answerers = {name: here.load(prompt) for name, prompt in prompts.items()}
+            for batch in left:
+                _check(answerers[batch.task], batch.problems)
+            shown = progress and processes.first
+            total = sum(len(batch.problems) for batch in share)
+            with tqdm(total=total, unit="question", desc="evaluate", disable=not shown) as bar:
+                for batch in share:
+                    keep(ask(answerers[batch.task], batch.problems, loaded[batch.task].task.scoring))
+                    bar.update(len(batch.problems))
+        seconds = time.perf_counter() - started
 
-    records, seconds = _answered(ask, problems, folder, config)
+    if processes.first:
+        check_output(folder, "evaluation", JOB, (RECORDS,))
+    records = answered(make, problems, folder, config, processes)
     results = {
-        "model": str(model_path),
-        "tasks": {name: _task_results(name, task, records) for name, task in found_tasks.items()},
+        "system": system.name,
+        "tasks": {name: _task_results(name, task, records) for name, (task, _) in loaded.items()},
         "config": {**config, "batch_size": settings.batch_size},
         "versions": _versions(),
         "seconds": seconds,
     }
-    _write_reports(results, found_tasks, folder, Path(model_path).name, progress)
+    if processes.first:
+        found_tasks = {name: task for name, (task, _) in loaded.items()}
+        _write_reports(results, found_tasks, folder, system.name, progress)
+        if other is not None:
+            compared = write_against(folder, read_run(folder), other)
+            if progress:
+                print(compared)
     return results
 
 
-def _asked(
-    answer: Answer,
-    problems: Sequence[Problem],
-    scoring_of: Callable[[Problem], Scoring],
-    batch_size: int,
-    progress: bool,
-    keep: Callable[[list[Record]], Any] | None,
-) -> list[Record]:
-    """A record of every problem, in their order."""
-    if not problems:
-        raise ValueError("problems: got none")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}, takes a positive int")
-    records: dict[int, Record] = {}
-    longest_first = sorted(range(len(problems)), key=lambda place: -len(problems[place]["question"]))
-    with tqdm(total=len(problems), unit="question", desc="evaluate", disable=not progress) as bar:
-        for start in range(0, len(problems), batch_size):
-            places = longest_first[start : start + batch_size]
-            predictions = answer([problems[place]["question"] for place in places])
-            if len(predictions) != len(places):
-                raise ValueError(f"answer: got {len(predictions)} answers for {len(places)} questions")
-            for place, prediction in zip(places, predictions, strict=True):
-                problem = problems[place]
-                fields = scoring_of(problem).fields(prediction, problem["answer"])
-                records[place] = {**problem, "prediction": prediction, **fields}
-            if keep is not None:
-                keep([records[place] for place in places])
-            bar.update(len(places))
-    return [records[place] for place in range(len(problems))]
+class _Batch(NamedTuple):
+    """Problems of one task that are asked at a time."""
+
+    task: str
+    problems: list[Problem]
 
 
-def _answered(
-    ask: Callable[[list[Problem], Callable[[list[Record]], Any]], None],
-    problems: list[Problem],
-    output: Path,
-    config: dict[str, Any],
-) -> tuple[list[Record], float]:
-    """Records of all problems in order, and the seconds it took to make those that were missing."""
-    check_output(output, "evaluation", JOB, (RECORDS,))
-    with Journal(output / RECORDS, config, output / JOB) as journal:
-        kept = {_key(record) for record in journal.records}
-        missing = [problem for problem in problems if _key(problem) not in kept]
-        started = time.perf_counter()
-        if missing:
-            ask(missing, journal.append)
-        records = {_key(record): record for record in journal.records}
-        return [records[_key(problem)] for problem in problems], time.perf_counter() - started
+def _left(loaded: Mapping[str, LoadedTask], kept: Collection[Key], size: int) -> list[_Batch]:
+    """The batches of all problems without those in `kept`: what is asked together does not depend on where a job was cut,
+    nor on how many processes share it."""
+    left = []
+    for name, (_, problems) in loaded.items():
+        for places in batches(problems, size):
+            missing = [problems[place] for place in places if key(problems[place]) not in kept]
+            if missing:
+                left.append(_Batch(name, missing))
+    return left
 
 
-def _key(record: Record) -> tuple[str, str, int]:
-    return record["task"], record["lang"], record["index"]
+def _prompt(prompt: str | None, task: Task) -> str | None:
+    """What a system is to load for a task."""
+    if prompt != TASK_PROMPT:
+        return prompt
+    if task.prompt is None:
+        raise ValueError(f"prompt: got 'task', but no prompt is published for {task.name}")
+    return task.prompt
+
+
+def _check(answerer: BatchedAnswerer, problems: Sequence[Problem]) -> None:
+    """Raises ValueError, with the question's name, for what the model cannot read."""
+    answerer.check(
+        [problem["question"] for problem in problems],
+        lambda place: "{}, {}, question {}".format(*key(problems[place])),
+        [problem["lang"] for problem in problems],
+    )
 
 
 def _task_results(name: str, task: Task, records: list[Record]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ class GenerationSettings:
         batch_size: texts at a time, longest first; changes the speed and no answer.
         max_new_tokens: of an answer; an analysis writes none.
         encoder_max_length: questions are cut to so many of the encoder's tokens; None: too long a one is refused.
+        prompt: what the LLM reads, by name or as a template, see `layalign.prompts.chosen_prompt`.
         dtype: "float32", "bfloat16" or "float16"; None as stored.
         device: cpu, cuda, cuda:1, ...; None for a GPU where there is one.
     """
@@ -20,6 +21,7 @@ class GenerationSettings:
     batch_size: int = 16
     max_new_tokens: int = 512
     encoder_max_length: int | None = None
+    prompt: str | None = "default"
     dtype: str | None = None
     device: str | None = None
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from layalign.generation.texts import Answerer
 from layalign.journal import Journal, Record
 from layalign.loading import check_model_path, fingerprint, load_model
-from layalign.processor import DEFAULT
+from layalign.prompts import DEFAULT_PROMPT
 
 BATCHES_PER_WRITE = 4
 
@@ -34,6 +34,7 @@ def generate_texts(
     output: str | Path | None = None,
     stream: bool = True,
     write: Callable[[str], None] | None = None,
+    lang: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     **answering: Any,
@@ -49,6 +50,7 @@ def generate_texts(
             an interruption continues it; another job's file is refused. None: answers go to `write` (standard output).
         stream: show a single text's answer while it is written.
         write: what takes answers where there is no output.
+        lang: the texts' language, for encoders and prompts that are told it.
         dtype, device: as in `layalign.loading.load_model`.
         answering: as in `layalign.generation.texts.Answerer`: max_new_tokens, batch_size, prompt, encoder_max_length, and
             anything transformers' generate takes.
@@ -61,26 +63,28 @@ def generate_texts(
     """
     lines = _read_texts(texts, file)
     check_model_path(model_path)
-    answering = {"max_new_tokens": 256, "prompt": DEFAULT, **answering}
+    answering = {"max_new_tokens": 256, "prompt": DEFAULT_PROMPT, **answering}
 
     def load(lines: list[Line]) -> Answerer:
         """Raises ValueError for a line that cannot be answered, before any is."""
         answerer = Answerer(*load_model(model_path, dtype, device), **answering)
-        answerer.check([line.text for line in lines], lambda place: f"line {lines[place].number}")
+        given = [line.text for line in lines]
+        answerer.check(given, lambda place: f"line {lines[place].number}", lang and [lang] * len(given))
         return answerer
 
     if output is None:
-        return _show(load(lines), lines, stream, write or _print)
-    with Journal(output, _description(model_path, lines, dtype, **answering)) as journal:
+        return _show(load(lines), lines, lang, stream, write or _print)
+    with Journal(output, _description(model_path, lines, lang, dtype, **answering)) as journal:
         remaining = lines[len(journal.records) :]
         if remaining:
-            _write(load(remaining), remaining, journal, len(lines))
+            _write(load(remaining), remaining, lang, journal, len(lines))
         return journal.records
 
 
 def _description(
     model_path: str | Path,
     lines: list[Line],
+    lang: str | None,
     dtype: str | None,
     *,
     max_new_tokens: int,
@@ -89,12 +93,14 @@ def _description(
     **generate_kwargs: Any,
 ) -> Record:
     """What tells this job from others; the batch size changes no answer."""
+    told = {} if lang is None else {"lang": lang}  # a job that is not told it stays the same job
     return {
+        **told,
         "kind": "generate",
         "model": fingerprint(model_path),
         "texts": hashlib.sha256("\0".join(line.text for line in lines).encode("utf-8", "surrogatepass")).hexdigest(),
         "max_new_tokens": max_new_tokens,
-        "prompt": "the processor's" if prompt is DEFAULT else prompt,
+        "prompt": "the processor's" if prompt == DEFAULT_PROMPT else prompt,
         "dtype": dtype or "auto",
         "generate": {name: repr(value) for name, value in sorted(generate_kwargs.items())},
     }
@@ -130,7 +136,9 @@ def _file_lines(path: Path) -> list[str]:
         raise ValueError(f"file: {path} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _show(answerer: Answerer, lines: list[Line], stream: bool, write: Callable[[str], None]) -> list[Record]:
+def _show(
+    answerer: Answerer, lines: list[Line], lang: str | None, stream: bool, write: Callable[[str], None]
+) -> list[Record]:
     started = time.perf_counter()
     records: list[Record] = []
     streamer = None
@@ -144,20 +152,20 @@ def _show(answerer: Answerer, lines: list[Line], stream: bool, write: Callable[[
         streamer = Streamer(answerer.tokenizer, skip_prompt=True, skip_special_tokens=True)
     for first in range(0, len(lines), answerer.batch_size):
         part = lines[first : first + answerer.batch_size]
-        records += _records(part, answerer([line.text for line in part], streamer))
+        records += _records(part, answerer([line.text for line in part], streamer, lang and [lang] * len(part)))
         if streamer is None:
             write("".join(record["answer"] + "\n" for record in records[-len(part) :]))
     _report(len(records), answerer.new_tokens, time.perf_counter() - started)
     return records
 
 
-def _write(answerer: Answerer, lines: list[Line], journal: Journal, total: int) -> None:
+def _write(answerer: Answerer, lines: list[Line], lang: str | None, journal: Journal, total: int) -> None:
     started = time.perf_counter()
     window = answerer.batch_size * BATCHES_PER_WRITE
     with tqdm(total=total, initial=total - len(lines), unit="text", desc="generate") as bar:
         for first in range(0, len(lines), window):
             part = lines[first : first + window]
-            journal.append(_records(part, answerer([line.text for line in part])))
+            journal.append(_records(part, answerer([line.text for line in part], None, lang and [lang] * len(part))))
             bar.update(len(part))
     _report(len(lines), answerer.new_tokens, time.perf_counter() - started)
 

@@ -11,7 +11,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from layalign.generation.texts import Answerer
 from layalign.model import LayAlignForConditionalGeneration
-from layalign.processor import DEFAULT, LayAlignProcessor
+from layalign.processor import LayAlignProcessor
+from layalign.prompts import DEFAULT_PROMPT
 
 Given = dict[str, Any]
 
@@ -27,7 +28,7 @@ class LayAlignPipeline(Pipeline):
         pipe(["...", "..."], batch_size=8)                                    # a list of those
         for answer in pipe((line for line in file), batch_size=8): ...        # generators and datasets: as they are answered
 
-    Made or called with `batch_size`, `prompt` (a text with {text}, or None; the processor's template by default), `streamer`
+    Made or called with `batch_size`, `prompt` (see `layalign.prompts.chosen_prompt`; the processor's by default), `streamer`
     (one text at a time) and any argument of generate. Greedy unless told otherwise; `max_new_tokens` is 256.
 
     Args:
@@ -89,7 +90,9 @@ class LayAlignPipeline(Pipeline):
             for answers in self.forward({"text": batch}, **forward_params)["answers"]:
                 yield self.postprocess({"answers": [answers]}, **postprocess_params)
 
-    def _forward(self, inputs: Given, prompt: str | None = DEFAULT, streamer: Any = None, **arguments: Any) -> Given:
+    def _forward(
+        self, inputs: Given, prompt: str | None = DEFAULT_PROMPT, streamer: Any = None, **arguments: Any
+    ) -> Given:
         texts = inputs["text"]
         answerer = Answerer(self.model, self.processor, batch_size=len(texts), prompt=prompt, **arguments)
         return {"answers": answerer.sequences(texts, streamer)}

@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from transformers.utils import logging
 
-from layalign.processor import DEFAULT
-from layalign.prompts import checked_prompt, fill_prompts
+from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
+from layalign.source_languages import source_code, takes_source_language
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
+
+logger = logging.get_logger(__name__)
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
@@ -88,15 +91,21 @@ class BatchedAnswerer(ABC):
                 answers[place] = [self._decode(row) for row in group]
         return answers
 
-    def check(self, texts: Sequence[str], name: Callable[[int], str] = "texts[{}]".format) -> None:
+    def check(
+        self,
+        texts: Sequence[str],
+        name: Callable[[int], str] = "texts[{}]".format,
+        langs: Sequence[str] | None = None,
+    ) -> None:
         """Look at texts before any is answered.
 
         Args:
             texts: one str each.
             name: what a text's place in `texts` is called in a message.
+            langs: the language of each, where they are told.
 
         Raises:
-            ValueError: a text that cannot be answered.
+            ValueError: a text that cannot be answered, or a language that the encoder or the prompt has no name for.
         """
         for place, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
@@ -178,8 +187,8 @@ class Answerer(BatchedAnswerer):
         processor: its LayAlignProcessor.
         max_new_tokens: the most tokens of an answer.
         batch_size: texts at a time; it changes the speed and no answer.
-        prompt: what the LLM reads beside the encoder, a str with {text} and, if it names it, {language}; None: nothing; left
-            out: the processor's template.
+        prompt: what the LLM reads beside the encoder, by name or as a template, see `layalign.prompts.chosen_prompt`; the
+            processor's by default.
         encoder_max_length: questions are cut to so many of the encoder's tokens; None: a question of more than the encoder
             reads (BERT's kind: 512) is refused before any is answered.
         generate_kwargs: anything transformers' generate takes.
@@ -198,7 +207,7 @@ class Answerer(BatchedAnswerer):
         *,
         max_new_tokens: int = 256,
         batch_size: int = 8,
-        prompt: str | None = DEFAULT,
+        prompt: str | None = DEFAULT_PROMPT,
         encoder_max_length: int | None = None,
         **generate_kwargs: Any,
     ):
@@ -210,11 +219,26 @@ class Answerer(BatchedAnswerer):
                 raise ValueError(f"encoder_max_length: got {encoder_max_length}, the encoder takes {limit}")
         self.encoder_max_length = encoder_max_length
         self.processor = processor
-        self.prompt = prompt if prompt is None or prompt is DEFAULT else checked_prompt(prompt)
+        self.prompt = chosen_prompt(prompt, processor.prompt_template, processor.tokenizer)
+        if self.prompt is None and processor.prompt_template is not None:
+            logger.warning_once(
+                "the LLM reads no prompt, and this model's task stage had one: prompt='default' is what it was trained with"
+            )
 
-    def check(self, texts: Sequence[str], name: Callable[[int], str] = "texts[{}]".format) -> None:
+    def check(
+        self,
+        texts: Sequence[str],
+        name: Callable[[int], str] = "texts[{}]".format,
+        langs: Sequence[str] | None = None,
+    ) -> None:
         """As for any texts; too long a one is refused here, by its number of tokens, unless questions are cut."""
-        super().check(texts, name)
+        super().check(texts, name, langs)
+        tokenizer = self.processor.encoder_tokenizer
+        for lang in dict.fromkeys(langs or ()):
+            if takes_source_language(tokenizer):
+                source_code(tokenizer, lang)
+            if isinstance(self.prompt, str):
+                fill_prompt(self.prompt, "", lang)
         limit = self.model.encoder_limit
         if limit is None or self.encoder_max_length is not None:
             return
@@ -242,10 +266,8 @@ class Answerer(BatchedAnswerer):
 
     def _batch(self, asked: Asked, **target: Any) -> BatchFeature:
         texts, langs = asked
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            prompt = fill_prompts(prompt, texts, langs)
-        batch = self.processor(texts, prompt, lang=langs, encoder_max_length=self.encoder_max_length, **target)
+        prompts = None if self.prompt is None else fill_prompts(self.prompt, texts, langs)
+        batch = self.processor(texts, prompts, lang=langs, encoder_max_length=self.encoder_max_length, **target)
         return batch.to(self.model.device)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from layalign.generation.texts import Answerer
 from layalign.loading import torch_device, torch_dtype
-from layalign.processor import DEFAULT
-from layalign.prompts import CHAT, chat_prompt
+from layalign.prompts import DEFAULT_PROMPT, chosen_prompt
 from layalign.published_baselines import KINDS, LANGBRIDGE, load_published, published_processor
 from layalign.source_languages import source_code, takes_source_language
 from layalign.systems.folders import causal_config, check_place, fingerprint
@@ -66,13 +65,11 @@ class PublishedBaseline(System):
         places = {name: getattr(self, name) for name in ("checkpoint", "encoder", "llm", "encoder_tokenizer")}
         return {"kind": self.kind} | {name: fingerprint(place) for name, place in places.items() if place is not None}
 
-    def load(self, prompt: str | None = DEFAULT) -> Answerer:
+    def load(self, prompt: str | None = DEFAULT_PROMPT) -> Answerer:
         """See `System`. The prompt is what MindMerger's LLM and what LangBridge's encoder reads; the system's own: the question."""
-        if prompt == CHAT:
-            prompt = chat_prompt(self._processor(None).tokenizer)
-        if prompt is DEFAULT:
-            prompt = None if self.kind == LANGBRIDGE else "{text}"
-        return layalign_answerer(self, self._model, self._processor(prompt), DEFAULT)
+        own = None if self.kind == LANGBRIDGE else "{text}"
+        template = chosen_prompt(prompt, own, self._processor(None).tokenizer)
+        return layalign_answerer(self, self._model, self._processor(template), DEFAULT_PROMPT)
 
     def _processor(self, prompt: str | None) -> Any:
         return published_processor(

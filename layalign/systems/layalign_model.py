@@ -10,8 +10,7 @@ from typing import Any
 
 from layalign.generation.texts import Answerer
 from layalign.loading import check_model_path, fingerprint, load_model
-from layalign.processor import DEFAULT
-from layalign.prompts import CHAT, chat_prompt
+from layalign.prompts import DEFAULT_PROMPT
 from layalign.source_languages import source_code, takes_source_language
 from layalign.systems.system import System
 
@@ -45,7 +44,7 @@ class LayAlignModel(System):
         """See `System`."""
         return {"model": fingerprint(self.model)}
 
-    def load(self, prompt: str | None = DEFAULT) -> Answerer:
+    def load(self, prompt: str | None = DEFAULT_PROMPT) -> Answerer:
         """See `System`; the system's own prompt is the processor's template."""
         model, processor = self._loaded
         return layalign_answerer(self, model, processor, prompt)
@@ -63,7 +62,7 @@ def layalign_answerer(system: System, model: Any, processor: Any, prompt: str | 
         processor,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
-        prompt=chat_prompt(processor.tokenizer) if prompt == CHAT else prompt,
+        prompt=prompt,
         encoder_max_length=settings.encoder_max_length,
         **system.generate,
     )

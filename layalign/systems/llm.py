@@ -14,8 +14,7 @@ from transformers import StoppingCriteriaList
 from layalign.generation.stopping import EndsWith
 from layalign.generation.texts import Asked, LLMAnswerer
 from layalign.loading import load_llm, torch_device, torch_dtype
-from layalign.processor import DEFAULT
-from layalign.prompts import CHAT, checked_prompt, fill_prompt
+from layalign.prompts import CHAT, DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt
 from layalign.systems.examples import Example, chosen_examples, read_examples
 from layalign.systems.folders import causal_config, fingerprint, load_tokenizer
 from layalign.systems.system import System
@@ -64,14 +63,15 @@ class LLM(System):
             found |= {"examples": fingerprint(self.examples or ""), "shots": self.shots}
         return found
 
-    def load(self, prompt: str | None = DEFAULT) -> PromptedLLM:
+    def load(self, prompt: str | None = DEFAULT_PROMPT) -> PromptedLLM:
         """See `System`; the system's own prompt is the question, with examples between "Question: " and "Answer:"."""
         return PromptedLLM(*self._loaded, **self.answering(prompt))
 
     def answering(self, prompt: str | None) -> dict[str, Any]:
         """The other arguments of its answerer."""
+        own = WITH_EXAMPLES if self.shots else PLAIN
         return {
-            "prompt_template": (WITH_EXAMPLES if self.shots else PLAIN) if prompt is DEFAULT else prompt,
+            "prompt_template": CHAT if prompt == CHAT else chosen_prompt(prompt, own),
             "examples": self._examples,
             "shots": self.shots,
             "max_new_tokens": self.settings.max_new_tokens,

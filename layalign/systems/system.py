@@ -9,7 +9,7 @@ from typing import Any
 
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
 from layalign.generation.texts import BatchedAnswerer
-from layalign.processor import DEFAULT
+from layalign.prompts import DEFAULT_PROMPT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,11 @@ class System(ABC):
         """JSON values that change with what it would answer, `settings`, `generate` and the prompt of `load` apart."""
 
     @abstractmethod
-    def load(self, prompt: str | None = DEFAULT) -> BatchedAnswerer:
+    def load(self, prompt: str | None = DEFAULT_PROMPT) -> BatchedAnswerer:
         """The answerer. A second call, for another prompt, loads nothing again.
 
         Args:
-            prompt: a template with {text}, "chat" for the LLM's chat template, None for a system that needs no text for its
-                LLM; left out: the system's own.
+            prompt: by name or as a template, see `layalign.prompts.chosen_prompt`; the system's own by default.
 
         Raises:
             ValueError: as `check`, and for a prompt that the system cannot take.

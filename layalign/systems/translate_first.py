@@ -10,7 +10,7 @@ from typing import Any
 
 from layalign.languages import language_code
 from layalign.loading import torch_device, torch_dtype
-from layalign.processor import DEFAULT
+from layalign.prompts import DEFAULT_PROMPT
 from layalign.source_languages import source_code, takes_source_language
 from layalign.systems.folders import fingerprint, load_tokenizer, seq2seq_config
 from layalign.systems.llm import LLM, PromptedLLM
@@ -63,7 +63,7 @@ class TranslateFirst(LLM):
         translator = {"translator": fingerprint(self.translator)} | {name: getattr(self, name) for name in settings}
         return super().fingerprint() | translator
 
-    def load(self, prompt: str | None = DEFAULT) -> TranslatingLLM:
+    def load(self, prompt: str | None = DEFAULT_PROMPT) -> TranslatingLLM:
         """See `System`."""
         return TranslatingLLM(*self._loaded, translator=self._translator, target=self.target, **self.answering(prompt))
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from layalign.evaluation.run import evaluate, evaluate_problems
+from layalign.evaluation.loop import evaluate_problems
+from layalign.evaluation.run import evaluate
 from layalign.evaluation.settings import GenerationSettings
 from layalign.generation.texts import Answerer
 from layalign.tasks import Task, registry
@@ -79,7 +80,7 @@ def call(model_folder, tmp_path):
     own = [{"question": f"how many {number} so", "answer": number, "lang": "en"} for number in range(4)]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, own)))
     return dict(
-        model_path=model_folder,
+        model=model_folder,
         tasks=["mgsm", str(tmp_path / "own.jsonl")],
         data={"mgsm": tmp_path},
         settings=GenerationSettings(batch_size=3, max_new_tokens=6, device="cpu"),
@@ -176,7 +177,7 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
     monkeypatch.setattr(
         Answerer, "_generate", lambda self, given, **rest: (asked.extend(given.texts), generate(self, given, **rest))[1]
     )
-    monkeypatch.setattr("layalign.loading.load_model", lambda *_: loaded)
+    monkeypatch.setattr("layalign.systems.layalign_model.load_model", lambda *_: loaded)
     ends = [place for place, byte in enumerate(content) if byte == ord("\n")]
     for length in (0, 5, ends[0], ends[0] + 1, ends[9] + 4, len(content) - 1):
         path.write_bytes(content[:length])
@@ -193,7 +194,7 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
 def test_a_finished_evaluation_only_reads_its_records(call, monkeypatch):
     results = evaluate(**call)
     (call["output"] / "results.json").unlink()
-    monkeypatch.setattr("layalign.loading.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("layalign.systems.layalign_model.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert evaluate(**call)["tasks"] == results["tasks"]
     assert (call["output"] / "results.json").is_file()
 
@@ -229,14 +230,17 @@ def test_a_folder_or_file_of_someone_elses_is_refused_and_kept(call):
 
 
 BAD_EVALUATIONS = {
-    "missing model": (dict(model_path="./nowhere"), "model: no such folder"),
+    "missing model": (dict(model="./nowhere"), "model: no such folder"),
     "missing data": (dict(data="./nowhere", tasks=["mgsm"]), "data: nowhere is not a folder"),
     "unknown task": (dict(tasks=["gsm"], data=None), "task: got 'gsm'"),
     "data for no task": (dict(tasks=["msvamp"]), "data: got mgsm, not among the tasks msvamp"),
     "unknown language": (dict(languages=["xx"]), "languages: xx not in"),
     "unknown dtype": (dict(dtype="int8"), "dtype: got 'int8'"),
     "no batch": (dict(batch_size=0), "batch_size: got 0"),
-    "prompt without a place": (dict(prompt="question"), "prompt: got 'question'"),
+    "prompt without a place": (
+        dict(prompt="question"),
+        "prompt: got 'question', takes 'default', 'task', 'chat', 'none'",
+    ),
 }
 
 

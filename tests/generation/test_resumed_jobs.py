@@ -58,7 +58,7 @@ def test_a_killed_process_is_continued(job):
 import time
 from layalign.generation import jobs, texts
 answer = texts.Answerer.__call__
-texts.Answerer.__call__ = lambda self, texts, streamer=None: (time.sleep(0.2), answer(self, texts))[1]
+texts.Answerer.__call__ = lambda self, texts, *told: (time.sleep(0.2), answer(self, texts, *told))[1]
 jobs.generate_texts({str(job["model_path"])!r}, file={str(job["file"])!r}, output={str(job["output"])!r},
                      batch_size=1, max_new_tokens=6, device="cpu")
 """
@@ -101,7 +101,7 @@ def answer_until_killed(job, loaded, delay):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
         patch.setattr(Journal, "append", slow_append)
-        patch.setattr(Answerer, "__call__", lambda self, texts: (time.sleep(delay), answer(self, texts))[1])
+        patch.setattr(Answerer, "__call__", lambda self, *given: (time.sleep(delay), answer(self, *given))[1])
         generate_texts(**job)
 
 

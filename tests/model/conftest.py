@@ -188,14 +188,24 @@ def words():
     return build
 
 
+@pytest.fixture(scope="session")
+def golden_folder():
+    """case -> the folder of what the published code gave for it."""
+
+    def find(case):
+        if not (GOLDEN / case).is_dir():
+            pytest.skip("the published outputs (shared/official/golden) are not beside this checkout")
+        return GOLDEN / case
+
+    return find
+
+
 @pytest.fixture
-def load_golden():
+def load_golden(golden_folder):
     """case -> the published checkpoint of that case as a model in compatibility mode, and what their code gave for it."""
 
     def build(case, **settings):
-        folder = GOLDEN / case
-        if not folder.is_dir():
-            pytest.skip("the published outputs (shared/official/golden) are not beside this checkout")
+        folder = golden_folder(case)
         model = LayAlignForConditionalGeneration.from_published(
             folder / "pytorch_model.bin", encoder=folder / "mt", llm=folder / "llm", compatible=True, **settings
         )

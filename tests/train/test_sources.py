@@ -3,6 +3,8 @@ import logging
 
 import pytest
 
+from layalign.prompts import PUBLISHED
+from layalign.tasks import prompts
 from layalign.train.recipe import DataSource, load_recipe
 from layalign.train.sources import read_sources
 
@@ -211,7 +213,11 @@ def test_the_published_layout_is_read_by_the_shipped_recipes(tmp_path):
         assert pairs[1]["target"] == "two"
         found[name], _ = read_sources(stages["task"].data, recipe.data_root)
     assert [record["lang"] for record in found["math"]] == ["bn", "th", "sw", "ja", "zh", "de", "fr", "ru", "es"]
-    choices = "\tA. in A\tB. in B\tC. in C\tD. in D\tE. in E"
-    assert found["xcsqa"][0] == {"source": f"Where?\nOptions:{choices}\nAnswer:", "target": "C", "lang": "ur"}
-    text = "Premise: It rains.\nHypothesis: It is wet.\nLabel:"
+    # The same texts as evaluation asks, which are compared with the published ones in tests/tasks.
+    text = prompts.xcsqa("Where?", [f"in {letter}" for letter in "ABCDE"])
+    assert text.startswith("Where?\nOptions:A. in A\tB. in B")
+    assert found["xcsqa"][0] == {"source": text, "target": "C", "lang": "ur"}
+    text = prompts.xnli("It rains.", "It is wet.")
     assert found["xnli"] == [{"source": text, "target": "entailment", "lang": "el"}]
+    for name, expected in PUBLISHED.items():
+        assert load_recipe(name, check_files=False).stages["task"].prompt.replace("{source}", "{text}") == expected

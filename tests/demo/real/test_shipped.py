@@ -6,7 +6,7 @@ import statistics
 import pytest
 from safetensors import safe_open
 
-from layalign.evaluation.run import evaluate_problems
+from layalign.evaluation.loop import evaluate_problems
 from layalign.generation.texts import Answerer
 from layalign.train.checkpoints import damage
 from layalign.train.demo.problems import REAL

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from layalign.evaluation.run import evaluate_problems
+from layalign.evaluation.loop import evaluate_problems
 from layalign.generation.texts import LLMAnswerer
 from layalign.loading import SHIPPED, load_encoder, load_llm, resolve
 from layalign.train.demo.problems import TINY

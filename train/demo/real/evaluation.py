@@ -15,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layalign.analysis.run import measured, measured_alone
 from layalign.analysis.texts import parallel_questions
-from layalign.evaluation.run import evaluate_problems
+from layalign.evaluation.loop import evaluate_problems
 from layalign.generation.texts import Answerer, LLMAnswerer
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor

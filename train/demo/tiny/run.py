@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from layalign.evaluation.run import evaluate_problems
+from layalign.evaluation.loop import evaluate_problems
 from layalign.generation.texts import Answerer, LLMAnswerer
 from layalign.kernels.files import write_json
 from layalign.loading import load_llm

@@ -1,0 +1,59 @@
+"""Which system the options of a command mean."""
+
+from __future__ import annotations
+
+from layalign.evaluation.settings import GenerationSettings
+from layalign.systems.baselines import PublishedBaseline
+from layalign.systems.layalign_model import LayAlignModel
+from layalign.systems.llm import LLM
+from layalign.systems.system import System
+from layalign.systems.translate_first import TranslateFirst
+
+
+def chosen_system(
+    settings: GenerationSettings,
+    *,
+    model: str | None = None,
+    llm: str | None = None,
+    translator: str | None = None,
+    examples: str | None = None,
+    shots: int | None = None,
+    published: str | None = None,
+    encoder: str | None = None,
+) -> System:
+    """A LayAlign model, an LLM alone or after a translator, or a baseline's published checkpoint.
+
+    Args:
+        settings: how it is run.
+        model: a LayAlign model, or with `published` a baseline's checkpoint.
+        llm: an LLM alone, or the baseline's.
+        translator: an encoder-decoder before the LLM.
+        examples, shots: a file of worked examples for the LLM, and how many; one a question where `shots` is left out.
+        published: the baseline's kind.
+        encoder: its encoder.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+    given = {"translator": translator, "examples": examples, "shots": shots}
+    of_llm = [f"--{name}" for name, value in given.items() if value is not None]
+    if published is not None:
+        if of_llm:
+            raise ValueError(f"{', '.join(of_llm)} goes with --llm alone, not with --published")
+        if model is None:
+            raise ValueError("--published: give the checkpoint as the model")
+        return PublishedBaseline(kind=published, checkpoint=model, encoder=encoder, llm=llm, settings=settings)
+    if encoder is not None:
+        raise ValueError("--encoder goes with --published; a LayAlign model says what its encoder is")
+    if (model is None) == (llm is None):
+        raise ValueError(f"model: got {model!r} and --llm {llm!r}, takes one of them")
+    if model is not None:
+        if of_llm:
+            raise ValueError(f"{', '.join(of_llm)} goes with --llm, got the model {model!r}")
+        return LayAlignModel(model=model, settings=settings)
+    if shots is not None and examples is None:
+        raise ValueError("--shots: give the file of --examples too")
+    count = 0 if examples is None else shots or 1
+    if translator is None:
+        return LLM(llm=str(llm), examples=examples, shots=count, settings=settings)
+    return TranslateFirst(llm=str(llm), examples=examples, shots=count, settings=settings, translator=translator)
