@@ -16,9 +16,9 @@ from layalign.generation.texts import longest_first
 from layalign.harness.reading import Read, ReadingAnswerer
 from layalign.loading import load_model
 from layalign.processor import LayAlignProcessor
-from layalign.prompts import CHAT, chat_prompt, checked_prompt, fill_prompt, read_prompt
+from layalign.prompts import CHAT, DEFAULT_PROMPT, TASK_PROMPT, chosen_prompt, fill_prompt, read_prompt
 
-CONTEXT, TASK, NONE, OWN, DOC = "context", "task", "none", "default", "doc"
+CONTEXT, DOC = "context", "doc"
 QUESTION = "question"
 
 
@@ -33,9 +33,9 @@ class Options:
         max_batch_size: not used.
         encoder_input: what the encoder reads: "context", the harness's whole text of a request, "doc" for the field `question` of its
             document, or "doc:FIELD" for another field.
-        prompt: what the LLM reads: "context"; "none"; "default" for the processor's template, "chat" for the LLM's chat template,
-            "task" for the template in the document's field `prompt`, which our own tasks have, or a template with {text}. In templates
-            {text} is what the encoder reads.
+        prompt: what the LLM reads: "context"; "task" for the template in the document's field `prompt`, which our own tasks have; or
+            as `layalign.prompts.chosen_prompt` takes it: "default" for the processor's template, "none", "chat", a template with
+            {text}. In templates {text} is what the encoder reads.
         prompt_file: a file with such a template.
         encoder_max_length: the encoder's text is cut to so many tokens.
         lang: the language of all texts, for encoders and prompts that are told it; None: the document's field `lang`, if any.
@@ -49,7 +49,7 @@ class Options:
     batch_size: int | str = 1
     max_batch_size: int | None = None
     encoder_input: str = CONTEXT
-    prompt: str = CONTEXT
+    prompt: str | None = CONTEXT
     prompt_file: str | None = None
     encoder_max_length: int | None = None
     lang: str | None = None
@@ -58,7 +58,6 @@ class Options:
         if not str(self.batch_size).isdigit() or int(self.batch_size) < 1:
             raise ValueError(f"batch_size: got {self.batch_size!r}, takes a positive int")
         self.batch_size = int(self.batch_size)
-        self.prompt = NONE if self.prompt is None else self.prompt  # what the harness makes of the word None
         name, _, field = str(self.encoder_input).partition(":")
         if name not in (CONTEXT, DOC) or (name == CONTEXT and field):
             raise ValueError(f"encoder_input: got {self.encoder_input!r}, takes context, doc or doc:FIELD")
@@ -66,11 +65,11 @@ class Options:
             if self.prompt != CONTEXT:
                 raise ValueError(f"prompt_file: got {self.prompt_file!r} and prompt {self.prompt!r}, takes one of them")
             self.prompt = read_prompt(self.prompt_file)
-        if self.prompt not in (CONTEXT, TASK, NONE, OWN, CHAT):
+        if self.prompt not in (CONTEXT, TASK_PROMPT, DEFAULT_PROMPT, CHAT):
             try:
-                checked_prompt(self.prompt)
+                chosen_prompt(self.prompt, None)
             except ValueError as error:
-                raise ValueError(f"{error}; or context, default, task, chat, none") from None
+                raise ValueError(f"{error}; or 'context'") from None
 
     @property
     def encoder_field(self) -> str | None:
@@ -110,11 +109,9 @@ class LayAlignHarnessModel(LM):
     def _own_template(self, processor: LayAlignProcessor) -> str | None:
         """The template that holds for all requests, None where there is none."""
         prompt = self.options.prompt
-        if prompt == OWN:
-            return processor.prompt_template
-        if prompt == CHAT:
-            return chat_prompt(processor.tokenizer)
-        return None if prompt in (CONTEXT, TASK, NONE) else prompt
+        if prompt in (CONTEXT, TASK_PROMPT):
+            return None
+        return chosen_prompt(prompt, processor.prompt_template, processor.tokenizer)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers, each up to the first of its request's `until`."""
@@ -203,7 +200,7 @@ class LayAlignHarnessModel(LM):
         context, doc, options = request.args[0], request.doc or {}, self.options
         text = context if options.encoder_field is None else _field(request, options.encoder_field, "encoder_input")
         lang = options.lang or doc.get("lang")
-        template = _field(request, "prompt", "prompt=task") if options.prompt == TASK else self._template
+        template = _field(request, "prompt", "prompt=task") if options.prompt == TASK_PROMPT else self._template
         if options.prompt == CONTEXT:
             prompt = context
         else:

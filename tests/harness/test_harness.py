@@ -122,18 +122,13 @@ def evaluated(folder, tasks, data, batch_size=3, **options):
 def test_mgsm_as_by_layalign_evaluate(folder, mgsm, tmp_path, prompt):
     from layalign.evaluation.run import evaluate
 
-    of_task = {"task": find_task("mgsm").prompt, "none": None, "context": "{text}"}
-    settings = GenerationSettings(batch_size=2, max_new_tokens=12, device="cpu")
-    ours = evaluate(
-        folder,
-        "mgsm",
-        data=mgsm,
-        languages=["sw", "de"],
-        output=tmp_path / "run",
-        prompt=of_task.get(prompt, prompt),
-        settings=settings,
-        progress=False,
-    )["tasks"]["mgsm"]["accuracy"]
+    same = "{text}" if prompt == "context" else prompt
+    settings = GenerationSettings(batch_size=2, max_new_tokens=12, device="cpu", prompt=same)
+    output = tmp_path / "run"
+    found = evaluate(
+        folder, "mgsm", data=mgsm, languages=["sw", "de"], output=output, settings=settings, progress=False
+    )
+    ours = found["tasks"]["mgsm"]["accuracy"]
     theirs, samples = evaluated(folder, ["layalign_mgsm_sw", "layalign_mgsm_de"], mgsm, prompt=prompt)
     for lang in ("sw", "de"):
         found = theirs[f"layalign_mgsm_{lang}"]
@@ -327,7 +322,10 @@ def test_every_language_of_a_task_is_a_harness_task():
         ({"batch_size": "auto"}, r"batch_size: got 'auto', takes a positive int"),
         ({"batch_size": 0}, r"batch_size: got 0, takes a positive int"),
         ({"encoder_input": "question"}, r"encoder_input: got 'question', takes context, doc or doc:FIELD"),
-        ({"prompt": "no place"}, r"prompt: got 'no place', takes a text .* or context, default, task, chat, none"),
+        (
+            {"prompt": "no place"},
+            r"prompt: got 'no place', takes 'default', 'task', .* a text that contains .*; or 'context'",
+        ),
         ({"prompt_file": "/nowhere/x"}, r"prompt_file: /nowhere/x cannot be read"),
         ({"prompt_file": "x", "prompt": "none"}, r"prompt_file: got 'x' and prompt 'none', takes one of them"),
         ({"dtype": "int3"}, r"dtype: got 'int3', takes float32, bfloat16, float16 or auto"),
