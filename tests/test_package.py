@@ -138,7 +138,7 @@ def test_metadata(installed):
     assert {"Homepage", "Repository", "Documentation", "Paper"} <= urls.keys()
     assert urls["Paper"] == "https://arxiv.org/abs/2502.11405"
     extras = set(metadata.get_all("Provides-Extra"))
-    assert {"train", "eval", "demo", "all", "tensorboard", "flash", "test", "lint", "docs", "dev"} <= extras
+    assert {"train", "eval", "demo", "all", "tensorboard", "flash", "lm-eval", "test", "lint", "docs", "dev"} <= extras
     core = [line for line in found.requires if "extra ==" not in line]
     assert {re.split(r"[<>=; ]", line)[0] for line in core} == {
         "torch",

@@ -168,11 +168,15 @@ class BatchedAnswerer(ABC):
         """(len(texts),) the log-likelihood of one answer to each text, in nats."""
 
     def _decode(self, row: torch.Tensor) -> str:
+        """The answer in one row (new,) of token ids, without white space around it."""
+        return self._written(row).strip()
+
+    def _written(self, row: torch.Tensor) -> str:
         """The text of one row (new,) of token ids, up to its end of sequence; what follows that is padding."""
         ends = torch.isin(row, torch.tensor(self._ends, dtype=row.dtype)).nonzero()
         written = row[: ends[0]] if len(ends) else row
         self.new_tokens += min(len(written) + 1, len(row))
-        return self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        return self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 class Answerer(BatchedAnswerer):
@@ -258,7 +262,7 @@ class Answerer(BatchedAnswerer):
         if self.tokenizer.eos_token_id is not None:  # the processor ends a target with it, in the last column
             labels[:, -1] = -100
         out = self.model(**batch)
-        return _sums(out.logits, out.labels)
+        return label_loglikelihoods(out.logits, out.labels)
 
     def _batch(self, asked: Asked, **target: Any) -> BatchFeature:
         texts, langs = asked
@@ -311,7 +315,7 @@ class LLMAnswerer(BatchedAnswerer):
         out = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=width + 1
         )
-        return _sums(out.logits[:, :-1], wanted)
+        return label_loglikelihoods(out.logits[:, :-1], wanted)
 
     def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask (B, N), padded on the left."""
@@ -353,7 +357,7 @@ def longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     return (order[first : first + size] for first in range(0, len(order), size))
 
 
-def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def label_loglikelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(B,) sums over the labels (B, C), -100 where there is none, of the logs of their probability by logits (B, C, V)."""
     losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
     return -losses.double().sum(1)

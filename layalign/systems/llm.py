@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
+from layalign.generation.stopping import EndsWith
 from layalign.generation.texts import Asked, LLMAnswerer
 from layalign.loading import load_llm, torch_device, torch_dtype
 from layalign.prompts import CHAT, DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt
@@ -166,7 +167,7 @@ class PromptedLLM(LLMAnswerer):
 
     def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
         if self._next is not None:
-            ends = NextQuestion(self.tokenizer, self._next)
+            ends = EndsWith(self.tokenizer, [self._next])
             arguments["stopping_criteria"] = StoppingCriteriaList([*arguments.get("stopping_criteria", ()), ends])
         return super()._generate(asked, **arguments)
 
@@ -188,26 +189,6 @@ class PromptedLLM(LLMAnswerer):
     def _decode(self, row: Any) -> str:
         answer = super()._decode(row)
         return answer if self._next is None else answer.partition(self._next)[0].rstrip()
-
-
-class NextQuestion(StoppingCriteria):
-    """Ends the rows in which `words` have been generated. One object a call of generate: the prompt may hold them.
-
-    transformers' stop_strings cannot serve: they reject tokenizers that have no token for any text.
-    """
-
-    def __init__(self, tokenizer: Any, words: str):
-        self.tokenizer, self.words = tokenizer, words
-        self._longest = len(words.encode()) + 1  # a token has a byte or more, so that the words fit into so many
-        self._prompt: int | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """(B,) whether each row (B, N) of ids is at its end."""
-        if self._prompt is None:
-            self._prompt = input_ids.shape[1] - 1
-        last = input_ids[:, max(self._prompt, input_ids.shape[1] - self._longest) :].tolist()
-        texts = self.tokenizer.batch_decode(last, clean_up_tokenization_spaces=False)
-        return torch.tensor([self.words in text for text in texts], device=input_ids.device)
 
 
 def _space_after(prompt: str) -> str:

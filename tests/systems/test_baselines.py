@@ -121,7 +121,7 @@ def test_what_is_refused(toys):
         system("langbridge", toys, llm=toys["encoder"]).check()
     with pytest.raises(ValueError, match="encoder: no such folder: '/nowhere/at/all'"):
         system("mindmerger", toys, encoder="/nowhere/at/all").check()
-    with pytest.raises(ValueError, match="prompt: got 'x', takes 'default'"):
+    with pytest.raises(ValueError, match=r"prompt: got 'x', takes .* a text that contains"):
         system("langbridge", toys).load("x")
     with pytest.raises(ValueError, match="'chat' needs a chat template"):
         system("mindmerger", toys).load("chat")

@@ -234,7 +234,7 @@ def test_folders_that_are_none(bases, model_folder, t5, tmp_path):
 def test_prompts_that_an_llm_cannot_take(bases):
     with pytest.raises(ValueError, match="prompt: got none, but an LLM alone reads nothing else"):
         llm(bases).load(None)
-    with pytest.raises(ValueError, match=r"a text that contains \{text\} once"):
+    with pytest.raises(ValueError, match=r"or a text that contains \{text\} once"):
         llm(bases).load("no place for the question")
 
 

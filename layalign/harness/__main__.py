@@ -1,0 +1,3 @@
+from layalign.harness import main
+
+main()
