@@ -10,10 +10,13 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from layalign.cli import app
 from layalign.train.demo.real import __main__ as experiment
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +76,16 @@ def layalign(arguments, folder, **kwargs):
     )
     assert result.returncode == 0, f"layalign {' '.join(arguments)}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout
+
+
+def system_of(words, monkeypatch):
+    """The kind of system that an evaluation's words mean; it is not run."""
+    meant = []
+    monkeypatch.setattr("layalign.evaluation.run.evaluate", lambda system, *rest, **options: meant.append(system))
+    monkeypatch.setattr("layalign.prompts.read_prompt", lambda file: "{text}")
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, f"{words}: {result.output} {result.exception}"
+    return type(meant[0]).__name__
 
 
 def python(words, folder):
@@ -178,11 +191,19 @@ def test_every_command(demo, monkeypatch):
     done = set()
     for command in commands():
         words = [HUB.get(word, word) for word in shlex.split(command)]
+        if words[0] == "torchrun":
+            python(["-m", "torch.distributed.run", "--standalone", *words[1:]], folder)
+            done.add("torchrun")
+            continue
+        if words[0] == "layalign-lm-eval":
+            if find_spec("lm_eval"):  # an extra that the tests need no more than its own
+                python(["-m", "layalign.harness", *words[1:]], folder)
+            continue
         if words[0] == "make":
             done.add(words[1])  # test_make_commands and the fixture
             continue
-        if words[:3] == ["pip", "install", "-e"]:
-            extra = words[3].removeprefix(".").strip("[]")
+        if words[:2] == ["pip", "install"]:
+            extra = words[-1].removeprefix(".").removeprefix("layalign").strip("[]")
             assert not extra or f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8"), command
             continue
         if words[:3] == ["python", "-m", "layalign.train.demo.real"]:
@@ -210,9 +231,16 @@ def test_every_command(demo, monkeypatch):
         elif name == "train":
             layalign(words[1:], folder)
             assert (folder / "runs/mine/model/model.safetensors").is_file()
+        elif name == "evaluate" and {"--llm", "--published"} & set(words):
+            done.add(system_of(words[1:], monkeypatch))
         elif name == "evaluate":
             layalign(words[1:], folder)
             assert list((folder / "runs/mgsm").rglob("results.json"))
+        elif name == "compare":
+            layalign(words[1:], folder)
+            text = (folder / "runs/comparison/comparison.md").read_text()
+            assert "model (mgsm)" in text and "model (two)" in text
+            assert (folder / "runs/mgsm/records.jsonl").read_bytes() == (folder / "runs/two/records.jsonl").read_bytes()
         elif name == "analyze":
             assert "nearest" in layalign(words[1:], folder)
             assert (folder / "runs/analysis/components.png").is_file()
@@ -229,6 +257,11 @@ def test_every_command(demo, monkeypatch):
         else:
             pytest.fail(f"no test runs {command!r}")
     assert done == {
+        "torchrun",
+        "compare",
+        "LLM",
+        "TranslateFirst",
+        "PublishedBaseline",
         "demo",
         "test",
         "kernels",
