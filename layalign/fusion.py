@@ -213,6 +213,14 @@ def fused_attention(
     key_mask, key_span = attention_mask.key_mask, None
     if fusion is not None:
         key_mask, key_span = fusion.hidden_keys(attention_mask, len(query))
+    if (
+        cross_key.device != query.device
+    ):  # an LLM spread over devices: what is the same for all layers lies on the first
+        cross_key, cross_value = cross_key.to(query.device), cross_value.to(query.device)
+        cross_mask, cross_span, key_mask, key_span = (
+            None if hidden is None else hidden.to(query.device)
+            for hidden in (cross_mask, cross_span, key_mask, key_span)
+        )
     out: Any = adaptive_fusion_attention(
         query,
         key,

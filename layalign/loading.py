@@ -101,7 +101,10 @@ def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def load_model(
-    model_path: str | os.PathLike, dtype: str | None = None, device: str | torch.device | None = None
+    model_path: str | os.PathLike,
+    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    devices: str | None = None,
 ) -> tuple[LayAlignForConditionalGeneration, LayAlignProcessor]:
     """A saved model and its processor, in evaluation mode.
 
@@ -109,17 +112,26 @@ def load_model(
         model_path: folder or hub name.
         dtype: None or "auto" as stored, "float32", "bfloat16" or "float16".
         device: where to; None: CUDA where there is one, else the CPU.
+        devices: instead of `device`: spread the LLM's layers over all devices, see `layalign.spreading.spread`.
 
     Raises:
-        ValueError: no model there, or a dtype or device that there is not.
+        ValueError: no model there, a dtype or device that there is not, or both of device and devices.
     """
     # By the package's lazy names: the model itself loads its bases by this module.
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 
     check_model_path(model_path)
+    if device is not None and devices is not None:
+        raise ValueError(f"devices: got {devices!r} and device {str(device)!r}, takes one of them")
     device, wanted = torch_device(device), torch_dtype(dtype)
-    model = LayAlignForConditionalGeneration.from_pretrained(str(model_path), dtype=wanted)
-    return model.to(device).eval(), LayAlignProcessor.from_pretrained(str(model_path))
+    model = LayAlignForConditionalGeneration.from_pretrained(str(model_path), dtype=wanted).eval()
+    if devices is None:
+        model = model.to(device)
+    else:
+        from layalign.spreading import spread
+
+        spread(model, devices)
+    return model, LayAlignProcessor.from_pretrained(str(model_path))
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:

@@ -89,7 +89,8 @@ class LayerwiseAligner(nn.Module):
             second = self.project2.weight.to(dtype), self.project2.bias.to(dtype)
             streams = stream_linear(torch.relu(streams), *second, backend=backend)
         pairs = [projection(streams[2 * i], streams[2 * i + 1]) for i, projection in enumerate(projections)]
-        keys, values = zip(*pairs, strict=True)
+        place = states[0].device  # the layers of an LLM that is spread over devices leave theirs elsewhere
+        keys, values = ([made.to(place) for made in part] for part in zip(*pairs, strict=True))
         return torch.stack(keys).to(dtype), torch.stack(values).to(dtype)
 
     def folded_weights(

@@ -20,7 +20,7 @@ FOLDERS = {"layalign.kernels": "kernels", "layalign": "layalign", "layalign.trai
 # What the extras bring: the core imports it inside the function that needs it, the trainer its own at the top of a file.
 OPTIONAL = {"accelerate", "datasets", "gguf", "matplotlib", "num2words2", "rich", "sacrebleu", "yaml"}
 TRAINER_MAY_IMPORT = {"accelerate", "datasets", "yaml"}
-FORBIDDEN = {"layalign.kernels": {"transformers", "datasets", "accelerate", "safetensors"}, "layalign": {"accelerate"}}
+FORBIDDEN = {"layalign.kernels": {"transformers", "datasets", "accelerate", "safetensors"}}
 
 
 def run(code, **kwargs):

@@ -71,7 +71,7 @@ def analyze(
     folder = Path(output) if output else Path("runs") / "analyze" / Path(model_path).name
     check_output(folder, "analysis", RESULTS)
     parallel = parallel_texts(task, data, texts, languages, limit)
-    model, processor = load_model(model_path, settings.dtype, settings.device)
+    model, processor = load_model(model_path, settings.dtype, settings.device, settings.devices)
     reading: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "encoder_max_length": settings.encoder_max_length,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from layalign.evaluation.settings import GenerationSettings
 from layalign.journal import Journal, line_of
 from layalign.kernels.files import write_text
 from layalign.tasks.reading import json_rows
@@ -67,14 +68,18 @@ class Processes:
 
             dist.barrier()
 
-    def device(self, device: str | None) -> str | None:
-        """`device`, or where none is given and there are GPUs this process's own."""
-        if device is None and self.count > 1:
-            import torch
+    def placed(self, settings: GenerationSettings) -> GenerationSettings:
+        """`settings`, with this process's own GPU where they name no device and there are GPUs."""
+        import torch
 
-            if torch.cuda.is_available():
-                return f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % torch.cuda.device_count()}"
-        return device
+        if self.count == 1 or settings.device is not None or not torch.cuda.is_available():
+            return settings
+        if settings.devices is not None:
+            raise ValueError(
+                f"devices: got {settings.devices!r} in {self.count} processes; one process takes all devices"
+            )
+        place = int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count()
+        return replace(settings, device=f"cuda:{place}")
 
 
 def answered(

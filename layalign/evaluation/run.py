@@ -108,7 +108,7 @@ def evaluate(
         left = _left(loaded, kept, settings.batch_size)
         share = left[processes.rank :: processes.count]
         if share:
-            here = replace(system, settings=replace(settings, device=processes.device(settings.device)))
+            here = replace(system, settings=processes.placed(settings))
             answerers = {name: here.load(prompt) for name, prompt in prompts.items()}
             for batch in left:
                 _check(answerers[batch.task], batch.problems)

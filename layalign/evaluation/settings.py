@@ -16,6 +16,7 @@ class GenerationSettings:
         prompt: what the LLM reads, by name or as a template, see `layalign.prompts.chosen_prompt`.
         dtype: "float32", "bfloat16" or "float16"; None as stored.
         device: cpu, cuda, cuda:1, ...; None for a GPU where there is one.
+        devices: instead of one device, how the LLM's layers are spread over all, see `layalign.spreading.spread_llm`.
     """
 
     batch_size: int = 16
@@ -24,6 +25,11 @@ class GenerationSettings:
     prompt: str | None = "default"
     dtype: str | None = None
     device: str | None = None
+    devices: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.device is not None and self.devices is not None:
+            raise ValueError(f"devices: got {self.devices!r} and device {self.device!r}, takes one of them")
 
 
 DEFAULT_SETTINGS = GenerationSettings()

@@ -37,6 +37,7 @@ def generate_texts(
     lang: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    devices: str | None = None,
     **answering: Any,
 ) -> list[Record]:
     """Answer texts given as arguments, the lines of a file, or those of standard input.
@@ -51,7 +52,7 @@ def generate_texts(
         stream: show a single text's answer while it is written.
         write: what takes answers where there is no output.
         lang: the texts' language, for encoders and prompts that are told it.
-        dtype, device: as in `layalign.loading.load_model`.
+        dtype, device, devices: as in `layalign.loading.load_model`.
         answering: as in `layalign.generation.texts.Answerer`: max_new_tokens, batch_size, prompt, encoder_max_length, and
             anything transformers' generate takes.
 
@@ -67,7 +68,7 @@ def generate_texts(
 
     def load(lines: list[Line]) -> Answerer:
         """Raises ValueError for a line that cannot be answered, before any is."""
-        answerer = Answerer(*load_model(model_path, dtype, device), **answering)
+        answerer = Answerer(*load_model(model_path, dtype, device, devices), **answering)
         given = [line.text for line in lines]
         answerer.check(given, lambda place: f"line {lines[place].number}", lang and [lang] * len(given))
         return answerer

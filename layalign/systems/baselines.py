@@ -13,6 +13,7 @@ from layalign.loading import torch_device, torch_dtype
 from layalign.prompts import DEFAULT_PROMPT, chosen_prompt
 from layalign.published_baselines import KINDS, LANGBRIDGE, load_published, published_processor
 from layalign.source_languages import source_code, takes_source_language
+from layalign.spreading import spread
 from layalign.systems.folders import causal_config, check_place, fingerprint
 from layalign.systems.layalign_model import layalign_answerer
 from layalign.systems.system import System
@@ -83,4 +84,4 @@ class PublishedBaseline(System):
         for _, parameter in model.trained_parameters():
             if dtype is not None:
                 parameter.data = parameter.data.to(dtype)
-        return model.to(device)
+        return model.to(device) if self.settings.devices is None else spread(model, self.settings.devices)

@@ -51,7 +51,7 @@ class LayAlignModel(System):
 
     @cached_property
     def _loaded(self) -> Any:
-        return load_model(self.model, self.settings.dtype, self.settings.device)
+        return load_model(self.model, self.settings.dtype, self.settings.device, self.settings.devices)
 
 
 def layalign_answerer(system: System, model: Any, processor: Any, prompt: str | None) -> Answerer:

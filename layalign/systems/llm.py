@@ -15,6 +15,7 @@ from layalign.generation.stopping import EndsWith
 from layalign.generation.texts import Asked, LLMAnswerer
 from layalign.loading import load_llm, torch_device, torch_dtype
 from layalign.prompts import CHAT, DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt
+from layalign.spreading import spread_llm
 from layalign.systems.examples import Example, chosen_examples, read_examples
 from layalign.systems.folders import causal_config, fingerprint, load_tokenizer
 from layalign.systems.system import System
@@ -88,7 +89,11 @@ class LLM(System):
         device, dtype = torch_device(self.settings.device), torch_dtype(self.settings.dtype)
         causal_config("llm", self.llm)
         tokenizer = load_tokenizer("llm", self.llm)
-        return load_llm(self.llm, dtype).to(device).eval(), tokenizer
+        llm = load_llm(self.llm, dtype).eval()
+        if self.settings.devices is None:
+            return llm.to(device), tokenizer
+        spread_llm(llm, self.settings.devices)
+        return llm, tokenizer
 
 
 class PromptedLLM(LLMAnswerer):

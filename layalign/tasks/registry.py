@@ -53,13 +53,15 @@ def load_task(
     Args:
         task: a name in NAMES, or the path of a file of JSON lines with the fields question, answer and lang.
         data: for a task with published files a folder that holds them (itself or in a folder named after the task), or a
-            name that `datasets.load_dataset` takes, with "datasets:" before it if a folder of that name exists; None:
-            the usual name on the hub. For "problems" such a file of JSON lines, or a folder with problems.jsonl.
+            name that `datasets.load_dataset` takes, with "datasets:" before it if a folder of that name exists, or a
+            folder that datasets' `save_to_disk` wrote; None: the usual name on the hub. For "problems" such a file of
+            JSON lines, or a folder with problems.jsonl.
         languages: codes, None for all.
         limit: problems taken per language, from the start, None for all.
 
     Returns:
-        Dicts with `task`, `lang`, `index` (its place in its language, from 0), `question` (str) and `answer`.
+        Dicts with `task`, `lang`, `index` (its place in its language, from 0), `question` (str, what the encoder reads)
+        and `answer`; those of a task with choices also `choices` (list[str], the answer among them).
 
     Raises:
         ValueError: an unknown task or language, a missing or empty file, and a bad row (with file and line).

@@ -2,8 +2,8 @@
 
 Native and full-width digits become ASCII, and so do dashes, spaces and apostrophes of all kinds. Fractions become `n/d`:
 one character, LaTeX's, `4分之3` and `4分の3`. `3万5千`, `1億2000万` are multiplied out. The power of a unit (`25 m2`,
-`cm^3`) goes. A word for a minus (minus, moins, マイナス, 负, ...) becomes a sign, unless a number stands before it: there it
-takes something off.
+`cm^3`) goes. A word for a sign (negative, マイナス, 负, ...) becomes one, and so does one for a minus (minus, moins, ...) behind
+a word such as "is" or before degrees; anywhere else it takes something off.
 """
 
 from __future__ import annotations
@@ -41,10 +41,17 @@ _SCALED_PART = re.compile(rf"({_PART})([億亿万萬千百]?)")
 _VALUES = {"億": 10**8, "亿": 10**8, "万": 10**4, "萬": 10**4, "千": 1000, "百": 100, "": 1}
 
 _MINUS_WORD = re.compile(
-    r"(?<!\w)(?<!\bal )(?<!\blo )(?<!\bau )(?<!\bdu )(?:minus|negative|moins|menos|минус|hasi|মাইনাস|మైనస్) +(?=\W?\d)"
-    r"|(?:マイナス|[负負]の?|ลบ ?)(?=\W?\d)",
+    r"(?<!\w)(?:(?P<sign>negative|hasi)|minus|moins|menos|минус|মাইনাস|మైనస్) +(?=\W?\d)"
+    r"|(?:(?P<mark>マイナス|[负負]の?)|ลบ ?)(?=\W?\d)",
     re.IGNORECASE,
 )
+# What stands before a minus that is no operation, and behind its number.
+_IS = re.compile(
+    r"(?:^|[=≈:(\n]|(?<!\w)(?:is|was|are|be|equals|gives|of|ist|sind|war|beträgt|ergibt|gleich|est|sont|fait|es|son|era|равно"
+    r"|составляет|হল|হলো|হয়|కాబట్టి)|คือ|เป็น|เท่ากับ) *$",
+    re.IGNORECASE,
+)
+_DEGREES = re.compile(r"\W?\d[\d.,]* ?(?:°|℃|degree|grad|degré|градус|องศา|ডিগ্রি|డిగ్రీ|nyuzi|digrii)", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
@@ -77,6 +84,8 @@ def _multiplied(found: re.Match[str]) -> str:
 
 
 def _sign(found: re.Match[str]) -> str:
-    before = found.string[: found.start()].rstrip()
-    takes_off = before and (before[-1].isdigit() or before[-1] in ")]}%")
-    return found[0] if takes_off else "-"
+    before, after = found.string[: found.start()], found.string[found.end() :]
+    if re.search(r"[\d)\]}%] *$", before):
+        return found[0]
+    signs = found["sign"] or found["mark"] or _IS.search(before) or _DEGREES.match(after)
+    return "-" if signs else found[0]

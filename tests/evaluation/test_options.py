@@ -148,6 +148,8 @@ BAD_EVALUATIONS = {
     "an evaluation that is not there": (("{model}", "--against", "{folder}/none"), "none holds no finished evaluation"),
     "a language that is not there": (("{model}", "--languages", "sw,xx"), "languages: xx not in"),
     "no device": (("{model}", "--device", "gpu"), "device: got 'gpu'"),
+    "device and devices": (("{model}", "--devices", "auto", "--device", "cpu"), "takes one of them"),
+    "no way to spread": (("{model}", "--devices", "all"), "devices: got 'all', takes auto, balanced"),
     "no dtype": (("{model}", "--dtype", "int4"), "dtype: got 'int4'"),
     "a file as model": (("{folder}/bad.txt",), "bad.txt is a file, takes the folder of a trained model"),
 }
@@ -159,7 +161,7 @@ def test_bad_evaluations(case, folder, bases, model_folder, tmp_path):
     places = {"model": model_folder, "llm": bases / "llm", "encoder": bases / "encoder", "folder": folder}
     words = [word.format(**places) if "{text}" not in word and "{language}" not in word else word for word in words]
     given = common(folder, tmp_path / "out")
-    if "--device" in words:
+    if "--device" in words or "--devices" in words:
         given = given[: given.index("--device")]
     result = invoke("evaluate", *words, *given)
     with pytest.raises(ValueError, match=message):

@@ -123,6 +123,8 @@ def test_a_limit_reads_no_more_of_a_stream_than_it_needs(task, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", load)
     problems = load_task(task, limit=2, languages=["sw"])
     assert [problem["index"] for problem in problems] == [0, 1]
+    with pytest.raises(ValueError, match=r"languages: all not in .*, which has"):
+        load_task(task, limit=2, languages=["all"])
     assert {rows.read for rows in watched.values()} == {2}
     assert len(watched) == (2 if task == "flores" else 1)
 

@@ -68,6 +68,13 @@ def test_xnli(row, tmp_path):
     assert asked("xnli", tmp_path).encode() == row["expected"].encode()
 
 
+def test_white_space_is_kept_where_the_published_reader_keeps_it(tmp_path):
+    write(tmp_path / "mgsm_sw.tsv", "  Bata wangapi? \t18\n")
+    assert [problem["question"] for problem in load_task("mgsm", tmp_path)] == ["Bata wangapi? "]
+    write(tmp_path / "test_Swahili.json", json.dumps({"m_query": " Bata wangapi? ", "response": "18.0"}))
+    assert [problem["question"] for problem in load_task("msvamp", tmp_path)] == [" Bata wangapi? "]
+
+
 def test_xcsqa_has_nothing_between_its_colon_and_the_first_choice():
     assert prompts.xcsqa("Where?", ["here", "there"]) == "Where?\nOptions:A. here\tB. there\nAnswer:"
 

@@ -64,7 +64,7 @@ def test_of_equal_choices_the_first_wins_and_bytes_are_not_letters():
 
     assert verdicts([-2.0, -2.0], "A", ["A", "B"]) == (100.0, 100.0)
     assert verdicts([-2.0, -2.0], "B", ["A", "B"]) == (0.0, 0.0)
-    assert verdicts([-3.0, -4.0], "น้ำ", ["aa", "น้ำ"]) == (0.0, 100.0)  # 1.5 nats a byte against 0.33
+    assert verdicts([-3.0, -6.0], "น้ำ", ["aa", "น้ำ"]) == (0.0, 100.0)  # nine bytes of three letters
     assert verdicts([-float("inf"), -4.0], "B", ["A", "B"]) == (100.0, 100.0)
 
 
