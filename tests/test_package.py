@@ -148,8 +148,8 @@ def test_metadata(installed):
         "typer",
         "tqdm",
     }
-    (script,) = found.entry_points.select(group="console_scripts")
-    assert (script.name, script.value) == ("layalign", "layalign.cli:main")
+    scripts = {script.name: script.value for script in found.entry_points.select(group="console_scripts")}
+    assert scripts == {"layalign": "layalign.cli:main", "layalign-lm-eval": "layalign.harness:main"}
 
 
 def commands(command, names=()):

@@ -239,7 +239,7 @@ def test_loglikelihoods_of_a_context_and_what_follows_it(folder, answerer):
     harness = LayAlignHarnessModel(folder, device="cpu", batch_size=3)
     context = f"{QUESTIONS['de'][0]}\nAnswer:"
     greedy = harness.generate_until([request(context, {"until": [], "max_gen_toks": 3})], disable_tqdm=True)[0]
-    said = [" 9", " A", f" {greedy}", " 12 7"]
+    said = [" 9", " A", f" {greedy}", " 12 7", "7"]  # of the last, the token depends on what stands before it
     found = harness.loglikelihood([request(context, text) for text in said], disable_tqdm=True)
     tokenizer = processor.tokenizer
     before = tokenizer(context, add_special_tokens=False)["input_ids"]
@@ -252,6 +252,27 @@ def test_loglikelihoods_of_a_context_and_what_follows_it(folder, answerer):
         assert value == pytest.approx(logs.gather(1, targets[:, None]).sum().item(), rel=1e-5)
         assert likeliest == bool((logits.argmax(-1) == targets).all())
     assert len({likeliest for _, likeliest in found}) == 2
+
+
+def test_with_a_prompt_continuations_are_read_as_training_targets_are(folder, answerer):
+    harness = LayAlignHarnessModel(folder, device="cpu", batch_size=3, prompt="default")
+    texts = [*QUESTIONS["de"], *QUESTIONS["sw"]]
+    expected = answerer.loglikelihoods(texts, [["7"]] * len(texts))
+    for said in ("7", " 7"):
+        found = harness.loglikelihood([request(text, said) for text in texts], disable_tqdm=True)
+        assert [value for value, _ in found] == pytest.approx([value for (value,) in expected], rel=1e-5)
+
+
+def test_requests_keep_their_own_arguments(folder):
+    model = LayAlignHarnessModel(folder, device="cpu", batch_size=8)
+    texts = [f"{text}\nAnswer:" for text in QUESTIONS["de"]]
+    arguments = [{"until": [], "max_gen_toks": 2 + 4 * (place % 2)} for place in range(4)]
+    together = model.generate_until([request(*pair) for pair in zip(texts, arguments, strict=True)], disable_tqdm=True)
+    alone = [
+        model.generate_until([request(*pair)], disable_tqdm=True)[0] for pair in zip(texts, arguments, strict=True)
+    ]
+    assert together == alone
+    assert len(together[0]) < len(together[1])
 
 
 @pytest.mark.slow

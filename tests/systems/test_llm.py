@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from layalign.evaluation.settings import GenerationSettings
+from layalign.generation.stopping import EndsWith
 from layalign.generation.texts import LLMAnswerer
 from layalign.systems import LLM, LayAlignModel, read_examples
 
@@ -158,6 +159,29 @@ def test_likelihoods_are_those_of_the_text_as_a_whole(bases, plain_examples, que
             with torch.no_grad():
                 logs = model(ids).logits[0, -count - 1 : -1].double().log_softmax(-1)
             assert value == pytest.approx(logs.gather(1, ids[0, -count:, None]).sum().item(), rel=1e-5)
+
+
+def test_a_choices_tokens_depend_on_what_stands_before_them():
+    answerer = LLM(llm="layalign:tiny_llm", settings=SETTINGS).load("{text} is\n")
+    model, tokenizer = answerer.model, answerer.tokenizer
+    ids = tokenizer("2 + 2 is\n4", return_tensors="pt")["input_ids"]
+    assert ids[0].tolist() != tokenizer("2 + 2 is\n")["input_ids"] + tokenizer("4")["input_ids"]
+    with torch.no_grad():
+        logs = model(ids).logits[0, -2].double().log_softmax(-1)
+    assert answerer.loglikelihoods(["2 + 2"], [["4"]]) == [[pytest.approx(logs[ids[0, -1]].item(), rel=1e-5)]]
+
+
+def test_a_prompt_may_hold_what_ends_an_answer(bases):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bases / "llm")
+    ends = EndsWith(tokenizer, ["how many"])
+    rows = tokenizer(["what how many 1", "what is how 2"], return_tensors="pt")["input_ids"]
+    assert ends(rows, None).tolist() == [False, False]  # one new token each
+    rows = torch.cat([rows, tokenizer(["how", "how"], return_tensors="pt")["input_ids"]], 1)
+    assert ends(rows, None).tolist() == [False, False]
+    rows = torch.cat([rows, tokenizer(["many", "na"], return_tensors="pt")["input_ids"]], 1)
+    assert ends(rows, None).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
