@@ -22,13 +22,17 @@ SUITES ?= bench/
 TOLERANCE ?= 0.10
 README ?=  # README=docs/benchmarks.md writes that page's section of results too
 REPORT = $(RUN) -m bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
-.PHONY: demo test lint docs bench bench-report bench-check gpu gpu-replica install clean
+.PHONY: demo test harness lint docs bench bench-report bench-check gpu gpu-replica install clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/layalign demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# lm-evaluation-harness in the same environment, 340 MB more, and the tests that need it.
+harness: $(VENV)/.installed-test $(VENV)/.installed-lm-eval
+	$(BIN)/python -m pytest tests/harness
 
 # Types of the public modules only: [tool.mypy] lists them.
 lint: $(VENV)/.installed-lint

@@ -161,6 +161,12 @@ def evaluate(
         str | None, typer.Option(help="mindmerger or langbridge: MODEL is a checkpoint of theirs.")
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="--published: the encoder it was trained with.")] = None,
+    encoder_tokenizer: Annotated[
+        str | None, typer.Option(help="--published: where the encoder's tokenizer is, if not with it.")
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="--translator: put before each text, {language} for its language (T5).")
+    ] = None,
     *,
     running: Running,
 ) -> None:
@@ -182,6 +188,8 @@ def evaluate(
         shots=shots,
         published=published,
         encoder=encoder,
+        encoder_tokenizer=encoder_tokenizer,
+        prefix=prefix,
     )
     evaluate(system, task, data=data, languages=_languages(languages), limit=limit, output=output, against=against)
 

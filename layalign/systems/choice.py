@@ -20,6 +20,8 @@ def chosen_system(
     shots: int | None = None,
     published: str | None = None,
     encoder: str | None = None,
+    encoder_tokenizer: str | None = None,
+    prefix: str | None = None,
 ) -> System:
     """A LayAlign model, an LLM alone or after a translator, or a baseline's published checkpoint.
 
@@ -31,10 +33,14 @@ def chosen_system(
         examples, shots: a file of worked examples for the LLM, and how many; one a question where `shots` is left out.
         published: the baseline's kind.
         encoder: its encoder.
+        encoder_tokenizer: where that one's tokenizer is, if not with it.
+        prefix: what the translator reads before each text.
 
     Raises:
         ValueError: options that do not go together.
     """
+    if prefix is not None and translator is None:
+        raise ValueError("--prefix goes with --translator")
     given = {"translator": translator, "examples": examples, "shots": shots}
     of_llm = [f"--{name}" for name, value in given.items() if value is not None]
     if published is not None:
@@ -42,9 +48,12 @@ def chosen_system(
             raise ValueError(f"{', '.join(of_llm)} goes with --llm alone, not with --published")
         if model is None:
             raise ValueError("--published: give the checkpoint as the model")
-        return PublishedBaseline(kind=published, checkpoint=model, encoder=encoder, llm=llm, settings=settings)
-    if encoder is not None:
-        raise ValueError("--encoder goes with --published; a LayAlign model says what its encoder is")
+        bases = {"encoder": encoder, "llm": llm, "encoder_tokenizer": encoder_tokenizer}
+        return PublishedBaseline(kind=published, checkpoint=model, settings=settings, **bases)
+    if encoder is not None or encoder_tokenizer is not None:
+        raise ValueError(
+            "--encoder, --encoder-tokenizer go with --published; a LayAlign model says what its encoder is"
+        )
     if (model is None) == (llm is None):
         raise ValueError(f"model: got {model!r} and --llm {llm!r}, takes one of them")
     if model is not None:
@@ -56,4 +65,5 @@ def chosen_system(
     count = 0 if examples is None else shots or 1
     if translator is None:
         return LLM(llm=str(llm), examples=examples, shots=count, settings=settings)
-    return TranslateFirst(llm=str(llm), examples=examples, shots=count, settings=settings, translator=translator)
+    told = {"translator": translator, "prefix": prefix or ""}
+    return TranslateFirst(llm=str(llm), examples=examples, shots=count, settings=settings, **told)

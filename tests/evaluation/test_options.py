@@ -113,7 +113,11 @@ BAD_EVALUATIONS = {
         ("--llm", "{llm}", "--examples", "{folder}/bad.txt"),
         "bad.txt:1: got 1 tab-separated fields",
     ),
-    "an encoder for a model": (("{model}", "--encoder", "{llm}"), "--encoder goes with --published"),
+    "an encoder for a model": (("{model}", "--encoder", "{llm}"), "--encoder, --encoder-tokenizer go with --published"),
+    "a prefix without a translator": (
+        ("--llm", "{llm}", "--prefix", "to English: "),
+        "--prefix goes with --translator",
+    ),
     "a baseline without its checkpoint": (
         ("--published", "mindmerger"),
         "--published: give the checkpoint as the model",
