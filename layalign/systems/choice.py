@@ -48,8 +48,14 @@ def chosen_system(
             raise ValueError(f"{', '.join(of_llm)} goes with --llm alone, not with --published")
         if model is None:
             raise ValueError("--published: give the checkpoint as the model")
-        bases = {"encoder": encoder, "llm": llm, "encoder_tokenizer": encoder_tokenizer}
-        return PublishedBaseline(kind=published, checkpoint=model, settings=settings, **bases)
+        return PublishedBaseline(
+            kind=published,
+            checkpoint=model,
+            encoder=encoder,
+            llm=llm,
+            encoder_tokenizer=encoder_tokenizer,
+            settings=settings,
+        )
     if encoder is not None or encoder_tokenizer is not None:
         raise ValueError(
             "--encoder, --encoder-tokenizer go with --published; a LayAlign model says what its encoder is"
@@ -65,5 +71,11 @@ def chosen_system(
     count = 0 if examples is None else shots or 1
     if translator is None:
         return LLM(llm=str(llm), examples=examples, shots=count, settings=settings)
-    told = {"translator": translator, "prefix": prefix or ""}
-    return TranslateFirst(llm=str(llm), examples=examples, shots=count, settings=settings, **told)
+    return TranslateFirst(
+        llm=str(llm),
+        examples=examples,
+        shots=count,
+        translator=translator,
+        prefix=prefix or "",
+        settings=settings,
+    )
