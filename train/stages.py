@@ -215,6 +215,6 @@ def _checkpointing(model, action):
 
 
 def _plain(entry):
-    """A log entry without the wall-clock figures, which differ from run to run."""
+    """A log entry without the wall-clock figures, which differ from run to run, its keys in the order that a checkpoint has."""
     timings = ("runtime", "per_second")
-    return {key: value for key, value in entry.items() if not key.endswith(timings)}
+    return {key: value for key, value in sorted(entry.items()) if not key.endswith(timings)}

@@ -1,12 +1,24 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from layalign.train.recipe import load_recipe
+
+
+def torchrun(recipe, *overrides):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "layalign"]
+    return subprocess.Popen(
+        [*command, "train", str(recipe), *overrides],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_two_processes_train_what_one_does(recipe_file, tmp_path):
@@ -25,14 +37,8 @@ def test_two_processes_train_what_one_does(recipe_file, tmp_path):
     }
     output = tmp_path / "two"
     halves = [*(f"{key}={size // 2}" for key, size in sizes.items()), f"output={output}"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "layalign", "train"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(recipe_file), *overrides, *halves],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = torchrun(recipe_file, *overrides, *halves)
+    assert done.wait() == 0, done.stderr.read()[-3000:]
     for name, history in whole.items():
         found = json.loads((Path(output) / name / "final" / "history.json").read_text())
         for key in ("loss", "eval_loss"):
@@ -40,3 +46,42 @@ def test_two_processes_train_what_one_does(recipe_file, tmp_path):
             assert [entry[key] for entry in found if key in entry] == pytest.approx(expected, rel=1e-3)
     assert (output / "model" / "manifest.json").is_file()
     assert (output / "translation" / "checkpoint-4" / "rng_state_1.pth").is_file()
+
+
+@pytest.mark.slow
+def test_processes_on_the_cpu_find_each_other_and_save_at_the_same_step(recipe_file, tmp_path):
+    """`device: auto`; SIGTERM to torchrun, and the interrupted run ends like an uninterrupted one."""
+    settings = yaml.safe_load(recipe_file.read_text())
+    del settings["device"]
+    for stage in settings["stages"].values():
+        stage |= {"global_batch_size": 8, "batch_size": 2, "steps": 40, "log_steps": 7}
+    settings["stages"]["task"]["steps"] = 3
+    recipe_file.write_text(yaml.safe_dump(settings))
+    whole = torchrun(recipe_file, f"output={tmp_path / 'whole'}")
+    assert whole.wait() == 0, whole.stderr.read()[-3000:]
+
+    broken = torchrun(recipe_file, f"output={tmp_path / 'broken'}")
+    for line in broken.stderr:
+        if line.startswith("translation 7/40"):
+            broken.send_signal(signal.SIGTERM)
+            break
+    errors = broken.stderr.read()
+    assert broken.wait() != 0
+    (saved,) = (tmp_path / "broken" / "translation").glob("checkpoint-*")
+    step = int(saved.name.partition("-")[2])
+    assert 7 <= step <= 40
+    assert errors.count(f"stopped by SIGTERM; translation is saved at step {step} of 40") == 1
+    assert len(json.loads((saved / "running.json").read_text())["loss_sums"]) == 2
+
+    resumed = torchrun(recipe_file, f"output={tmp_path / 'broken'}")
+    assert resumed.wait() == 0, resumed.stderr.read()[-3000:]
+    for file in ("translation/final/history.json", "task/final/history.json", "model/model.safetensors"):
+        assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused(recipe_file):
+    done = torchrun(recipe_file, "stages.task.global_batch_size=4", "stages.task.batch_size=4")
+    assert "stages.task.global_batch_size: 4 examples do not divide into forward calls of 8 (2 processes x batch_size 4); 8 would" in (
+        done.communicate()[1]
+    )
+    assert done.returncode != 0
