@@ -56,11 +56,12 @@ def writing(partial: Path, what: str) -> Iterator[None]:
         # safetensors and torch.save wrap the system's error into their own.
         if not isinstance(error, OSError) and not _DISK_ERROR.search(str(error)):
             raise
+        reason = getattr(error, "strerror", None) or f"a write failed: {str(error).splitlines()[0]}"
+        free = shutil.disk_usage(partial.parent).free >> 20
         shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ValueError(
-            f"{what} could not be written below {partial.parent} ({reason}); what was saved before is as it was. "
-            "Make room there and run the same command again"
+            f"{what} could not be written below {partial.parent} ({reason}; {free} MB free there); what was saved before is "
+            "as it was. Make room and run the same command again"
         ) from error
 
 

@@ -81,7 +81,8 @@ def test_processes_on_the_cpu_find_each_other_and_save_at_the_same_step(recipe_f
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(recipe_file):
     done = torchrun(recipe_file, "stages.task.global_batch_size=4", "stages.task.batch_size=4")
-    assert "stages.task.global_batch_size: 4 examples do not divide into forward calls of 8 (2 processes x batch_size 4); 8 would" in (
-        done.communicate()[1]
+    assert (
+        "stages.task.global_batch_size: 4 examples do not divide into forward calls of 8 (2 processes x batch_size 4); 8 would"
+        in (done.communicate()[1])
     )
     assert done.returncode != 0
