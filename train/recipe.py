@@ -14,7 +14,7 @@ from layalign.configuration import STAGES, LayAlignConfig
 from layalign.train.data_source import DataSource
 from layalign.train.initial import initial_file
 from layalign.train.prompts import check_template
-from layalign.train.settings import build, check_key, check_range, convert_fields, override
+from layalign.train.settings import build, check_key, check_range, convert, convert_fields, override
 
 DEFAULT_SAVE_MINUTES = 5.0
 SHIPPED = Path(__file__).parent / "recipes"
@@ -225,7 +225,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if isinstance(self.init_from, str):
-            self.init_from = InitFrom(path=self.init_from)
+            self.init_from = convert({"path": self.init_from}, InitFrom, "init_from")
         if isinstance(self.report_to, str):
             self.report_to = [self.report_to]
         convert_fields(self)

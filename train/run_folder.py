@@ -165,7 +165,7 @@ def _identity(recipe):
         initial = InitialWeights(recipe.init_from.path, recipe.init_from.only)
         values["init_from"] = {
             "init_path": recipe.init_from.path,
-            "only": sorted(initial.only),
+            "only": ", ".join(sorted(initial.only)),
             "sha256": initial.digest(),
         }
     return values
