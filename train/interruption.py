@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 # The second Ctrl-C stops at once. torchrun hands the first one on to processes that had it already: that is no second one.
 _SECOND_AFTER = 1.0
+_ONCE = "the same command goes on from the last checkpoint, if there is one"
 
 
 class Agreed:
@@ -82,12 +84,12 @@ class Interruption:
 
         Args:
             signal_number: the signal.
-            what_stands: for the user, empty in all processes but the first.
+            what_stands: for the user; the first process says it.
 
         Raises:
             SystemExit: always.
         """
-        if what_stands:
+        if what_stands and os.environ.get("RANK", "0") == "0":
             tqdm.write(f"layalign: stopped by {_NAMES[signal.Signals(signal_number)]}; {what_stands}", file=sys.stderr)
         raise SystemExit(128 + signal_number)
 
@@ -95,7 +97,5 @@ class Interruption:
         again, self.caught = bool(self.caught), number
         if self.deferring and not again:
             self._caught_at = time.monotonic()
-        elif not self.deferring:
-            self.leave(number, "the same command begins again where its last checkpoint stands")
-        elif number == signal.SIGINT and time.monotonic() - self._caught_at > _SECOND_AFTER:
-            self.leave(number, "at once; the same command goes on from its last checkpoint")
+        elif not self.deferring or (number == signal.SIGINT and time.monotonic() - self._caught_at > _SECOND_AFTER):
+            self.leave(number, _ONCE)

@@ -110,7 +110,7 @@ class StageTrainer(Trainer):
         if self._agreed.signal_number:
             step, steps = self.state.global_step, self.state.max_steps
             text = f"{self.stage_name} is saved at step {step} of {steps}, and the same command goes on from there"
-            self._interruption.leave(self._agreed.signal_number, text if self.is_world_process_zero() else "")
+            self._interruption.leave(self._agreed.signal_number, text)
 
     def remember_best(self) -> None:
         """Keep the present weights as the best."""

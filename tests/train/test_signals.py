@@ -3,14 +3,18 @@
 import json
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+from layalign.train import interruption
+from layalign.train.interruption import Interruption
 
 
 @pytest.fixture
@@ -76,3 +80,77 @@ def test_signalled_at_random_moments_the_run_ends_bit_identical(plain_recipe, tm
     assert broken["history"] == whole["history"]
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
     assert not list((tmp_path / "broken").rglob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
+)
+@pytest.mark.parametrize("progress", ["true", "false"])
+def test_the_command_ends_with_the_status_of_its_signal(plain_recipe, tmp_path, number, status, name, progress):
+    """One line tells what is saved; no bar stands in it, no traceback follows."""
+    settings = [f"output={tmp_path / 'run'}", "stages.translation.steps=100000", f"progress={progress}"]
+    command = [sys.executable, "-m", "layalign", "train", str(plain_recipe), *settings]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    shown = ""
+    while not re.search(r"translation.* [45]/100000|translation +\d+%.*loss", shown):
+        shown += process.stderr.read(1)
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait() == status, rest
+    (saved,) = (tmp_path / "run" / "translation").glob("checkpoint-*")
+    step = saved.name.partition("-")[2]
+    lines = re.split(r"[\r\n]", rest.rstrip())
+    (line,) = [line for line in lines if "layalign:" in line]
+    assert line == (
+        f"layalign: stopped by {name}; translation is saved at step {step} of 100000, and the same command goes on from there"
+    )
+    assert "Traceback" not in rest and "Aborted" not in rest
+
+
+def test_a_signal_before_the_first_step_ends_the_command_at_once(plain_recipe, monkeypatch):
+    stop = Interruption()
+    with stop.installed(), pytest.raises(SystemExit) as left:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert left.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait(monkeypatch, capsys):
+    stop, now = Interruption(), [0.0]
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
+    with stop.installed():
+        stop.deferring = True
+        os.kill(os.getpid(), signal.SIGINT)
+        # torchrun hands on what the terminal has sent already.
+        now[0] = 0.5
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agree().signal_number == signal.SIGINT
+        now[0] = 2.0
+        with pytest.raises(SystemExit) as left:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert left.value.code == 130
+    said = "stopped by Ctrl-C; the same command goes on from the last checkpoint, if there is one"
+    assert capsys.readouterr().err == f"layalign: {said}\n"
+
+
+def test_a_second_sigterm_changes_nothing():
+    stop = Interruption()
+    with stop.installed():
+        stop.deferring = True
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agree().signal_number == signal.SIGTERM
+
+
+def test_in_another_thread_signals_stay_as_they_are():
+    seen = []
+
+    def work():
+        with Interruption().installed():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGTERM)]
