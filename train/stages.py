@@ -16,9 +16,10 @@ from transformers.utils import logging as transformers_logging
 
 from layalign.configuration import STAGES
 from layalign.kernels.files import write_json
+from layalign.loading import load_encoder, load_llm
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
-from layalign.saving import load_trained_part
+from layalign.saving import load_trained_part, reference
 from layalign.train.checkpoints import damage, newest_valid, sealed_folder, sweep
 from layalign.train.collate import Collator, StageData, encode_records
 from layalign.train.initial import InitialWeights
@@ -87,10 +88,14 @@ def build(recipe: Recipe) -> tuple[LayAlignForConditionalGeneration, LayAlignPro
     """
     start = recipe.init_from
     initial = None if start is None else InitialWeights(start.path, start.only)
+    settings = dict(recipe.model)
+    dtype = settings.pop("dtype", None)
+    encoder, llm = load_encoder(recipe.encoder, dtype), load_llm(recipe.llm, dtype)
+    # Here and not before: the first weights are to depend on nothing that loading may draw.
     set_seed(recipe.seed)
-    model = LayAlignForConditionalGeneration.from_bases(
-        recipe.encoder, recipe.llm, llm_input=recipe.llm_input, **recipe.model
-    )
+    model = LayAlignForConditionalGeneration.from_bases(encoder, llm, llm_input=recipe.llm_input, **settings)
+    model.config.encoder_name_or_path = reference(recipe.encoder, encoder)
+    model.config.llm_name_or_path = reference(recipe.llm, llm)
     if initial is not None:
         initial.load_into(model)
     for name, stage in recipe.stages.items():

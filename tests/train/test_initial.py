@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from layalign import LayAlignForConditionalGeneration
+from layalign.loading import load_llm
 from layalign.train import stages
 from layalign.train.initial import PARTS
 from layalign.train.recipe import InitFrom, load_recipe
@@ -219,3 +220,17 @@ def test_other_models_weights_are_refused(recipe_file, trained, published, tmp_p
         torch.save({key: value for key, value in state.items() if key != name}, published)
         with pytest.raises(ValueError, match=r"no tensor mapping.end_boundary|missing \['adapter.linear2.bias'\]"):
             stages.build(load_recipe(recipe_file, [f"init_from={published}"]))
+
+
+def test_the_first_weights_depend_on_the_seed_alone(recipe_file, monkeypatch):
+    """Not on what loading the bases draws. That is nothing, as they are built on the meta device; but torch keeps the first
+    answer to which functions obey a device, and a test that replaces torch.empty before may leave its own in there."""
+    first = begun(load_recipe(recipe_file))
+    obeying = torch.utils._device._device_constructors() - {torch.empty}
+    monkeypatch.setattr(torch.utils._device, "_device_constructors", lambda: obeying)
+    before = torch.get_rng_state()
+    load_llm(load_recipe(recipe_file).llm)
+    assert not before.equal(torch.get_rng_state())
+    assert all(value.equal(first[name]) for name, value in begun(load_recipe(recipe_file)).items())
+    other = begun(load_recipe(recipe_file, ["seed=1"]))
+    assert not other["adapter.boundary"].equal(first["adapter.boundary"])
