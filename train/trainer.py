@@ -131,12 +131,15 @@ class StageTrainer(Trainer):
         if running["evaluation_due"]:
             self._evaluate(None, None)
 
-    def _run_epoch(self, *args, **kwargs):
-        """The Trainer, resumed where nothing is left to do, would train one step before it looks."""
+    def _run_epoch(self, *args, epoch, **kwargs):
+        # Resumed within an epoch, and with more than one process, accelerate does not get through to the sampler: it would give
+        # the order of the first epoch.
+        self._order.set_epoch(epoch)
+        # Resumed where nothing is left to do, the Trainer would train one step before it looks.
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _evaluate(self, *args, **kwargs):
         try:
@@ -151,7 +154,8 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = self.train_dataset.lengths if self.stage.length_grouped else None
-        return EpochSampler(len(self.train_dataset), self.order_seed, self.stage.batch_size, lengths)
+        self._order = EpochSampler(len(self.train_dataset), self.order_seed, self.stage.batch_size, lengths)
+        return self._order
 
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._save_into is None else str(self._save_into)

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -86,3 +87,29 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(recipe_file):
         in (done.communicate()[1])
     )
     assert done.returncode != 0
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_killed_at_any_moment_the_run_ends_bit_identical(recipe_file, tmp_path):
+    settings = yaml.safe_load(recipe_file.read_text())
+    for stage in settings["stages"].values():
+        stage |= {"global_batch_size": 4, "batch_size": 2, "steps": 12, "save_steps": 2, "log_steps": 5}
+    settings["stages"]["task"] |= {"hold_out": 2, "eval_steps": 5, "eval_batch_size": 1, "keep": "best"}
+    recipe_file.write_text(yaml.safe_dump(settings))
+
+    def run(output, *kills):
+        command = [sys.executable, str(Path(__file__).with_name("killed_together.py")), str(recipe_file), str(output)]
+        done = subprocess.run(
+            [*command, *kills], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])["killed"]
+
+    run(tmp_path / "whole")
+    generator = random.Random(3)
+    sure = ["batch:1@1", "batch:3@0", "sync:4@0", "batch:4@1", "sync:11@0", "sync:13@0", "batch:5@1", "sync:20@0"]
+    times = [f"time:{generator.uniform(0.1, 1.5):.3f}@{generator.randrange(2)}" for _ in range(4)]
+    killed = run(tmp_path / "broken", *sure, *times)
+    assert killed[: len(sure)] == sure
+    for file in ("translation/final/history.json", "task/final/history.json", "model/model.safetensors"):
+        assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
