@@ -35,9 +35,9 @@ def sealed_folder(target: str | os.PathLike) -> Iterator[Path]:
     """
     target = Path(target)
     partial = target.with_name(f".{target.name}.partial")
-    _remove(partial)
-    partial.mkdir(parents=True)
     with writing(partial, target.name):
+        _remove(partial)
+        partial.mkdir(parents=True)
         yield partial
         seal(partial)
         publish(partial, target)
@@ -57,7 +57,7 @@ def writing(partial: Path, what: str) -> Iterator[None]:
         if not isinstance(error, OSError) and not _DISK_ERROR.search(str(error)):
             raise
         reason = getattr(error, "strerror", None) or f"a write failed: {str(error).splitlines()[0]}"
-        free = shutil.disk_usage(partial.parent).free >> 20
+        free = shutil.disk_usage(next(folder for folder in partial.absolute().parents if folder.exists())).free >> 20
         shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(
             f"{what} could not be written below {partial.parent} ({reason}; {free} MB free there); what was saved before is "

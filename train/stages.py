@@ -155,6 +155,9 @@ def run_stage(
             write_json(partial / HISTORY, history)
         sweep(folder)
     trainer.accelerator.wait_for_everyone()
+    # Told after the last step: what the stage has come to is its checkpoint.
+    if interruption is not None and (number := interruption.agree().signal_number):
+        interruption.leave(number, f"{name} has ended, and the same command goes on with what follows")
     return history
 
 

@@ -109,6 +109,8 @@ class StageTrainer(Trainer):
         """End the process if a signal was agreed upon; to be called when what has been reached is saved."""
         if self._agreed.signal_number:
             step, steps = self.state.global_step, self.state.max_steps
+            # Reporters write down what they hold back, and the bar ends before the line.
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
             text = f"{self.stage_name} is saved at step {step} of {steps}, and the same command goes on from there"
             self._interruption.leave(self._agreed.signal_number, text)
 

@@ -12,9 +12,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerCallback
 
 from layalign.train import interruption
+from layalign.train.checkpoints import damage
 from layalign.train.interruption import Interruption
+from layalign.train.recipe import load_recipe
+from layalign.train.stages import train
 
 
 @pytest.fixture
@@ -105,6 +110,50 @@ def test_the_command_ends_with_the_status_of_its_signal(plain_recipe, tmp_path, 
         f"layalign: stopped by {name}; translation is saved at step {step} of 100000, and the same command goes on from there"
     )
     assert "Traceback" not in rest and "Aborted" not in rest
+
+
+class Send(TrainerCallback):
+    """Sends SIGTERM to this process at an event of the translation stage, and counts the ends of stages."""
+
+    def __init__(self, event, step=None):
+        self.ends, self.send = (
+            0,
+            lambda state: step in (None, state.global_step) and os.kill(os.getpid(), signal.SIGTERM),
+        )
+        setattr(self, event, self._at(getattr(self, event)))
+
+    def _at(self, before):
+        def then(args, state, control, **kwargs):
+            before(args, state, control, **kwargs)
+            self.send(state)
+
+        return then
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.ends += 1
+
+
+def test_reporters_end_before_the_process(plain_recipe):
+    send, overrides = Send("on_step_begin", 3), ["report_to=tensorboard", "stages.translation.log_steps=1"]
+    recipe = load_recipe(plain_recipe, overrides)
+    with pytest.raises(SystemExit) as left:
+        train(recipe, callbacks=[send])
+    assert (left.value.code, send.ends) == (143, 1)
+    (events,) = Path(recipe.output).rglob("events.out.tfevents*")
+    found = EventAccumulator(str(events)).Reload().Scalars("train/loss")
+    assert [event.step for event in found] == [1, 2, 3, 4]
+
+
+def test_told_after_its_last_step_a_stage_is_saved_as_ended(plain_recipe, capsys):
+    recipe = load_recipe(plain_recipe)
+    with pytest.raises(SystemExit) as left:
+        train(recipe, callbacks=[Send("on_train_end")])
+    assert left.value.code == 143
+    said = "stopped by SIGTERM; translation has ended, and the same command goes on with what follows"
+    assert f"layalign: {said}\n" in capsys.readouterr().err
+    assert damage(Path(recipe.output) / "translation" / "final") is None
+    assert not (Path(recipe.output) / "task").exists()
+    assert set(train(recipe).history) == {"translation", "task"}
 
 
 def test_a_signal_before_the_first_step_ends_the_command_at_once(plain_recipe, monkeypatch):
