@@ -39,20 +39,15 @@ class RunFolder:
 
     Args:
         recipe: what is to be run there.
-        lock: whether this process is the one of the run that locks the folder. The others find it locked by it.
 
     Raises:
         ValueError: the folder belongs to a run of another recipe (the keys that differ are listed), holds files of
             something else, or is in use by another run.
     """
 
-    def __init__(self, recipe: Recipe, lock: bool = True):
+    def __init__(self, recipe: Recipe):
         # Through JSON once, so that tuples and paths compare equal to what was read back.
         self.output, self._wanted = Path(recipe.output), json.loads(json.dumps(_identity(recipe)))
-        self._lock: int | None = None
-        if not lock:
-            _check(self.output, self._wanted)
-            return
         # Before the lock: of what is refused nothing is touched. After it: another run may have been there between.
         _check(self.output, self._wanted)
         try:
@@ -71,8 +66,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
+        os.close(self._lock)
 
 
 def _lock(output: Path) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -66,8 +67,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
         except ValueError as error:
             raise ValueError(f"stages.{name}.{error}") from None
     with Interruption().installed() as interruption, ExitStack() as stack:
-        with together.main_process_first():
-            stack.enter_context(RunFolder(recipe, lock=together.is_main_process))
+        _take_folder(recipe, together.is_main_process, stack)
         stack.enter_context(_without_file_bars())
         model, processor = build(recipe)
         history = {}
@@ -200,6 +200,19 @@ def save_model(recipe: Recipe, model: LayAlignForConditionalGeneration, processo
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
     sweep(folder.parent)
+
+
+def _take_folder(recipe, first, stack):
+    """The first process takes the output folder; where it is refused, all of them say so and end, and none waits for the others."""
+    refusal: list[str | None] = [None]
+    if first:
+        try:
+            stack.enter_context(RunFolder(recipe))
+        except ValueError as error:
+            refusal = [str(error)]
+    (message,) = broadcast_object_list(refusal)
+    if message is not None:
+        raise ValueError(message)
 
 
 @contextmanager

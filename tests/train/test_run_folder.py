@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_a_second_run_is_refused_by_name_and_the_lock_dies_with_its_process(reci
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with RunFolder(recipe):
-        assert (RunFolder(recipe, lock=False).output / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+        assert (Path(recipe.output) / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_the_command_refuses_a_folder_in_use(recipe_file, holder):
@@ -99,7 +100,7 @@ def test_a_file_system_without_locks_is_told_of(recipe_file, monkeypatch, caplog
 def test_a_run_of_an_older_version_is_told_apart_from_a_file_of_something_else(recipe_file):
     recipe = load_recipe(recipe_file, ["stages.translation.steps=1", "stages.task.steps=1"])
     train(recipe)
-    file = RunFolder(recipe, lock=False).output / "recipe.json"
+    file = Path(recipe.output) / "recipe.json"
     content = file.read_text()
     file.write_text(content.replace(' "init_from": null,\n', ""))
     assert file.read_text() != content
