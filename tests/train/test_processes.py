@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import TrainerCallback
 
 from layalign.train.recipe import load_recipe
+from layalign.train.stages import train
 
 
 def torchrun(recipe, *overrides):
@@ -22,6 +24,7 @@ def torchrun(recipe, *overrides):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(recipe_file, tmp_path):
     """The same optimizer steps over the same examples, half of each batch in either process, through the command line.
 
@@ -80,6 +83,7 @@ def test_processes_on_the_cpu_find_each_other_and_save_at_the_same_step(recipe_f
         assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_processes_do_not_divide_is_refused(recipe_file):
     done = torchrun(recipe_file, "stages.task.global_batch_size=4", "stages.task.batch_size=4")
     assert (
@@ -113,3 +117,27 @@ def test_one_of_two_processes_killed_at_any_moment_the_run_ends_bit_identical(re
     assert killed[: len(sure)] == sure
     for file in ("translation/final/history.json", "task/final/history.json", "model/model.safetensors"):
         assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_number_of_processes(recipe_file, tmp_path):
+    """With the same global batch the same examples make each step; epochs are whole batches here."""
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                raise KeyboardInterrupt
+
+    settings = yaml.safe_load(recipe_file.read_text())
+    del settings["stages"]["translation"]
+    settings["stages"]["task"] |= {"hold_out": 2, "global_batch_size": 4, "batch_size": 2, "steps": 12, "save_steps": 5}
+    settings["stages"]["task"]["log_steps"] = 3
+    recipe_file.write_text(yaml.safe_dump(settings))
+    whole = train(load_recipe(recipe_file, [f"output={tmp_path / 'whole'}"])).history["task"]
+    with pytest.raises(KeyboardInterrupt):
+        train(load_recipe(recipe_file), callbacks=[Stop()])
+    resumed = torchrun(recipe_file)
+    assert resumed.wait() == 0, resumed.stderr.read()[-3000:]
+    found = json.loads((Path(settings["output"]) / "task" / "final" / "history.json").read_text())
+    assert [entry["step"] for entry in found] == [entry["step"] for entry in whole]
+    assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in whole], rel=1e-5)

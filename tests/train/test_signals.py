@@ -59,6 +59,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 def test_signalled_anywhere_the_run_ends_bit_identical(plain_recipe, tmp_path):
     whole = run(plain_recipe, tmp_path / "whole")
     broken = run(plain_recipe, tmp_path / "broken", *(place for place, _ in PLACES))
@@ -73,6 +74,7 @@ def test_signalled_anywhere_the_run_ends_bit_identical(plain_recipe, tmp_path):
     assert not list((tmp_path / "broken").rglob(".*"))
 
 
+@pytest.mark.slow
 def test_signalled_at_random_moments_the_run_ends_bit_identical(plain_recipe, tmp_path):
     whole = run(plain_recipe, tmp_path / "whole")
     generator = random.Random(2)
@@ -87,6 +89,7 @@ def test_signalled_at_random_moments_the_run_ends_bit_identical(plain_recipe, tm
     assert not list((tmp_path / "broken").rglob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
 )

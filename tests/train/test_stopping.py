@@ -104,6 +104,7 @@ def test_when_checkpoints_are_made_shows_in_nothing(overfitting, tmp_path):
     assert weights(tmp_path / "broken") == weights(load_recipe(overfitting).output)
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_found_again(overfitting, tmp_path):
     seen = Weights()
     recipe = load_recipe(overfitting, ["stages.task.keep=best"])
@@ -180,6 +181,7 @@ except ValueError as error:
 SIZES = {"weights": 1000, "optimizer": 40_000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", SIZES.values(), ids=SIZES)
 def test_a_disk_that_refuses_a_checkpoint_leaves_the_one_before(overfitting, tmp_path, limit):
     """For true, by the system: each library that writes meets the error in its own way."""
