@@ -67,6 +67,7 @@ class StageTrainer(Trainer):
         self._save_into: Path | None = None
         self._interruption, self._agreed = interruption or Interruption(), Agreed()
         self._resumed_from: Path | None = None
+        self._begun_at = 0
         self._best: Weights | None = None
         self.evaluation_due = False
         shown = StageBar(name) if recipe.progress else StageLines(name)
@@ -120,6 +121,7 @@ class StageTrainer(Trainer):
 
     def take_up(self) -> None:
         """What a checkpoint of ours holds beside the Trainer's own state, and an evaluation that it still owes."""
+        self._begun_at = self.state.global_step
         if self._resumed_from is None:
             return
         if (self._resumed_from / _BEST).exists():
@@ -148,7 +150,7 @@ class StageTrainer(Trainer):
             return super()._evaluate(*args, **kwargs)
         except EvaluationCut:
             # Cut again when resumed to make up for it: nothing has changed since the checkpoint.
-            if self.state.global_step > self._initial_global_step:
+            if self.state.global_step > self._begun_at:
                 self.evaluation_due = True
                 self._save_checkpoint(self.model_wrapped, None)
             self.leave_if_told()
