@@ -250,7 +250,7 @@ class EpochSampler(torch.utils.data.Sampler):
 
 def _arguments(stage: StageRecipe, recipe: Recipe, folder: str | os.PathLike) -> TrainingArguments:
     evaluate = bool(stage.eval_steps)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps or -1,
         num_train_epochs=stage.epochs or 0,
@@ -284,3 +284,7 @@ def _arguments(stage: StageRecipe, recipe: Recipe, folder: str | os.PathLike) ->
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if arguments.device.type == "cpu":
+        # Several processes have "cpu:0", where transformers 5.17 cannot load an optimizer's state to.
+        vars(arguments)["_setup_devices"] = torch.device("cpu")
+    return arguments
