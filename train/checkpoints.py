@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from layalign.kernels.files import fsync, write_json
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_DISK_ERROR = re.compile(r"I/O error|os error \d+|PytorchStreamWriter|unexpected pos", re.IGNORECASE)
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
@@ -32,11 +35,34 @@ def sealed_folder(target: str | os.PathLike) -> Iterator[Path]:
     """
     target = Path(target)
     partial = target.with_name(f".{target.name}.partial")
-    _remove(partial)
-    partial.mkdir(parents=True)
-    yield partial
-    seal(partial)
-    publish(partial, target)
+    with writing(partial, target.name):
+        _remove(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        seal(partial)
+        publish(partial, target)
+
+
+@contextmanager
+def writing(partial: Path, what: str) -> Iterator[None]:
+    """Say plainly that what the block writes into `partial` could not be written, and give back the room it took.
+
+    Raises:
+        ValueError: in place of an error of the disk (full, over a quota, read-only), whichever library met it.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # safetensors and torch.save wrap the system's error into their own.
+        if not isinstance(error, OSError) and not _DISK_ERROR.search(str(error)):
+            raise
+        reason = getattr(error, "strerror", None) or f"a write failed: {str(error).splitlines()[0]}"
+        free = shutil.disk_usage(next(folder for folder in partial.absolute().parents if folder.exists())).free >> 20
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ValueError(
+            f"{what} could not be written below {partial.parent} ({reason}; {free} MB free there); what was saved before is "
+            "as it was. Make room and run the same command again"
+        ) from error
 
 
 def seal(folder: str | os.PathLike) -> None:

@@ -2,116 +2,26 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from layalign.configuration import STAGES, LayAlignConfig
-from layalign.languages import language_code, language_name
+from layalign.train.data_source import DataSource
+from layalign.train.initial import initial_file
 from layalign.train.prompts import check_template
-from layalign.train.settings import build, check_key, check_range, convert_fields, override
+from layalign.train.settings import build, check_key, check_range, convert, convert_fields, override
 
+DEFAULT_SAVE_MINUTES = 5.0
 SHIPPED = Path(__file__).parent / "recipes"
 # Known from the recipe's other keys, or no setting of the trained part.
 _NOT_MODEL_SETTINGS = {"encoder_config", "llm_config", "encoder_name_or_path", "llm_name_or_path", "llm_input"}
-
-
-@dataclass(kw_only=True, slots=True)
-class DataSource:
-    """Where training records come from.
-
-    Attributes:
-        format: "pairs" (two line-aligned text files), "jsonl" (one JSON object a line), "json" (one list of objects),
-            "tsv", "dataset" (a folder or hub name for the `datasets` library) or "records" (in memory).
-        path: the file, folder or name; for pairs the source side. `{lang}` stands for each code of `languages`,
-            `{language}` for its English name. Relative paths start at the recipe's `data_root`.
-        target_path: the target side of pairs.
-        records: the records themselves: dicts with "source", "target" and "lang".
-        source, target: the field that holds the text, or a template over fields ("{question[stem]}"); the fields of
-            pairs are called source and target.
-        lang: language code of every record.
-        lang_field: instead, the field that tells it (a code or an English name); by default "lang", where there is one.
-        languages: only records of these languages (codes).
-        columns: names of a TSV file's columns; None: its first line names them.
-        subset, split: which part of a dataset.
-        limit, limit_per_language: at most so many records, the first ones.
-        on_bad_line: "error" stops at the first unusable line and names it; "skip" leaves it out, counts and reports it.
-    """
-
-    format: Literal["pairs", "jsonl", "json", "tsv", "dataset", "records"] = "records"
-    path: str | None = None
-    target_path: str | None = None
-    records: Any = None
-    source: str = "source"
-    target: str = "target"
-    lang: str | None = None
-    lang_field: str | None = None
-    languages: list[str] | None = None
-    columns: list[str] | None = None
-    subset: str | None = None
-    split: str = "train"
-    limit: int | None = None
-    limit_per_language: int | None = None
-    on_bad_line: Literal["error", "skip"] = "error"
-
-    def __post_init__(self) -> None:
-        convert_fields(self)
-        check_range(self, limit=(1, None), limit_per_language=(1, None))
-        if (self.format == "records") != (self.records is not None):
-            given = "records are given" if self.records is not None else "none are given"
-            raise ValueError(f"records: go with format 'records' and no other; format is {self.format!r} and {given}")
-        if self.records is not None and not isinstance(self.records, (list, tuple)):
-            raise ValueError(f"records: expected a list of dicts, got {type(self.records).__name__}")
-        if self.format != "records" and self.path is None:
-            raise ValueError(f"path: required for format {self.format!r}")
-        if (self.format == "pairs") != (self.target_path is not None):
-            raise ValueError(f"target_path: is the second file of format 'pairs', format is {self.format!r}")
-        if self.lang is not None and self.lang_field is not None:
-            raise ValueError("lang_field: give lang or lang_field, not both")
-        if self.languages is not None:
-            if not self.languages:
-                raise ValueError("languages: empty list")
-            self.languages = [language_code(language) for language in self.languages]
-        for name in ("source", "target"):
-            check_template(getattr(self, name), name)
-        if self.path is not None:
-            placeholders = {
-                name for path in (self.path, self.target_path or "") for name in check_template(path, "path")
-            }
-            if placeholders - {"lang", "language"}:
-                raise ValueError(f"path: takes {{lang}} and {{language}}, got {sorted(placeholders)}")
-            if placeholders and self.languages is None:
-                raise ValueError("languages: required, as path has a placeholder for them")
-
-    def located(self, data_root: str | os.PathLike | None = None) -> "list[DataSource]":
-        """This source with its paths below `data_root`, and one source for each language where the path has a placeholder."""
-        if self.path is None:
-            return [self]
-        if not any(check_template(path, "path") for path in (self.path, self.target_path or "")):
-            return [self._at(data_root, lambda path: path)]
-        located = []
-        for code in self.languages or ():
-            names = {"lang": code, "language": language_name(code) if "{language}" in self.path else code}
-            part = self._at(data_root, lambda path, names=names: path.format(**names))
-            located.append(replace(part, lang=None if self.lang_field else code, languages=[code]))
-        return located
-
-    def files(self, data_root: str | os.PathLike | None = None) -> list[Path]:
-        """The files this source reads (a dataset's hub name is none)."""
-        if self.format in ("records", "dataset"):
-            return []
-        return [Path(path) for part in self.located(data_root) for path in (part.path, part.target_path) if path]
-
-    def _at(self, data_root, fill):
-        def place(path):
-            path = Path(fill(path)).expanduser()
-            below = Path(data_root or ".").expanduser() / path
-            return str(path if self.format == "dataset" and not below.exists() else below)
-
-        return replace(self, path=place(self.path), target_path=self.target_path and place(self.target_path))
+# Where a reporter is not called like its package.
+_PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,14 +32,20 @@ class StageRecipe:
         data, eval_data: sources, read one after the other (one source need not be in a list).
         hold_out: so many records are taken out of `data` at random and evaluated on instead.
         steps: optimizer steps; or epochs (3 where neither is given).
-        batch_size: examples in one forward call; times gradient_accumulation for one optimizer step.
+        batch_size: examples in one forward call of one process.
+        global_batch_size: examples in one optimizer step, over all processes; divided by these and by batch_size, it gives
+            the forward calls of a step. Or give these: gradient_accumulation (1 where neither is given).
         warmup_ratio: share of the steps in which the learning rate rises.
         precision: "bf16" is autocast over fp32 trained parameters.
         use_reentrant: only false is taken: reentrant gradient checkpointing cannot work here.
         prompt: what the LLM reads beside the soft prompts, with {source} and {language}, or "chat": the source by the LLM's chat
             template; where `llm_input` of the stage is true.
         source_max_length, target_max_length: tokens; the prompt is cut like the source.
-        eval_steps, save_steps: every so many steps; None or 0: never (a finished stage is always saved).
+        eval_steps: every so many steps, and after the last one; None or 0: never.
+        keep: which weights the stage ends with: "last", or the "best" by the held-out loss.
+        early_stopping: the stage ends when so many evaluations in a row have brought no better one; None: never.
+        save_steps, save_minutes: a checkpoint every so many steps, every so many minutes; 0: never. Where neither is
+            given, at most 5 minutes of work are ever lost. A finished stage is always saved.
         keep_checkpoints: so many stay, the newest ones.
         length_grouped: batches of similar length.
     """
@@ -141,7 +57,8 @@ class StageRecipe:
     epochs: float | None = None
     batch_size: int = 8
     eval_batch_size: int | None = None
-    gradient_accumulation: int = 1
+    global_batch_size: int | None = None
+    gradient_accumulation: int | None = None
     learning_rate: float = 4e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = 0.05
@@ -156,7 +73,10 @@ class StageRecipe:
     source_max_length: int = 200
     target_max_length: int = 200
     eval_steps: int | None = None
+    keep: Literal["best", "last"] = "last"
+    early_stopping: int | None = None
     save_steps: int | None = None
+    save_minutes: float | None = None
     log_steps: int = 10
     keep_checkpoints: int = 2
     length_grouped: bool = False
@@ -172,6 +92,7 @@ class StageRecipe:
             steps=(1, None),
             batch_size=(1, None),
             eval_batch_size=(1, None),
+            global_batch_size=(1, None),
             gradient_accumulation=(1, None),
             learning_rate=(0, 1),
             warmup_ratio=(0, 0.999),
@@ -181,7 +102,9 @@ class StageRecipe:
             source_max_length=(1, None),
             target_max_length=(2, None),
             eval_steps=(0, None),
+            early_stopping=(1, None),
             save_steps=(0, None),
+            save_minutes=(0, 1e6),
             log_steps=(1, None),
             keep_checkpoints=(1, None),
         )
@@ -203,8 +126,69 @@ class StageRecipe:
             raise ValueError("hold_out: give hold_out or eval_data, not both")
         if self.eval_steps and not (self.hold_out or self.eval_data):
             raise ValueError("eval_steps: needs eval_data or hold_out to evaluate on")
+        if self.keep == "best" and not self.eval_steps:
+            raise ValueError("keep: best is found by evaluations, but eval_steps is not set")
+        if self.early_stopping is not None and not self.eval_steps:
+            raise ValueError("early_stopping: counts evaluations, but eval_steps is not set")
+        if self.global_batch_size is not None and self.gradient_accumulation is not None:
+            raise ValueError(
+                f"gradient_accumulation: follows from global_batch_size; got {self.gradient_accumulation} and "
+                f"{self.global_batch_size}, give one of them"
+            )
+        self.accumulation(1)
         if self.prompt is not None and (wrong := set(check_template(self.prompt, "prompt")) - {"source", "language"}):
             raise ValueError(f"prompt: takes {{source}} and {{language}}, got {sorted(wrong)}")
+
+    def accumulation(self, processes: int) -> int:
+        """Forward calls of one process in one optimizer step.
+
+        Args:
+            processes: that train together.
+
+        Raises:
+            ValueError: a global_batch_size that cannot be divided so.
+        """
+        if self.global_batch_size is None:
+            return self.gradient_accumulation or 1
+        at_once = processes * self.batch_size
+        if self.global_batch_size % at_once:
+            nearest = max(round(self.global_batch_size / at_once), 1) * at_once
+            raise ValueError(
+                f"global_batch_size: {self.global_batch_size} examples do not divide into forward calls of {at_once} "
+                f"({processes} {'process' if processes == 1 else 'processes'} x batch_size {self.batch_size}); "
+                f"{nearest} would, or another batch_size"
+            )
+        return self.global_batch_size // at_once
+
+    @property
+    def minutes_between_saves(self) -> float | None:
+        """How long may pass before a checkpoint is made; None: any time."""
+        default = DEFAULT_SAVE_MINUTES if self.save_steps is None else None
+        return default if self.save_minutes is None else self.save_minutes or None
+
+
+@dataclass(kw_only=True, slots=True)
+class InitFrom:
+    """What the trained part starts from instead of random values.
+
+    Attributes:
+        path: the folder of a saved model, of a run, of a stage or of a checkpoint, or the published pytorch_model.bin.
+        only: which of its parts are taken: "adapter", "aligner", "gates"; None: all.
+    """
+
+    path: str
+    only: list[Literal["adapter", "aligner", "gates"]] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.only, str):
+            self.only = [self.only]
+        convert_fields(self)
+        if not self.path.strip():
+            raise ValueError("path: empty")
+        if self.only is not None and not self.only:
+            raise ValueError("only: empty list; adapter, aligner and gates are taken where it is left out")
+        if self.only is not None and len(set(self.only)) < len(self.only):
+            raise ValueError(f"only: {self.only} names a part twice")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -217,11 +201,13 @@ class Recipe:
         stages: "translation" and "task", or one of them; always run in that order.
         model: further arguments of `LayAlignForConditionalGeneration.from_bases` (aligner, adapter, gate, dtype, ...).
         llm_input: per stage, whether the LLM reads the prompt text as well.
+        init_from: what the trained part starts from: a path, or a path and which of its parts (`InitFrom`); None: random
+            values.
         seed: of the trained part's first values and of the order of the data.
         data_root: folder that relative data paths start at; default: the current folder.
         device: "auto" takes an accelerator where there is one.
-        report_to: "none", "tensorboard" or another reporter known to transformers.
-        progress: show progress bars.
+        report_to: "none", "tensorboard", "wandb", "trackio" or another reporter known to transformers, or a list of them.
+        progress: show a progress bar; false: print a line for each log instead.
     """
 
     encoder: str
@@ -230,13 +216,18 @@ class Recipe:
     stages: dict[str, StageRecipe]
     model: dict[str, Any] = field(default_factory=dict)
     llm_input: dict[str, bool] = field(default_factory=dict)
+    init_from: InitFrom | None = None
     seed: int = 0
     data_root: str | None = None
     device: Literal["auto", "cpu"] = "auto"
-    report_to: str = "none"
+    report_to: list[str] = field(default_factory=lambda: ["none"])
     progress: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.init_from, str):
+            self.init_from = convert({"path": self.init_from}, InitFrom, "init_from")
+        if isinstance(self.report_to, str):
+            self.report_to = [self.report_to]
         convert_fields(self)
         check_range(self, seed=(0, 2**31 - 1))
         for name in ("encoder", "llm", "output"):
@@ -260,8 +251,7 @@ class Recipe:
                     f"stages.{name}.prompt: required, as the LLM reads text in this stage (llm_input.{name} is true); "
                     'the question alone is "{source}"'
                 )
-        if self.report_to == "tensorboard" and find_spec("tensorboard") is None:
-            raise ValueError("report_to: tensorboard is not installed; pip install tensorboard")
+        _check_reporters(self.report_to)
 
     def check_files(self) -> None:
         """Look for the data files.
@@ -273,6 +263,8 @@ class Recipe:
         for name, stage in self.stages.items():
             for source in (*stage.data, *(stage.eval_data or ())):
                 missing += [f"stages.{name}: {path}" for path in source.files(self.data_root) if not path.is_file()]
+        if self.init_from is not None:
+            initial_file(self.init_from.path)
         if missing:
             shown = missing[:10] + ([f"and {len(missing) - 10} more"] if len(missing) > 10 else [])
             raise ValueError("data files not found (data_root is where relative paths start):\n  " + "\n  ".join(shown))
@@ -315,6 +307,21 @@ def _find(path: str | os.PathLike) -> Path:
         return shipped
     names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
     raise ValueError(f"{path}: no such recipe file; shipped recipes: {names}")
+
+
+def _check_reporters(names: list[str]) -> None:
+    if names == ["none"]:
+        return
+    if not names or "none" in names:
+        raise ValueError(f"report_to: takes none alone or a list of reporters, got {names}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"report_to: {names} names a reporter twice")
+    _check_keys(names, sorted(INTEGRATION_TO_CALLBACK), "report_to")
+    installed = get_available_reporting_integrations()
+    for name in names:
+        package = _PACKAGES.get(name, name)
+        if name not in installed and find_spec(package) is None:
+            raise ValueError(f"report_to: {name} is not installed; pip install {package}")
 
 
 def _check_keys(values: Iterable[str], known: Sequence[str], name: str) -> None:

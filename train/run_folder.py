@@ -5,56 +5,114 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+import socket
 from collections.abc import Sized
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layalign.configuration import STAGES
 from layalign.kernels.files import write_json
+from layalign.train.initial import InitialWeights
 
 if TYPE_CHECKING:
     from layalign.train.collate import EncodedRecords
     from layalign.train.recipe import Recipe
 
+try:
+    import fcntl
+except ImportError:  # Windows has none; two runs at once in one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+LOCK = "run.lock"
 RECIPE = "recipe.json"
 DATA = "data.json"
 # These may differ between a run and its continuation: none changes a trained number.
-_FREE = {"output", "progress", "report_to", "data_root", "keep_checkpoints"}
+_FREE = {"output", "progress", "report_to", "data_root", "keep_checkpoints", "save_steps", "save_minutes", "init_path"}
 
 
-def claim(recipe: Recipe) -> None:
-    """Take the recipe's output folder for this run, or find that it is already this run's.
+class RunFolder:
+    """A run's output folder, taken for this run alone; a context manager that gives it free again.
+
+    Args:
+        recipe: what is to be run there.
 
     Raises:
-        ValueError: the folder belongs to a run of another recipe (the keys that differ are listed) or holds files of
-            something else.
+        ValueError: the folder belongs to a run of another recipe (the keys that differ are listed), holds files of
+            something else, or is in use by another run.
     """
-    output = Path(recipe.output)
+
+    def __init__(self, recipe: Recipe):
+        # Through JSON once, so that tuples and paths compare equal to what was read back.
+        self.output, self._wanted = Path(recipe.output), json.loads(json.dumps(_identity(recipe)))
+        # Before the lock: of what is refused nothing is touched. After it: another run may have been there between.
+        _check(self.output, self._wanted)
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"output: {self.output} cannot be made: {error.strerror}") from error
+        self._lock = _lock(self.output)
+        try:
+            if not _check(self.output, self._wanted):
+                write_json(self.output / RECIPE, self._wanted)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+
+def _lock(output: Path) -> int:
+    """The descriptor of the folder's lock file. The lock ends with this process, however it ends."""
+    try:
+        descriptor = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ValueError(f"output: {output} cannot be written to: {error.strerror}") from error
+    if fcntl is None:
+        return descriptor
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+        os.close(descriptor)
+        raise ValueError(
+            f"output: {output} is in use by another run ({holder or 'just started'}); wait for its end, or choose another folder"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        logger.warning("output: %s cannot be locked (%s); take care that no second run uses it", output, error.strerror)
+        return descriptor
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
+
+
+def _check(output: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the folder has work of this run; nothing is changed."""
     file = output / RECIPE
-    # Through JSON once, so that tuples and paths compare equal to what was read back.
-    wanted = json.loads(json.dumps(_identity(recipe)))
     worked = (output / "model").exists() or any(has_work(output / name) for name in STAGES)
     if file.exists():
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"output: {file} is unreadable ({error}); choose another output folder") from error
-        if not isinstance(found, dict) or found.keys() != wanted.keys():
+        if not isinstance(found, dict) or not {"encoder", "llm", "stages"} <= found.keys():
             raise ValueError(f"output: {file} was not written by a training run; choose another output folder")
         if worked:
             _refuse_other(_flat(found), _flat(wanted), output)
-            return
+        return worked
     foreign = [name for name in (*STAGES, "model") if (output / name).exists()]
-    if foreign and not file.exists():
+    if foreign:
         raise ValueError(
             f"output: {output} holds {foreign} but no {RECIPE}: it is not a training run; choose another folder"
         )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output: {output} cannot be made: {error.strerror}") from error
-    write_json(file, wanted)
+    return False
 
 
 def has_work(folder: Path) -> bool:
@@ -96,6 +154,14 @@ def _identity(recipe):
             if source["records"] is not None:
                 text = json.dumps(source["records"], sort_keys=True, default=str)
                 source["records"] = f"{len(source['records'])} records, {hashlib.sha256(text.encode()).hexdigest()}"
+    if recipe.init_from is not None:
+        # What was loaded counts, not where it lies.
+        initial = InitialWeights(recipe.init_from.path, recipe.init_from.only)
+        values["init_from"] = {
+            "init_path": recipe.init_from.path,
+            "only": ", ".join(sorted(initial.only)),
+            "sha256": initial.digest(),
+        }
     return values
 
 

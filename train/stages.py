@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -17,14 +17,18 @@ from transformers.utils import logging as transformers_logging
 
 from layalign.configuration import STAGES
 from layalign.kernels.files import write_json
+from layalign.loading import load_encoder, load_llm
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
-from layalign.saving import load_trained_part
+from layalign.saving import load_trained_part, reference
 from layalign.train.checkpoints import damage, newest_valid, sealed_folder, sweep
 from layalign.train.collate import Collator, StageData, encode_records
+from layalign.train.initial import InitialWeights
+from layalign.train.interruption import Interruption
+from layalign.train.processes import processes
 from layalign.train.prompts import prompt_template
 from layalign.train.recipe import Recipe
-from layalign.train.run_folder import check_data, claim
+from layalign.train.run_folder import RunFolder, check_data
 from layalign.train.sources import read_sources
 from layalign.train.trainer import StageTrainer
 
@@ -51,20 +55,28 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
         model, processor and history; model and processor are also saved in `recipe.output/model`.
 
     Raises:
-        ValueError: an output folder of another run, data that cannot be read or has changed, bases that cannot be
-            loaded.
+        ValueError: an output folder of another run or in use, data that cannot be read or has changed, bases that cannot
+            be loaded, a disk that is full, or a global_batch_size that the processes do not divide.
+        SystemExit: SIGTERM (status 143) or Ctrl-C (status 130), when what has been reached is saved.
     """
     recipe.check_files()
-    with _processes(recipe).main_process_first():
-        claim(recipe)
-    with _without_file_bars():
+    together = processes(recipe)
+    for name, stage in recipe.stages.items():
+        try:
+            stage.accumulation(together.num_processes)
+        except ValueError as error:
+            raise ValueError(f"stages.{name}.{error}") from None
+    with Interruption().installed() as interruption, ExitStack() as stack:
+        _take_folder(recipe, together.is_main_process, stack)
+        stack.enter_context(_without_file_bars())
         model, processor = build(recipe)
         history = {}
         for name in STAGES:
             if name in recipe.stages:
-                history[name] = run_stage(name, recipe, model, processor, callbacks)
-        if _processes(recipe).is_main_process:
+                history[name] = run_stage(name, recipe, model, processor, callbacks, interruption)
+        if together.is_main_process:
             save_model(recipe, model, processor)
+        together.wait_for_everyone()  # the lock is not given up before
     return Trained(model.eval(), processor, history)
 
 
@@ -74,10 +86,18 @@ def build(recipe: Recipe) -> tuple[LayAlignForConditionalGeneration, LayAlignPro
     Raises:
         ValueError: bases that cannot be loaded, or sources longer than the encoder takes.
     """
+    start = recipe.init_from
+    initial = None if start is None else InitialWeights(start.path, start.only)
+    settings = dict(recipe.model)
+    dtype = settings.pop("dtype", None)
+    encoder, llm = load_encoder(recipe.encoder, dtype), load_llm(recipe.llm, dtype)
+    # Here and not before: the first weights are to depend on nothing that loading may draw.
     set_seed(recipe.seed)
-    model = LayAlignForConditionalGeneration.from_bases(
-        recipe.encoder, recipe.llm, llm_input=recipe.llm_input, **recipe.model
-    )
+    model = LayAlignForConditionalGeneration.from_bases(encoder, llm, llm_input=recipe.llm_input, **settings)
+    model.config.encoder_name_or_path = reference(recipe.encoder, encoder)
+    model.config.llm_name_or_path = reference(recipe.llm, llm)
+    if initial is not None:
+        initial.load_into(model)
     for name, stage in recipe.stages.items():
         if model.encoder_limit is not None and stage.source_max_length > model.encoder_limit:
             raise ValueError(
@@ -94,9 +114,16 @@ def run_stage(
     model: LayAlignForConditionalGeneration,
     processor: LayAlignProcessor,
     callbacks: Sequence[TrainerCallback] = (),
+    interruption: Interruption | None = None,
 ) -> History:
     """Train one stage to its end, from its newest whole checkpoint if there is one; if it has ended before, load its
     result.
+
+    Args:
+        name, recipe: the stage, and the run it belongs to.
+        model, processor: what `build` made, or the stage before has left.
+        callbacks: beside the trainer's own.
+        interruption: tells of signals; None: these do what they always do.
 
     Returns:
         its history: one dict for each log and each evaluation.
@@ -112,9 +139,8 @@ def run_stage(
     collator = Collator(processor.encoder_tokenizer.pad_token_id or 0, processor.tokenizer.pad_token_id or 0)
     if stage.gradient_checkpointing:
         _checkpointing(model, "enable")
-    trainer = StageTrainer(model, name, recipe, folder, data, collator, callbacks)
-    checkpoint = newest_valid(folder)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer = StageTrainer(model, name, recipe, folder, data, collator, callbacks, interruption)
+    trainer.run(newest_valid(folder))
     # Under bf16, accelerate has wrapped forward in autocast; the next stage and the caller get the plain one back.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     # With the mark that unwrapping leaves, accelerate would not wrap the model again: the next stage would run in fp32.
@@ -129,6 +155,9 @@ def run_stage(
             write_json(partial / HISTORY, history)
         sweep(folder)
     trainer.accelerator.wait_for_everyone()
+    # Told after the last step: what the stage has come to is its checkpoint.
+    if interruption is not None and (number := interruption.agree().signal_number):
+        interruption.leave(number, f"{name} has ended, and the same command goes on with what follows")
     return history
 
 
@@ -153,7 +182,7 @@ def read_stage_data(name: str, recipe: Recipe, processor: LayAlignProcessor) -> 
         held_out = [records[index] for index in order[: stage.hold_out]]
         records = [records[index] for index in np.sort(order[stage.hold_out :])]
     data = encode_records(records, processor, stage, with_prompt, recipe.progress, name)
-    with _processes(recipe).main_process_first():
+    with processes(recipe).main_process_first():
         check_data(Path(recipe.output) / name, name, records, skipped, data)
     if not held_out:
         return StageData(data, None)
@@ -173,9 +202,17 @@ def save_model(recipe: Recipe, model: LayAlignForConditionalGeneration, processo
     sweep(folder.parent)
 
 
-def _processes(recipe: Recipe) -> PartialState:
-    """The processes that train together (torchrun): what each of them would write is written by the first one."""
-    return PartialState(cpu=recipe.device == "cpu")
+def _take_folder(recipe, first, stack):
+    """The first process takes the output folder; where it is refused, all of them say so and end, and none waits for the others."""
+    refusal: list[str | None] = [None]
+    if first:
+        try:
+            stack.enter_context(RunFolder(recipe))
+        except ValueError as error:
+            refusal = [str(error)]
+    (message,) = broadcast_object_list(refusal)
+    if message is not None:
+        raise ValueError(message)
 
 
 @contextmanager
@@ -199,6 +236,6 @@ def _checkpointing(model, action):
 
 
 def _plain(entry):
-    """A log entry without the wall-clock figures, which differ from run to run."""
+    """A log entry without the wall-clock figures, which differ from run to run, its keys in the order that a checkpoint has."""
     timings = ("runtime", "per_second")
-    return {key: value for key, value in entry.items() if not key.endswith(timings)}
+    return {key: value for key, value in sorted(entry.items()) if not key.endswith(timings)}

@@ -4,6 +4,7 @@ work per step.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from layalign.saving import load_trained_part
-from layalign.train.checkpoints import prune, publish, seal
+from layalign.saving import Weights, load_trained_part
+from layalign.train.checkpoints import prune, publish, seal, writing
+from layalign.train.flow import EvaluationCut, StageFlow
+from layalign.train.interruption import Agreed, Interruption
+from layalign.train.processes import on_cpu, processes
+from layalign.train.progress import StageBar, StageLines
 
 if TYPE_CHECKING:
     from layalign.model import LayAlignForConditionalGeneration
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     from layalign.train.recipe import Recipe, StageRecipe
 
 _GROUPED_BATCHES = 50
+_RUNNING = "running.json"
+_BEST = "best.safetensors"
 
 
 class StageTrainer(Trainer):
@@ -38,6 +45,10 @@ class StageTrainer(Trainer):
         data: what is trained on, and evaluated on.
         collator: makes batches of them.
         callbacks: beside the Trainer's own.
+        interruption: tells of signals.
+
+    Attributes:
+        evaluation_due: whether a signal has kept the evaluation of the present step from being made.
     """
 
     def __init__(
@@ -49,47 +60,141 @@ class StageTrainer(Trainer):
         data: StageData,
         collator: Collator,
         callbacks: Sequence[TrainerCallback] = (),
+        interruption: Interruption | None = None,
     ):
         self.stage, self.order_seed = recipe.stages[name], (recipe.seed, sum(name.encode()))
-        self._checkpoints_in = Path(folder)
-        self._save_into = None
-        bars = [_StageProgress(name)] if recipe.progress else []
+        self.stage_name, self._checkpoints_in = name, Path(folder)
+        self._save_into: Path | None = None
+        self._interruption, self._agreed = interruption or Interruption(), Agreed()
+        self._resumed_from: Path | None = None
+        self._begun_at = 0
+        self._best: Weights | None = None
+        self.evaluation_due = False
+        shown = StageBar(name) if recipe.progress else StageLines(name)
         super().__init__(
             model,
             _arguments(self.stage, recipe, folder),
             data_collator=collator,
             train_dataset=data.train,
             eval_dataset=data.held_out,
-            callbacks=[_LogAndSave(), *bars, *callbacks],
+            callbacks=[shown, StageFlow(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
         # The adapter's output stands before the labels, so the first label has a prediction too and counts.
         self._loss_shifts_labels = False
 
+    def run(self, checkpoint: Path | None) -> None:
+        """Train to the stage's end; afterwards the model holds the weights to keep.
+
+        Args:
+            checkpoint: where to go on from; None: from the beginning.
+
+        Raises:
+            SystemExit: a signal; what was reached is saved.
+        """
+        self._resumed_from = checkpoint
+        self._interruption.deferring = True
+        try:
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            self._interruption.deferring = False
+        if self._best is not None:
+            load_trained_part(self.model, self._best, f"the best weights of {self.stage_name}")
+
+    def agree(self, save: bool = False) -> Agreed:
+        """What all processes do now, where this one wants a checkpoint or not."""
+        self._agreed = self._interruption.agree(save)
+        return self._agreed
+
+    def leave_if_told(self) -> None:
+        """End the process if a signal was agreed upon; to be called when what has been reached is saved."""
+        if self._agreed.signal_number:
+            step, steps = self.state.global_step, self.state.max_steps
+            # Reporters write down what they hold back, and the bar ends before the line.
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            text = f"{self.stage_name} is saved at step {step} of {steps}, and the same command goes on from there"
+            self._interruption.leave(self._agreed.signal_number, text)
+
+    def remember_best(self) -> None:
+        """Keep the present weights as the best."""
+        self._best = {name: value.detach().cpu().clone() for name, value in self.model.trained_parameters()}
+
+    def take_up(self) -> None:
+        """What a checkpoint of ours holds beside the Trainer's own state, and an evaluation that it still owes."""
+        self._begun_at = self.state.global_step
+        if self._resumed_from is None:
+            return
+        if (self._resumed_from / _BEST).exists():
+            self._best = load_file(self._resumed_from / _BEST)
+        running = json.loads((self._resumed_from / _RUNNING).read_text(encoding="utf-8"))
+        sums = running["loss_sums"]
+        # Of other processes than these only the mean is of use, which is all that is ever logged.
+        same = len(sums) == self.args.world_size
+        self._tr_loss += sums[self.args.process_index] if same else sum(sums) / len(sums)
+        self._globalstep_last_logged = running["last_logged"]
+        if running["evaluation_due"]:
+            self._evaluate(None, None)
+
+    def _run_epoch(self, *args, epoch, **kwargs):
+        # Resumed within an epoch, and with more than one process, accelerate does not get through to the sampler: it would give
+        # the order of the first epoch.
+        self._order.set_epoch(epoch)
+        # Resumed where nothing is left to do, the Trainer would train one step before it looks.
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def _evaluate(self, *args, **kwargs):
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except EvaluationCut:
+            # Cut again when resumed to make up for it: nothing has changed since the checkpoint.
+            if self.state.global_step > self._begun_at:
+                self.evaluation_due = True
+                self._save_checkpoint(self.model_wrapped, None)
+            self.leave_if_told()
+            raise
+
     def _get_train_sampler(self, train_dataset=None):
         lengths = self.train_dataset.lengths if self.stage.length_grouped else None
-        return EpochSampler(len(self.train_dataset), self.order_seed, self.stage.batch_size, lengths)
+        self._order = EpochSampler(len(self.train_dataset), self.order_seed, self.stage.batch_size, lengths)
+        return self._order
 
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._save_into is None else str(self._save_into)
 
     def _save_checkpoint(self, model, trial):
         """The Trainer's own checkpoint, written beside, sealed and renamed; older ones go only then."""
+        # A stage that has come to its end has no checkpoint any more, its result follows at once.
+        if self.control.should_training_stop and not self._agreed.signal_number:
+            return
         partial = self._checkpoints_in / ".partial"
+        name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save and partial.exists():
             shutil.rmtree(partial)
         self.accelerator.wait_for_everyone()
-        self._save_into = partial
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._save_into = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
-            seal(partial / name)
-            publish(partial / name, self._checkpoints_in / name)
-            prune(self._checkpoints_in, self.stage.keep_checkpoints)
+        # Without it a resumed run would forget the losses since the last log, and its history differ.
+        sums = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
+        running = {
+            "loss_sums": sums,
+            "last_logged": self._globalstep_last_logged,
+            "evaluation_due": self.evaluation_due,
+        }
+        with writing(partial, f"{self.stage_name}: {name}"):
+            self._save_into = partial
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._save_into = None
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (partial / name / _RUNNING).write_text(json.dumps(running), encoding="utf-8")
+                if self._best is not None:
+                    save_file(self._best, partial / name / _BEST)
+                seal(partial / name)
+                publish(partial / name, self._checkpoints_in / name)
+                prune(self._checkpoints_in, self.stage.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -143,50 +248,15 @@ class EpochSampler(torch.utils.data.Sampler):
         return np.concatenate([generator.permutation(batches).reshape(-1), order[whole:]])
 
 
-class _LogAndSave(TrainerCallback):
-    """Two things without which a resumed run differs from an uninterrupted one.
-
-    Every checkpoint comes with a log: when it is resumed, the Trainer forgets the loss summed up since the last log. The last
-    step has no checkpoint, the stage's result follows at once: from one the Trainer would go on, one step too far.
-    """
-
-    def on_step_end(self, args, state, control, **kwargs):
-        last = state.global_step >= state.max_steps
-        if last:
-            control.should_save = False
-        if last or control.should_save:
-            control.should_log = True
-
-
-class _StageProgress(ProgressCallback):
-    """A progress bar with the stage's name and its newest loss, in place of one printed line a log."""
-
-    def __init__(self, name):
-        super().__init__()
-        self.name = name
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.name)
-            self.training_bar.update(state.global_step)
-        self.current_step = state.global_step
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {key: f"{logs[key]:.4g}" for key in ("loss", "eval_loss") if key in logs}
-        if self.training_bar is not None and shown:
-            self.training_bar.set_postfix(shown, refresh=False)
-
-
 def _arguments(stage: StageRecipe, recipe: Recipe, folder: str | os.PathLike) -> TrainingArguments:
-    evaluate, save = bool(stage.eval_steps), bool(stage.save_steps)
-    return TrainingArguments(
+    evaluate = bool(stage.eval_steps)
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps or -1,
         num_train_epochs=stage.epochs or 0,
         per_device_train_batch_size=stage.batch_size,
         per_device_eval_batch_size=stage.eval_batch_size or stage.batch_size,
-        gradient_accumulation_steps=stage.gradient_accumulation,
+        gradient_accumulation_steps=stage.accumulation(processes(recipe).num_processes),
         learning_rate=stage.learning_rate,
         lr_scheduler_type="constant_with_warmup" if stage.schedule == "constant" else stage.schedule,
         warmup_steps=stage.warmup_ratio,
@@ -202,16 +272,19 @@ def _arguments(stage: StageRecipe, recipe: Recipe, folder: str | os.PathLike) ->
         eval_strategy="steps" if evaluate else "no",
         eval_steps=stage.eval_steps if evaluate else None,
         prediction_loss_only=True,
-        save_strategy="steps" if save else "no",
-        save_steps=stage.save_steps or 500,
+        save_strategy="no",  # StageFlow decides
         report_to=recipe.report_to,
         disable_tqdm=True,
         seed=recipe.seed,
         # Without this, transformers refuses bf16 where there is no accelerator.
-        use_cpu=recipe.device == "cpu" or not torch.accelerator.is_available(),
+        use_cpu=on_cpu(recipe),
         use_cache=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if arguments.device.type == "cpu":
+        # Several processes have "cpu:0", where transformers 5.17 cannot load an optimizer's state to.
+        vars(arguments)["_setup_devices"] = torch.device("cpu")
+    return arguments

@@ -3,53 +3,10 @@ import dataclasses
 import pytest
 import yaml
 
+from layalign.train import recipe as recipe_module
 from layalign.train.recipe import SHIPPED, DataSource, Recipe, StageRecipe, load_recipe
 from layalign.train.settings import build
-
-# (key to set, value, what the message must say)
-WRONG = [
-    ("stages.task.learning_rte", 1, "did you mean 'learning_rate'"),
-    ("encoderr", "x", "encoderr: unknown setting; did you mean 'encoder'"),
-    ("stages.tasks", {}, "stages.tasks"),
-    ("stages.task.data.0.formt", "tsv", "stages.task.data.0.formt: unknown setting"),
-    ("model.gats", "scalar", "model.gats: unknown setting; did you mean 'gate'"),
-    ("model.gate", "skalar", "gate must be one of"),
-    ("model.llm_input", {}, "model.llm_input: unknown setting"),
-    ("llm_input.taks", True, "llm_input.taks"),
-    ("llm_input.task", "yes please", "llm_input.task: expected true or false"),
-    ("stages.task.learning_rate", "fast", "stages.task.learning_rate: expected a number, got the text 'fast'"),
-    ("stages.task.learning_rate", float("nan"), "learning_rate: must be at least 0"),
-    ("stages.task.learning_rate", -1.0, "learning_rate: must be at least 0 and at most 1, got -1.0"),
-    ("stages.task.steps", True, "steps: expected a whole number, got the boolean True"),
-    ("stages.task.steps", 1.5, "steps: expected a whole number, got float 1.5"),
-    ("stages.task.steps", 0, "steps: must be at least 1"),
-    ("stages.task.epochs", 2, "give steps or epochs, not both"),
-    ("stages.task.batch_size", 0, "batch_size: must be at least 1"),
-    ("stages.task.betas", [0.9], "betas: two numbers"),
-    ("stages.task.betas", "0.9", "betas: expected a list"),
-    ("stages.task.precision", "fp16", "precision: must be one of fp32, bf16"),
-    ("stages.task.warmup_ratio", 1.0, "warmup_ratio"),
-    ("stages.task.use_reentrant", True, "reentrant gradient checkpointing cannot work"),
-    ("stages.task.prompt", None, "stages.task.prompt: required"),
-    ("stages.task.prompt", "{question}", "prompt: takes {source} and {language}, got ['question']"),
-    ("stages.task.prompt", "{source", "prompt: broken template"),
-    ("stages.task.eval_steps", 5, "eval_steps: needs eval_data or hold_out"),
-    ("stages.task.data", [], "data: at least one source"),
-    ("stages.task.data", 3, "data: expected a list, got int 3"),
-    ("stages.task.data.0.limit", 0, "stages.task.data.0.limit: must be at least 1"),
-    ("stages.task.data.0.format", "json lines", "format: must be one of"),
-    ("stages.task.data.0.path", "nowhere.jsonl", "data files not found"),
-    ("stages.task.data.0.path", "part-{lang}.jsonl", "languages: required"),
-    ("stages.task.data.0.path", "part-{step}.jsonl", "path: takes {lang} and {language}"),
-    ("stages.task.data.0.target_path", "x", "target_path: is the second file of format 'pairs'"),
-    ("stages.task.data.0.source", "{a.__class__}", "source: template fields are written"),
-    ("stages.task.data.0.languages", [], "languages: empty list"),
-    ("stages", {}, "stages: at least one of"),
-    ("encoder", None, "encoder: expected a text, got nothing"),
-    ("output", " ", "output: empty"),
-    ("seed", -1, "seed: must be at least 0"),
-    ("device", "gpu", "device: must be one of auto, cpu"),
-]
+from tests.train.wrong_settings import MISSING_PACKAGES, WRONG
 
 
 def put(settings, key, value):
@@ -70,6 +27,46 @@ def test_wrong_settings_are_refused(recipe_file, key, value, message):
         load_recipe(recipe_file)
     assert message in str(caught.value)
     assert str(recipe_file) in str(caught.value)
+
+
+@pytest.mark.parametrize(("reporter", "package"), MISSING_PACKAGES.items())
+@pytest.mark.parametrize("several", [False, True])
+def test_a_reporter_that_is_not_installed_is_named(recipe_file, monkeypatch, reporter, package, several):
+    find = recipe_module.find_spec
+    monkeypatch.setattr(recipe_module, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.setattr(recipe_module, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match=rf"report_to: {reporter} is not installed; pip install {package}$"):
+        load_recipe(recipe_file, [f"report_to={['tensorboard', reporter] if several else reporter}"])
+
+
+def test_reporters_are_one_or_several(recipe_file):
+    assert load_recipe(recipe_file).report_to == ["none"]
+    assert load_recipe(recipe_file, ["report_to=tensorboard"]).report_to == ["tensorboard"]
+    assert load_recipe(recipe_file, ["report_to=[tensorboard]"]).report_to == ["tensorboard"]
+
+
+@pytest.mark.parametrize(
+    ("global_batch_size", "batch_size", "processes", "expected"),
+    [(128, 8, 1, 16), (128, 8, 8, 2), (128, 2, 64, 1), (6, 3, 2, 1), (None, 8, 8, 1)],
+)
+def test_a_global_batch_divides_itself(records, global_batch_size, batch_size, processes, expected):
+    stage = StageRecipe(data=[{"records": records}], global_batch_size=global_batch_size, batch_size=batch_size)
+    assert stage.accumulation(processes) == expected
+    assert StageRecipe(data=[{"records": records}], gradient_accumulation=3).accumulation(processes) == 3
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "message"),
+    [
+        (8, 3, r"128 examples do not divide into forward calls of 24 \(3 processes x batch_size 8\); 120 would"),
+        (8, 5, r"calls of 40 \(5 processes x batch_size 8\); 120 would"),
+        (8, 32, r"calls of 256 \(32 processes x batch_size 8\); 256 would"),
+    ],
+)
+def test_a_global_batch_that_does_not_divide(records, batch_size, processes, message):
+    stage = StageRecipe(data=[{"records": records}], global_batch_size=128, batch_size=batch_size)
+    with pytest.raises(ValueError, match="global_batch_size: " + message if message[0] == "1" else message):
+        stage.accumulation(processes)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,9 @@ def test_shipped_recipes_have_the_published_settings(name):
     translation, task = recipe.stages["translation"], recipe.stages["task"]
     assert (translation.learning_rate, task.learning_rate) == (4e-5, 3e-5)
     for stage in (translation, task):
-        assert stage.batch_size * stage.gradient_accumulation == 128
+        assert stage.global_batch_size == 128
+        for processes in (1, 2, 4, 8, 16):
+            assert stage.accumulation(processes) * stage.batch_size * processes == 128
         assert (stage.epochs, stage.hold_out, stage.precision, stage.max_grad_norm) == (3, 3000, "bf16", 1.0)
         assert (stage.betas, stage.eps, stage.weight_decay, stage.warmup_ratio) == ([0.8, 0.999], 1e-8, 3e-7, 0.05)
     assert len(translation.data[0].languages) == PUBLISHED_LANGUAGES[name]

@@ -37,6 +37,7 @@ def weights(output):
     return (Path(output) / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_run_ends_bit_identical(long_recipe, tmp_path):
     """One uninterrupted run against one killed in its writes, in its steps and, at last, at times that chance decides."""
     settings = yaml.safe_load(long_recipe.read_text())

@@ -1,6 +1,5 @@
 import copy
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -289,11 +288,9 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_be_corrected(settings
     assert json.loads((Path(corrected.output) / "recipe.json").read_text())["stages"]["task"]["batch_size"] == 3
 
 
-def test_a_task_prompt_with_a_language_gives_no_template(settings, caplog):
-    with caplog.at_level(logging.WARNING):
-        _, processor, _ = train(recipe(only(settings, "task"), steps=1, prompt="{language} : {source}"))
-    assert processor.prompt_template is None
-    assert "no prompt template" in caplog.text
+def test_a_task_prompt_with_a_language_keeps_its_place(settings):
+    processor = train(recipe(only(settings, "task"), steps=1, prompt="{language} : {source}"))[1]
+    assert processor.prompt_template == "{language} : {text}"
 
 
 def test_baselines_are_settings(settings):

@@ -32,7 +32,9 @@ def small(bases, monkeypatch):
 
     def smaller(path, **options):
         batches = [f"stages.{stage}.batch_size=4" for stage in ("translation", "task")]
-        return real(path, [*batches, "stages.task.save_steps=1", "progress=false"], **options)
+        return real(
+            path, [*batches, "stages.task.save_steps=1", "stages.task.log_steps=1", "progress=false"], **options
+        )
 
     monkeypatch.setattr(experiment, "load_recipe", smaller)
 
