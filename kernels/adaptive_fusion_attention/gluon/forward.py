@@ -55,7 +55,7 @@ def takes(call: Call) -> bool:
         return False
     if call.k.shape[2] == 0:
         return False
-    return all(map(_is_described, call[1:5]))
+    return all(map(_reads_rows, call[1:5]))
 
 
 def forward(prepared: Prepared, kept: Kept = EVERYTHING) -> ForwardResults:
@@ -100,6 +100,6 @@ def forward(prepared: Prepared, kept: Kept = EVERYTHING) -> ForwardResults:
     return results
 
 
-def _is_described(x):
+def _reads_rows(x):
     """Whether a tensor descriptor can be made of any rows of any head: 16-byte addresses, rows apart."""
     return x.stride(3) == 1 and at_16_bytes(x) and x.stride(2) > 0
