@@ -131,13 +131,13 @@ class Product:
 
 
 class Machine:
-    """One program: its shared memory, barriers, running copies and products, and agents.
+    """One program of a kernel: its shared memory, barriers, running copies and products, and agents.
 
     Unless `strict`, agents run one after the other, nobody waits and nothing is wrong: traces of a kernel that would not come to its end.
     """
 
-    def __init__(self, seed, strict=True):
-        self.strict = strict
+    def __init__(self, kernel, seed, strict=True):
+        self.kernel, self.strict = kernel, strict
         self.choose = random.Random(seed)
         self.allocations, self.barriers, self.unfenced = 0, {}, {}
         self.copies, self.products, self.traces = [], {}, {}

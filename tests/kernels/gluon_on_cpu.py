@@ -28,6 +28,7 @@ _SHARED = ("schedule", "work", "rings", "kernel")
 FILES = {
     "hopper_forward_kernel": _SHARED,
     "hopper_key_value_gradients_kernel": (*_SHARED, "query_rings", "key_tiles", "key_value_gradients"),
+    "hopper_query_gradients_kernel": (*_SHARED, "query_gradients"),
 }
 
 
@@ -222,7 +223,7 @@ def run_on_cpu(function, seed=0, mutations=(), stages=None, strict=True):
         compiled_for = constants["C"] if stages is None else constants["C"]._replace(STAGES=stages)
         given = pointers(arguments)
         for program in range(grid[0]):
-            machine = Machine(seed + program, strict)
+            machine = Machine(kernel.__name__, seed + program, strict)
             names = namespace(kernel.__name__, machine, program, mutations)
             names[kernel.__name__](*given, compiled_for)
             machines.append(machine)

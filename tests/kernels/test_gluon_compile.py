@@ -117,18 +117,30 @@ GRADIENTS = [
 
 @pytest.mark.parametrize("variant, head_dim, dtype", GRADIENTS)
 def test_gradients_do_not_spill_and_their_products_overlap(variant, head_dim, dtype):
-    (figures,) = compiled(variant, head_dim, dtype)
-    assert figures["spill_bytes"] == figures["stack_bytes"] == 0
-    assert figures["shared_bytes"] <= 227 * 1024
-    # Scores and products with the output's gradient [64, 64], and sums over 64 queries for keys and for values.
-    loops = tile_loops(instructions(figures["cubin"]), 2 * (head_dim // 16) + 2 * 4, 7)
+    of_keys, of_queries = compiled(variant, head_dim, dtype)
+    for figures in (of_keys, of_queries):
+        assert figures["spill_bytes"] == figures["stack_bytes"] == 0
+        assert figures["shared_bytes"] <= 227 * 1024
+    # Scores, products with the output's gradient, and sums over 64 queries for values and for keys. Scores are waited for while the
+    # products run, and these while the values' sum does.
+    both, steps = 2 * (head_dim // 16), 64 // 16
+    loops = tile_loops(instructions(of_keys["cubin"]), both + 2 * steps, 7)
     assert len(loops) == 2
     for body in loops:
-        products = [place for place, text in enumerate(body) if text.startswith("HGMMA")]
-        waits = [place for place, text in enumerate(body) if text.startswith("WARPGROUP.DEPBAR")]
-        assert all(int(re.match(r"HGMMA\.64x(\d+)x16", body[place])[1]) >= 64 for place in products)
-        # Scores are waited for while the products with the output's gradient run, these while the values' sum runs.
-        started = [sum(place < wait for place in products) for wait in waits]
-        assert started == [2 * (head_dim // 16), 2 * (head_dim // 16) + 4, len(products)]
-        assert [body[wait].split()[-1] for wait in waits] == ["0x1", "0x1", "0x0"]
-        assert all(re.search(r", 0x80$", text) for text in body if text.startswith("BAR.SYNC"))
+        _check_waits(body, [(both, "0x1"), (both + steps, "0x1"), (both + 2 * steps, "0x0")])
+    # The same over 128 keys for queries, of cross keys and of own ones.
+    steps = 128 // 16
+    loops = tile_loops(instructions(of_queries["cubin"]), both + steps, 6)
+    assert len(loops) == 4
+    for body in loops:
+        _check_waits(body, [(both, "0x1"), (both, "0x0"), (both + steps, "0x0")])
+
+
+def _check_waits(body, wanted):
+    """wanted: of each wait for products, how many were started before, and how many groups of them may still run."""
+    products = [place for place, text in enumerate(body) if text.startswith("HGMMA")]
+    waits = [place for place, text in enumerate(body) if text.startswith("WARPGROUP.DEPBAR")]
+    assert [(sum(place < wait for place in products), body[wait].split()[-1]) for wait in waits] == wanted
+    assert all(int(re.match(r"HGMMA\.64x(\d+)x16", body[place])[1]) >= 64 for place in products)
+    # Warps of one group meet, never all of the program.
+    assert all(re.search(r", 0x80$", text) for text in body if text.startswith("BAR.SYNC"))

@@ -18,7 +18,7 @@ hopper_forward = pytest.importorskip("layalign.kernels.adaptive_fusion_attention
 def gradients(gluon_on_cpu, monkeypatch):
     """gradients(call, grad_out, wanted, seed, **run): the Gradients of a call, whose forward runs before."""
 
-    def compute(call, grad_out, wanted=(False, *[True] * 5), seed=0, **run):
+    def compute(call, grad_out, wanted=(True,) * 6, seed=0, **run):
         monkeypatch.setenv("LAYALIGN_GLUON", "1")
         monkeypatch.setattr(hopper, "FEWEST_QUERIES", 1)
         with recording("sm_90", None):
@@ -33,7 +33,7 @@ def gradients(gluon_on_cpu, monkeypatch):
 
 @pytest.fixture
 def check(gradients, check_against_oracle, gluon_on_cpu):
-    """check(inputs, seed, **options): all gradients but that of the queries against the reference."""
+    """check(inputs, seed, **options): all gradients against the reference."""
 
     def check_call(inputs, seed=0, **options):
         class Attention(torch.autograd.Function):
@@ -55,7 +55,7 @@ def check(gradients, check_against_oracle, gluon_on_cpu):
             return (gate[:, None] if gate.dim() == 1 else gate).expand(inputs[0].shape[:3])
 
         reference = adaptive_fusion_attention_reference
-        inputs = [x.detach().requires_grad_(number > 0) for number, x in enumerate(inputs)]
+        inputs = [x.detach().requires_grad_() for x in inputs]
         check_against_oracle(attend, reference, inputs, summed=(5, by_row, reference), **options)
 
     return check_call
@@ -93,6 +93,7 @@ def test_a_row_does_not_depend_on_padding_or_batch(cases, gluon_calls, gradients
     twice = [torch.cat([x, x]) for x in (q, grad_out)]
     starts = torch.tensor([70, 0])
     got, _ = gradients(Call(twice[0], *keys, *cross, gate, query_start=starts, scale=0.125, **spans), twice[1])
+    assert all(torch.equal(got.q[row], want.q[0]) for row in range(2))
     for name, span in (("k", "key_span"), ("v", "key_span"), ("cross_k", "cross_span"), ("cross_v", "cross_span")):
         for row, (begin, end) in enumerate(spans[span].tolist()):
             grad = getattr(got, name)[row].clone()
@@ -111,7 +112,9 @@ def test_the_same_bits_in_any_order_of_turns(cases, gluon_calls, gradients):
 
 
 @pytest.mark.parametrize(
-    "wanted", [(0, 1, 1, 0, 0, 0), (0, 0, 0, 1, 1, 0), (0, 0, 0, 1, 1, 1), (0, 0, 0, 0, 0, 1)], ids=str
+    "wanted",
+    [(1, 0, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (0, 0, 0, 1, 1, 0), (0, 0, 0, 1, 1, 1), (0, 0, 0, 0, 0, 1)],
+    ids=str,
 )
 def test_what_nobody_wants_is_not_written(cases, gluon_calls, gradients, wanted):
     call = call_of(gluon_calls, cases, 1, 2, 1, 100, 100, 70, 64)
@@ -155,4 +158,4 @@ def test_the_backward_chooses_it(cases, gluon_calls, monkeypatch):
             monkeypatch.setenv("LAYALIGN_GLUON", asked)
             backward(torch.ones_like(call.q), results, call, [True] * 6)
     own = ["row_sums_kernel", "key_value_gradients_kernel", "query_gradients_kernel"]
-    assert launched == [*own, "row_sums_kernel", "hopper_key_value_gradients_kernel", "query_gradients_kernel"]
+    assert launched == [*own, "row_sums_kernel", "hopper_key_value_gradients_kernel", "hopper_query_gradients_kernel"]

@@ -17,17 +17,20 @@ def call(keys, cross_keys, queries, heads=1, **options):
     return Call(*tensors, torch.ones(1), scale=0.125, **options)
 
 
+KEYS, QUERIES = (False, True, True, True, True, False), (True, False, False, False, False, False)
+
+
 @pytest.fixture
 def states(gluon_on_cpu, gluon_interleavings, monkeypatch):
-    """states(call, stages, program, mutations, strict): of one program of the gradients of keys and values."""
+    """states(wanted, call, stages, program, mutations, strict): of one program of the kernel of the gradients wanted, KEYS or QUERIES."""
     monkeypatch.setenv("LAYALIGN_GLUON", "1")
     monkeypatch.setattr(hopper, "FEWEST_QUERIES", 1)
 
-    def count(given, stages, program=0, mutations=(), strict=False):
+    def count(wanted, given, stages, program=0, mutations=(), strict=False):
         lse = torch.zeros(2, *given.q.shape[:3])
         results = ForwardResults(*[torch.zeros_like(given.q)] * 3, lse)
         _, machines = gluon_on_cpu.run_on_cpu(
-            lambda: backward(torch.ones_like(given.q), results, given, [False, *[True] * 5]),
+            lambda: backward(torch.ones_like(given.q), results, given, wanted),
             mutations=mutations,
             stages=stages,
             strict=strict,
@@ -52,7 +55,7 @@ CALLS = {
 @pytest.mark.parametrize("stages", [1, 2, 3])
 @pytest.mark.parametrize("keys, cross_keys, queries, heads, options, program", CALLS.values(), ids=CALLS)
 def test_no_race_and_no_deadlock(states, keys, cross_keys, queries, heads, options, program, stages):
-    found = states(call(keys, cross_keys, queries, heads, **options), stages, program)
+    found = states(KEYS, call(keys, cross_keys, queries, heads, **options), stages, program)
     assert found == 1 if "query_start" in options else found > 50
 
 
@@ -111,21 +114,86 @@ BROKEN = {
 def test_the_search_finds(states, gluon_interleavings, mutation):
     pairs = tuple(zip(mutation[::2], mutation[1::2], strict=True))
     with pytest.raises((gluon_interleavings.Race, gluon_interleavings.Deadlock)):
-        states(call(300, 300, 300, 2), 2, mutations=pairs)
+        states(KEYS, call(300, 300, 300, 2), 2, mutations=pairs)
+
+
+# Keys, cross keys, queries, options; the program, of which the last queries' is the first.
+QUERY_CALLS = {
+    "one tile each": (100, 30, 60, {}, 0),
+    "many": (500, 300, 128, {}, 0),
+    "self alone": (400, 0, 128, {}, 0),
+    "first queries": (300, 200, 300, {}, 2),
+    "nothing seen": (128, 0, 128, {"query_start": 0, "causal": False}, 0),
+    "window": (600, 128, 128, {"window": 150}, 0),
+}
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("keys, cross_keys, queries, options, program", QUERY_CALLS.values(), ids=QUERY_CALLS)
+def test_no_race_and_no_deadlock_of_queries(states, keys, cross_keys, queries, options, program, stages):
+    assert states(QUERIES, call(keys, cross_keys, queries, **options), stages, program) > 50
+
+
+BROKEN_QUERIES = {
+    "K is not released": ("        release(places.k, turn, C)\n", ""),
+    "V is not released": ("        release(places.v, turn, C)\n", ""),
+    "K is released before it is read": (
+        "        b_grad_q = warpgroup_mma_wait(0, deps=[s_grad_q])\n",
+        "        b_grad_q = warpgroup_mma_wait(1, deps=[s_grad_q])\n",
+    ),
+    "V is released before it is read": (
+        "        b_products = warpgroup_mma_wait(0, deps=[s_products])\n        release(places.v, turn, C)\n",
+        "        release(places.v, turn, C)\n        b_products = warpgroup_mma_wait(0, deps=[s_products])\n",
+    ),
+    "a turn is not counted": ("        turn += 1\n", ""),
+    "the own tiles start anew": (
+        "add_keys(group, b_grad_q, turn, own, ahead",
+        "add_keys(group, b_grad_q, 0, own, ahead",
+    ),
+    "V of a tile too far": ("fill(v_ring, number, weighted, tile", "fill(v_ring, number + 1, weighted, tile"),
+    "K in V's ring": (
+        "fill(k_ring, number, keys, tile_number * C.BLOCK_N, C)\n\n",
+        "fill(v_ring, number, keys, tile_number * C.BLOCK_N, C)\n\n",
+    ),
+    "the producer waits for the other phase": ("phase ^ 1", "phase"),
+    "the groups wait for the other phase": ("ring.full.index(place), phase)", "ring.full.index(place), phase ^ 1)"),
+    "one group empties a place": ("count=GROUPS", "count=1"),
+    "nobody waits for a tile": ("    mbarrier.wait(ring.full.index(place), phase)\n", ""),
+    "the producer does not wait": ("    mbarrier.wait(ring.empty.index(place), phase ^ 1)\n", ""),
+    "half the bytes": ("C.BLOCK_N * C.HEAD_DIM * 2)", "C.BLOCK_N * C.HEAD_DIM)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", BROKEN_QUERIES.values(), ids=BROKEN_QUERIES)
+def test_the_search_finds_of_queries(states, gluon_interleavings, mutation):
+    with pytest.raises((gluon_interleavings.Race, gluon_interleavings.Deadlock)):
+        states(QUERIES, call(700, 300, 128), 2, mutations=(mutation,))
 
 
 # What has no order, and shows when a program runs.
 WRONG = {
-    "no fence": ("    fence_async_shared()\n    meet()", "    meet()"),
+    "no fence": (KEYS, "    fence_async_shared()\n    meet()", "    meet()"),
     "running scores are used": (
+        KEYS,
         "warpgroup_mma_wait(1, deps=[s_scores])\n        b_weights, b_slope",
         "warpgroup_mma_wait(2, deps=[s_scores])\n        b_weights, b_slope",
     ),
-    "running products are used": ("warpgroup_mma_wait(1, deps=[s_products])", "warpgroup_mma_wait(2, deps=[s_products])"),
+    "running products are used": (KEYS, "warpgroup_mma_wait(1, deps=[s_products])", "warpgroup_mma_wait(2, deps=[s_products])"),
+    "no fence of queries": (QUERIES, "    fence_async_shared()\n    meet()", "    meet()"),
+    "running scores of queries": (
+        QUERIES,
+        "warpgroup_mma_wait(1, deps=[s_scores])\n        b_slope",
+        "warpgroup_mma_wait(2, deps=[s_scores])\n        b_slope",
+    ),
+    "running products of queries": (
+        QUERIES,
+        "warpgroup_mma_wait(0, deps=[s_products])",
+        "warpgroup_mma_wait(1, deps=[s_products])",
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutation", WRONG.values(), ids=WRONG)
-def test_a_run_finds(states, gluon_on_cpu, mutation):
+@pytest.mark.parametrize("wanted, old, new", WRONG.values(), ids=WRONG)
+def test_a_run_finds(states, gluon_on_cpu, wanted, old, new):
     with pytest.raises(gluon_on_cpu.Wrong):
-        states(call(300, 300, 300, 2), 2, mutations=(mutation,), strict=True)
+        states(wanted, call(300, 300, 300, 2), 2, mutations=((old, new),), strict=True)

@@ -1,6 +1,5 @@
 """From a Call to launches of the Hopper gradients, for the calls that they cover."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,14 +9,16 @@ from torch import Tensor
 from ...launch import LaunchConfig, architecture, launch
 from .. import gates
 from ..call import Call
-from ..gpu.arguments import Prepared, is_described
+from ..gpu.arguments import Prepared, is_described, rows
 from ..gpu.forward import gluon_asked
 from ..gpu.key_value_gradients import KeyTerm
+from ..gpu.query_gradients import Saved
 from ..gpu.rows import Rows
-from .forward import FEWEST_QUERIES, takes
-from .kernel import Scaling
+from .forward import FEWEST_QUERIES, constants_of, scaling_of, takes
 from .key_value_gradients import hopper_key_value_gradients_kernel
-from .schedule import BLOCK_N, QUERY_BLOCK, QUERY_STAGES, WARPS
+from .query_gradients import hopper_query_gradients_kernel
+from .schedule import BLOCK_M, BLOCK_N, QUERY_BLOCK, QUERY_STAGES, WARPS
+from .work import Spans
 
 
 class Constants(NamedTuple):
@@ -85,7 +86,7 @@ def key_value_gradients(own: KeyTerm, cross: KeyTerm, grad_out: Rows, prepared: 
         grad_out,
         own,
         cross,
-        scaling(call, numbers.scale),
+        scaling_of(prepared),
         queries,
         keys,
         numbers.cross_keys,
@@ -97,7 +98,25 @@ def key_value_gradients(own: KeyTerm, cross: KeyTerm, grad_out: Rows, prepared: 
     )
 
 
-def scaling(call: Call, scale: float) -> Scaling:
-    """The kernels' Scaling of a call."""
-    factor, cap = scale * math.log2(math.e), call.softcap
-    return Scaling(factor, -2 * factor / cap, cap * math.log2(math.e)) if cap else Scaling(factor, 0.0, 0.0)
+def query_gradients(saved: Saved, grad_q: Tensor, prepared: Prepared) -> None:
+    """Write the gradients of queries, of which `saved` has the log-sum-exps and row sums of both terms."""
+    call, numbers = prepared.call, prepared.numbers
+    batch, heads, queries, _ = call.q.shape
+    constants = constants_of(prepared)
+    launch(
+        hopper_query_gradients_kernel,
+        (triton.cdiv(queries, BLOCK_M) * heads * batch,),
+        LaunchConfig(block_m=BLOCK_M, block_n=BLOCK_N, warps=WARPS, stages=constants.STAGES, descriptors=True),
+        prepared.inputs,
+        saved,
+        rows(grad_q),
+        Spans(*prepared.spans),
+        scaling_of(prepared),
+        queries,
+        numbers.keys,
+        numbers.cross_keys,
+        numbers.start,
+        numbers.window,
+        batch,
+        C=constants,
+    )

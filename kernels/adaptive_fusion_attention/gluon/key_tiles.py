@@ -7,7 +7,7 @@ from triton.experimental.gluon import language as gl
 
 from ..gpu.rows import Rows
 from . import schedule
-from .work import head_pointer, keys_of_row, span_of
+from .work import HeadRows, head_pointer, keys_of_row, span_of
 
 key_tile_of_program = gluon.jit(schedule.key_tile_of_program)
 tiles_of_keys = gluon.jit(schedule.tiles_of_keys)
@@ -37,13 +37,6 @@ class KeyTile(NamedTuple):
     end: object
     lse: object
     sums: object
-
-
-class HeadRows(NamedTuple):
-    """Rows of one head: pointer to the first, and how far they are apart."""
-
-    pointer: object
-    row: object
 
 
 @gluon.jit

@@ -69,7 +69,7 @@ def _gradients(call):
     from ..gpu.arguments import empty_like, rows
     from ..gpu.backward import Gradients, key_terms
     from ..gpu.query_gradients import Saved
-    from .backward import key_value_gradients, takes_backward
+    from .backward import key_value_gradients, query_gradients, takes_backward
 
     grad_out = torch.empty_like(call.q)
     if not takes_backward(call, grad_out, [True] * 6):
@@ -79,6 +79,7 @@ def _gradients(call):
     grads = Gradients(*map(empty_like, prepared.tensors), None)
     saved = Saved(rows(grad_out), sums, sums, sums, sums)
     key_value_gradients(*key_terms(saved, grads, prepared), saved.grad_out, prepared)
+    query_gradients(saved, grads.q, prepared)
 
 
 def run_sizes(*, trained: bool, **sizes: Any) -> None:

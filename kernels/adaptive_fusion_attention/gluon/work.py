@@ -33,6 +33,13 @@ class Tile(NamedTuple):
     last: object
 
 
+class HeadRows(NamedTuple):
+    """Rows of one head: pointer to the first, and how far they are apart."""
+
+    pointer: object
+    row: object
+
+
 class Term(NamedTuple):
     """The keys of one softmax: `keys` from key_begin on, of which the tile's queries see the tiles begin .. end, all of them all
     keys of full_begin .. full_end. start: key, counted from key_begin, of the row's first query. before: tiles in the ring before."""
@@ -70,9 +77,9 @@ def head_pointer(x, batch, head, row):
 
 
 @gluon.jit
-def tile_of_program(queries, batches, C: gl.constexpr):
-    """The Tile of this program."""
-    first, row = query_tile_of(gl.program_id(0), queries, batches * C.HEADS, C.BLOCK_M)
+def tile_of_program(program, queries, batches, C: gl.constexpr):
+    """The Tile of a program."""
+    first, row = query_tile_of(program, queries, batches * C.HEADS, C.BLOCK_M)
     offset = (wide(row) * wide(queries)).to(gl.int64)
     return Tile(row // C.HEADS, row % C.HEADS, offset, first, min(first + C.BLOCK_M, queries))
 

@@ -75,7 +75,7 @@ def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Seq
     hopper = _hopper(call, grad_out, wanted)
     _key_value_gradients(saved, grads, prepared, plain, others, hopper)
     if grads.q is not None:
-        _query_gradients(saved, grads.q, prepared, plain, others)
+        _query_gradients(saved, grads.q, prepared, plain, others, hopper)
     if want_gate:
         sums = saved.cross_sums
         grads = grads._replace(gate=_sum_heads(sums) if gates.sums_heads(call.gate, sums) else sums)
@@ -158,7 +158,11 @@ def _key_value_gradients(saved, grads, prepared, plain, others, hopper):
     run_tuned("key_value_gradients", run, prepared, plain)
 
 
-def _query_gradients(saved, grad_q, prepared, plain, others):
+def _query_gradients(saved, grad_q, prepared, plain, others, hopper):
+    if hopper is not None:
+        hopper.query_gradients(saved, grad_q, prepared)
+        return
+
     def run(config):
         launch(
             query_gradients_kernel,
