@@ -131,9 +131,15 @@ def test_what_nobody_wants_is_not_written(cases, gluon_calls, gradients, wanted)
         ((1, 1, 1, 80, 80, 30, 64), {}, {}, (1, 1, 0, 1, 1, 1)),
         ((1, 1, 1, 80, 80, 30, 128), {"softcap": 4.0}, {}, (1,) * 6),
         ((1, 1, 1, 80, 80, 30, 64), {}, {"key_mask": torch.ones(1, 80, dtype=torch.bool)}, (1,) * 6),
+        (
+            (1, 1, 1, 80, 80, 30, 64),
+            {},
+            {"gate": torch.empty_strided((1, 1, 80), (1, 1, 2**25), device="meta")},
+            (1,) * 6,
+        ),
         ((1, 1, 1, 80, 80, 30, 64), {}, {"q": torch.zeros(80 * 64 + 1).half()[1:].view(1, 1, 80, 64)}, (1,) * 6),
     ],
-    ids=["keys without values", "wide heads with a cap", "mask", "address"],
+    ids=["keys without values", "wide heads with a cap", "mask", "gates apart", "address"],
 )
 def test_what_it_does_not_cover(cases, gluon_calls, monkeypatch, sizes, options, change, wanted):
     call = call_of(gluon_calls, cases, *sizes, **options)

@@ -48,13 +48,18 @@ def covers(call: Call, grad_out: Tensor, wanted: Sequence[bool]) -> bool:
 
 def takes_backward(call: Call, grad_out: Tensor, wanted: Sequence[bool]) -> bool:
     """Whether the kernels compute this call's gradients: what the forward takes, with queries and the output's gradient at
-    addresses that tensor descriptors take, and of neither term the gradient of keys without that
-    of values or the reverse; no soft cap of heads of 128, whose slopes beside the sums of a group are too many registers."""
-    if wanted[1] != wanted[2] or wanted[3] != wanted[4]:
+    addresses that tensor descriptors take. Not the gradients of keys without those of values, or the reverse; and no soft cap of
+    heads of 128, whose slopes beside the sums of a group are too many registers (176 to 480 spilled bytes).
+
+    wanted: six bools, as in `gradients`.
+    """
+    if not takes(call) or wanted[1] != wanted[2] or wanted[3] != wanted[4]:
         return False
     if call.softcap is not None and call.q.shape[3] == 128:
         return False
-    return takes(call) and is_described(call.q) and is_described(grad_out)
+    if gates.spread(call.gate, call.q).stride(2) * QUERY_BLOCK >= 2**31:
+        return False
+    return is_described(call.q) and is_described(grad_out)
 
 
 def key_value_gradients(own: KeyTerm, cross: KeyTerm, grad_out: Rows, prepared: Prepared) -> None:

@@ -89,8 +89,11 @@ def load_numbers(p_lse, p_sums, tile, o_query):
 
 @gluon.jit
 def hide(b_slope, term, ahead, window, first_key, rows, columns, C: gl.constexpr, CROSS: gl.constexpr):
-    """Zeros for what a query does not see of a tile of keys. ahead: of the term's first key, the group's first query; rows: 0 .. 64, by
-    which a query is ahead of that one. All is computed anew for each such tile: kept, it occupies registers through the loops."""
+    """Zeros for what a query does not see of a tile of keys. All is computed anew for each such tile: kept, it occupies registers
+    through the loops.
+
+    ahead: by how much the program's first query is ahead of the term's first key; rows: by how much the group's are ahead of that one.
+    """
     o_key = columns.load(gl.SliceLayout(0, product_layout(C.BLOCK_N)))[None, :]
     if C.CAUSAL and not CROSS:
         limit = ahead + 1 + rows.load(gl.SliceLayout(1, product_layout(C.BLOCK_N)))
@@ -145,7 +148,10 @@ def add_keys(
         s_products = warpgroup_mma(grad, v.permute((1, 0)), b_zeros, use_acc=False, is_async=True)
         b_scores = warpgroup_mma_wait(1, deps=[s_scores])
         b_slope = slopes(b_scores, b_lse, scaling, C, CROSS)
-        if not (CROSS and C.EVEN_CROSS):
+        if CROSS and C.EVEN_CROSS:
+            # V is there: as in `advance`, a branch before which the assembler computes the weights, while the products run.
+            filled(places.v, turn, C)
+        else:
             partial = tile_number >= term.full_end
             if C.WINDOWED and not CROSS:
                 partial = partial | (tile_number < term.full_begin)

@@ -104,9 +104,9 @@ def produce_queries(q, gate, grad_out, tile, ring, queries, C: gl.constexpr):
             p_gates = p_gate + (wide(member) * wide(gate.head)).to(gl.int64)
             if C.GATE_PER_QUERY:
                 p_gates += (wide(first) * wide(gate.row)).to(gl.int64)
-                b_gates = gl.load(p_gates + o_row * gate.row, mask=m_query & (tile.crossing > 0), other=1.0).to(
-                    gl.float32
-                )
+                # 32 bits do, see `takes_backward`: 64 here spill 16 bytes (Triton 3.6)
+                m_gate = m_query & (tile.crossing > 0)
+                b_gates = gl.load(p_gates + o_row * gate.row, mask=m_gate, other=1.0).to(gl.float32)
             else:
                 b_gates = gl.load(p_gates + o_row * 0, mask=o_row < C.BLOCK_M * tile.crossing, other=1.0).to(gl.float32)
         place, phase = place_and_phase(turn, C.STAGES)
