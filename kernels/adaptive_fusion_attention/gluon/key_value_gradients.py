@@ -40,6 +40,12 @@ WARPS = gl.constexpr(schedule.WARPS)
 SUMMING_REGISTERS = gl.constexpr(schedule.SUMMING_REGISTERS)
 FEEDING_REGISTERS = gl.constexpr(schedule.FEEDING_REGISTERS)
 
+# Places in `KeyPlaces.numbers`.
+FIRST = gl.constexpr(0)
+KEY_BEGIN = gl.constexpr(1)
+SEEN = gl.constexpr(2)
+KEYS = gl.constexpr(3)
+
 in_band = gluon.jit(schedule.in_band)
 
 
@@ -59,10 +65,10 @@ def load_keys(x, places, group: gl.constexpr, C: gl.constexpr):
     """The group's keys [64, D] of HeadRows, zeros past the last that is seen."""
     ROWS: gl.constexpr = row_layout(C.HEAD_DIM)
     BY_ROW: gl.constexpr = gl.SliceLayout(1, ROWS)
-    o_key = places.numbers.slice(0, 1).load(BY_ROW) + places.columns.slice(group * 64, 64).load(BY_ROW)
-    p_rows = x.pointer + (wide(places.numbers.slice(1, 1).load(BY_ROW) + o_key) * wide(x.row))[:, None]
+    o_key = places.numbers.slice(FIRST, 1).load(BY_ROW) + places.columns.slice(group * 64, 64).load(BY_ROW)
+    p_rows = x.pointer + (wide(places.numbers.slice(KEY_BEGIN, 1).load(BY_ROW) + o_key) * wide(x.row))[:, None]
     p_rows += gl.arange(0, C.HEAD_DIM, gl.SliceLayout(0, ROWS))[None, :]
-    return gl.load(p_rows, mask=(o_key < places.numbers.slice(2, 1).load(BY_ROW))[:, None], other=0.0)
+    return gl.load(p_rows, mask=(o_key < places.numbers.slice(SEEN, 1).load(BY_ROW))[:, None], other=0.0)
 
 
 @gluon.jit
@@ -71,13 +77,13 @@ def store_keys(x, places, group: gl.constexpr, b_rows, C: gl.constexpr):
     counted after its last."""
     ROWS: gl.constexpr = row_layout(C.HEAD_DIM)
     BY_ROW: gl.constexpr = gl.SliceLayout(1, ROWS)
-    o_key = places.numbers.slice(0, 1).load(BY_ROW) + places.columns.slice(group * 64, 64).load(BY_ROW)
-    keys = places.numbers.slice(3, 1).load(BY_ROW)
-    o_row = places.numbers.slice(1, 1).load(BY_ROW) + o_key
+    o_key = places.numbers.slice(FIRST, 1).load(BY_ROW) + places.columns.slice(group * 64, 64).load(BY_ROW)
+    keys = places.numbers.slice(KEYS, 1).load(BY_ROW)
+    o_row = places.numbers.slice(KEY_BEGIN, 1).load(BY_ROW) + o_key
     o_row = gl.where(o_row < keys, o_row, o_row - keys)
     p_rows = x.pointer + (wide(o_row) * wide(x.row))[:, None]
     p_rows += gl.arange(0, C.HEAD_DIM, gl.SliceLayout(0, ROWS))[None, :]
-    b_rows = gl.where((o_key < places.numbers.slice(2, 1).load(BY_ROW))[:, None], b_rows, 0.0)
+    b_rows = gl.where((o_key < places.numbers.slice(SEEN, 1).load(BY_ROW))[:, None], b_rows, 0.0)
     gl.store(p_rows, b_rows, mask=(o_key < keys)[:, None])
 
 
@@ -210,8 +216,8 @@ def hopper_key_value_gradients_kernel(
     columns.store(gl.arange(0, 128, gl.BlockedLayout([1], [32], [WARPS], [0])))
     numbers = gl.allocate_shared_memory(gl.int32, [4], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     o_number = gl.arange(0, 4, gl.BlockedLayout([1], [32], [WARPS], [0]))
-    b_numbers = gl.where(o_number < 1, tile.first, gl.where(o_number < 2, tile.key_begin, tile.seen))
-    numbers.store(gl.where(o_number < 3, b_numbers, tile.keys))
+    b_numbers = gl.where(o_number == FIRST, tile.first, gl.where(o_number == KEY_BEGIN, tile.key_begin, tile.seen))
+    numbers.store(gl.where(o_number == KEYS, tile.keys, b_numbers))
     places = KeyPlaces(k_places, v_places, make_query_ring(DTYPE, C.STAGES, C), columns, numbers)
     fence_async_shared()
     gl.warp_specialize(
