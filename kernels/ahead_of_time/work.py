@@ -192,6 +192,46 @@ def _key_value_gradients(launch: Launch) -> Work:
     return Work(programs, None, 8 * launch["HEAD_DIM"] * _pairs(launch, rows), least, least)
 
 
+def _hopper_key_value_gradients(launch: Launch) -> Work:
+    """The warp-specialised one: one loop for both terms, each of its groups on 64 keys; the first tiles of all heads first."""
+    _, _, kv_heads, queries, keys, cross = _attention(launch)
+    group, block_m, block_n = launch["GROUP"], launch["BLOCK_M"], launch["BLOCK_N"]
+    crossing, own = (_cdiv(count, block_n) * launch[term] for count, term in ((cross, "CROSS"), (keys, "SELF")))
+    rows = launch.grid[0] // ((crossing + own) * kv_heads)
+    tiles, start = _cdiv(queries, block_m), keys - queries
+    turns = [(tiles * group, 0)] * crossing
+    for tile in range(own):
+        begin, full = 0, 0
+        if launch["CAUSAL"]:
+            begin = min(max(tile * block_n - start, 0) // block_m, tiles)
+            full = min(_cdiv(max((tile + 1) * block_n - 1 - start, 0), block_m), tiles)
+        turns.append(((tiles - full) * group, (full - begin) * group))
+    programs = [(x,) for x in turns for _ in range(kv_heads * rows)]
+    q_bytes, key_bytes = _sizes(launch, rows)
+    least = 2 * q_bytes + 2 * key_bytes
+    copied = 2 * block_m * launch["HEAD_DIM"] * launch.itemsize
+    flops = 8 * launch["HEAD_DIM"] * _pairs(launch, rows)
+    return Work(programs, None, flops, least, least, groups=block_n // 64, copied=copied)
+
+
+def _hopper_query_gradients(launch: Launch) -> Work:
+    """The warp-specialised one: a loop over cross tiles and one over own tiles, the last queries of all heads first."""
+    rows, heads, _, queries, keys, cross = _attention(launch)
+    block_m, block_n = launch["BLOCK_M"], launch["BLOCK_N"]
+    tiles = _cdiv(queries, block_m)
+    rows = launch.grid[0] // (tiles * heads)
+    crossing = [(cross // block_n, int(cross % block_n > 0))] if launch["CROSS"] else []
+    programs = []
+    for tile in reversed(range(tiles)):
+        own = _seen(launch, tile * block_m, min((tile + 1) * block_m, queries), keys, queries, block_n)
+        programs += [(*crossing, own)] * (rows * heads)
+    q_bytes, key_bytes = _sizes(launch, rows)
+    least = 3 * q_bytes + key_bytes
+    copied = 2 * block_n * launch["HEAD_DIM"] * launch.itemsize
+    flops = 6 * launch["HEAD_DIM"] * _pairs(launch, rows)
+    return Work(programs, None, flops, least, least, groups=block_m // 64, copied=copied)
+
+
 def _row_sums(launch: Launch) -> Work:
     count = launch.grid[0]
     rows = count * launch["BLOCK_M"]
@@ -266,6 +306,8 @@ _KERNELS: dict[str, Callable[[Launch], Work]] = {
     "hopper_forward_kernel": _hopper_forward,
     "query_gradients_kernel": _query_gradients,
     "key_value_gradients_kernel": _key_value_gradients,
+    "hopper_key_value_gradients_kernel": _hopper_key_value_gradients,
+    "hopper_query_gradients_kernel": _hopper_query_gradients,
     "row_sums_kernel": _row_sums,
     "decode_kernel": _decode,
     "matmul_kernel": _matmul,

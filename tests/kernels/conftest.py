@@ -69,6 +69,12 @@ def gluon_on_cpu():
 
 
 @pytest.fixture(scope="session")
+def gluon_calls():
+    """Random calls for them."""
+    return neighbour("gluon_calls")
+
+
+@pytest.fixture(scope="session")
 def gluon_interleavings():
     return neighbour("gluon_interleavings")
 

@@ -21,7 +21,7 @@ class Deadlock(AssertionError):
 
 class State(NamedTuple):
     """at: steps taken by agent; barriers: (phases ended, arrivals pending, bytes pending) each; running: (agent, step) of copies; places:
-    (agent, step) of the copy that each holds."""
+    (agent, step) of the copy or store that each holds."""
 
     at: tuple
     barriers: tuple
@@ -32,9 +32,11 @@ class State(NamedTuple):
 def search(traces, counts, limit=2_000_000):
     """-> number of states of the agents' traces (lists of Events, of one program). counts: {barrier: arrivals of a phase}."""
     agents = tuple(sorted(traces))
-    steps = [[event for event in traces[agent] if not _is_private(event)] for agent in agents]
+    met = _meeting_places(traces)
+    steps = [[event for event in traces[agent] if not _is_private(event, met)] for agent in agents]
     barriers = {barrier: number for number, barrier in enumerate(sorted(counts))}
-    places = sorted({place for trace in steps for event in trace if event.kind == "copy" for place in event.places})
+    writing = ("copy", "store")
+    places = sorted({place for trace in steps for event in trace if event.kind in writing for place in event.places})
     reading = [list(_readings(trace, set(places))) for trace in steps]
     start = State(
         (0,) * len(agents), tuple((0, counts[name], 0) for name in barriers), frozenset(), (None,) * len(places)
@@ -65,7 +67,20 @@ def search(traces, counts, limit=2_000_000):
     return len(seen)
 
 
-def _is_private(event):
+def _meeting_places(traces):
+    """Places that one agent stores to and another reads or stores to."""
+    users = {}
+    for agent, trace in traces.items():
+        for event in trace:
+            for place in event.places:
+                users.setdefault(place, set()).add(agent)
+    stored = {event.places[0] for trace in traces.values() for event in trace if event.kind == "store"}
+    return {place for place in stored if len(users[place]) > 1}
+
+
+def _is_private(event, met):
+    if event.kind in ("store", "load"):
+        return event.places[0] not in met
     return event.kind == "product" and not event.places
 
 
@@ -115,12 +130,15 @@ def _step(state, agent, steps, barriers, counts, places, reading, read):
         return state._replace(at=moved, barriers=_changed(state, event.barrier, barriers, counts, event.number, 0))
     if event.kind == "expect":
         return state._replace(at=moved, barriers=_changed(state, event.barrier, barriers, counts, 1, event.number))
-    if event.kind == "copy":
+    if event.kind in ("copy", "store"):
         place = event.places[0]
         if place in written or any(trace[state.at[a]][place] for a, trace in enumerate(reading)):
             raise Race(f"{place} is overwritten while it is read or written")
+        if event.kind == "store":
+            number = places.index(place)
+            return state._replace(at=moved, places=(*state.places[:number], (agent, at), *state.places[number + 1 :]))
         return state._replace(at=moved, running=state.running | {(agent, at)})
-    if event.kind == "product":
+    if event.kind in ("product", "load"):
         for place in event.places:
             if place in places:
                 if place in written:

@@ -3,6 +3,7 @@
 Everything that a GPU does not forgive, and need not show, is an error here.
 """
 
+import math
 import random
 import threading
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ class Wrong(AssertionError):
 
 
 class Event(NamedTuple):
-    """kind: wait, arrive, expect, copy, product, retire; barrier and places are (allocation, index)."""
+    """kind: wait, arrive, expect, copy, product, retire, store, load; barrier and places are (allocation, index)."""
 
     kind: str
     barrier: tuple | None = None
@@ -80,11 +81,18 @@ class View:
     def permute(self, order):
         return View(self.machine, self.values.permute(order), self.place)
 
+    def reshape(self, shape):
+        return View(self.machine, self.values.view(shape), self.place)
+
     def load(self, layout):
+        self.machine.pause()
+        self.machine.note("load", None, 0, (self.place,))
         self.machine.free_of_copies(self.place, "read")
         return self.values.clone()
 
     def store(self, values):
+        self.machine.pause()
+        self.machine.note("store", None, 0, (self.place,))
         self.machine.free_of_copies(self.place, "written")
         self.machine.free_of_products(self.place, "written")
         self.values.copy_(values)
@@ -123,13 +131,13 @@ class Product:
 
 
 class Machine:
-    """One program: its shared memory, barriers, running copies and products, and agents.
+    """One program of a kernel: its shared memory, barriers, running copies and products, and agents.
 
     Unless `strict`, agents run one after the other, nobody waits and nothing is wrong: traces of a kernel that would not come to its end.
     """
 
-    def __init__(self, seed, strict=True):
-        self.strict = strict
+    def __init__(self, kernel, seed, strict=True):
+        self.kernel, self.strict = kernel, strict
         self.choose = random.Random(seed)
         self.allocations, self.barriers, self.unfenced = 0, {}, {}
         self.copies, self.products, self.traces = [], {}, {}
@@ -137,6 +145,8 @@ class Machine:
         self.turns, self.blocked, self.failure, self.main = {}, {}, None, threading.Semaphore(0)
 
     def note(self, *event):
+        if self.current == "start":  # alone
+            return
         self.traces.setdefault(self.current, []).append(Event(*event))
 
     def pause(self, condition=lambda: True):
@@ -162,7 +172,7 @@ class Machine:
 
     def land(self, copy):
         self.copies.remove(copy)
-        copy.destination.values.copy_(copy.source.box(copy.row))
+        copy.destination.values.copy_(copy.source.box(copy.corner))
         self.signal(copy.barrier, 0, -copy.bytes)
 
     def signal(self, barrier, arrivals, size):
@@ -220,19 +230,24 @@ class Machine:
 
 
 class Descriptor:
-    """Rows of a matrix in memory; past `shape` it reads zeros."""
+    """Rows in memory, of two dimensions or more; past `shape` it reads zeros."""
 
     def __init__(self, base, shape, strides, block_shape):
         size = base.memory.element_size()
-        if base.offset * size % 16 or strides[0] * size % 16 or strides[0] <= 0 or strides[1] != 1 or shape[0] < 1:
-            raise Wrong(f"no descriptor takes offset {base.offset}, shape {shape}, strides {strides}")
-        self.base, self.shape, self.stride, self.block = base, shape, strides[0], block_shape
-        self.bytes = block_shape[0] * block_shape[1] * size
+        apart = strides[:-1]
+        if base.offset * size % 16 or any(x * size % 16 or x < 0 for x in apart) or apart[-1] == 0 or strides[-1] != 1:
+            raise Wrong(f"no descriptor takes offset {base.offset}, strides {strides}")
+        if min(shape) < 1:
+            raise Wrong(f"no descriptor takes shape {shape}")
+        self.base, self.shape, self.strides, self.block = base, shape, strides, block_shape
+        self.bytes = math.prod(block_shape) * size
 
-    def box(self, row):
+    def box(self, corner):
         box = torch.zeros(self.block, dtype=self.base.memory.dtype)
-        there = max(0, min(self.shape[0] - row, self.block[0]))
-        if there:
-            start = self.base.offset + row * self.stride
-            box[:there] = self.base.memory.as_strided((there, self.shape[1]), (self.stride, 1), int(start))
+        places = list(zip(self.shape, self.block, corner, strict=True))
+        there = [max(0, min(length - at, size)) for length, size, at in places]
+        if all(there):
+            start = self.base.offset + sum(at * stride for at, stride in zip(corner, self.strides, strict=True))
+            inside = tuple(slice(0, count) for count in there)
+            box[inside] = self.base.memory.as_strided(there, [int(x) for x in self.strides], int(start))
         return box

@@ -18,19 +18,25 @@ from typing import NamedTuple
 import torch
 
 import layalign.kernels
+from layalign.kernels.adaptive_fusion_attention.gpu.rows import Rows
 from layalign.kernels.launch import recording
 from tests.kernels.gluon_machine import Barrier, Descriptor, Machine, Number, Product, View, Wrong, pointers
 
 FOLDER = Path(layalign.kernels.__path__[0]) / "adaptive_fusion_attention" / "gluon"
+# Kernel -> the files that it is in.
+_SHARED = ("schedule", "work", "rings", "kernel")
+FILES = {
+    "hopper_forward_kernel": _SHARED,
+    "hopper_key_value_gradients_kernel": (*_SHARED, "query_rings", "key_tiles", "key_value_gradients"),
+    "hopper_query_gradients_kernel": (*_SHARED, "query_gradients"),
+}
 
 
 @functools.cache
-def compiled(mutations):
+def compiled(files, mutations):
     """-> code of schedule.py, and of the kernel's files without their imports. mutations: (text, replacement) pairs, each of a
     text that stands once in the files."""
-    texts = {
-        name: (FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in ("schedule", "work", "rings", "kernel")
-    }
+    texts = {name: (FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in files}
     for old, new in mutations:
         holders = [name for name, text in texts.items() if old in text]
         if len(holders) != 1 or texts[holders[0]].count(old) != 1:
@@ -44,12 +50,12 @@ def compiled(mutations):
     return codes
 
 
-def namespace(machine, program, mutations):
-    """The names of the kernel's files, executed over stand-ins for one program."""
-    schedule_code, *codes = compiled(mutations)
+def namespace(kernel, machine, program, mutations):
+    """The names of a kernel's files, executed over stand-ins for one program."""
+    schedule_code, *codes = compiled(FILES[kernel], mutations)
     schedule = {}
     exec(schedule_code, schedule)
-    names = stand_ins(machine, program) | {"NamedTuple": NamedTuple, "Tensor": torch.Tensor}
+    names = stand_ins(machine, program) | {"NamedTuple": NamedTuple, "Tensor": torch.Tensor, "Rows": Rows}
     names |= {"schedule": SimpleNamespace(**schedule), "__name__": "gluon_on_cpu"}
     for code in codes:
         exec(code, names)
@@ -102,11 +108,12 @@ def stand_ins(machine, program):
 
     def copy(source, coordinates, barrier, destination):
         machine.pause()
-        content = (source.base.name, int(source.base.offset), int(coordinates[0]))
+        corner = [int(x) for x in coordinates]
+        content = (source.base.name, int(source.base.offset), *corner)
         machine.note("copy", barrier.place, source.bytes, (destination.place,), content)
         machine.free_of_copies(destination.place, "copied to")
         machine.free_of_products(destination.place, "copied to")
-        parts = dict(source=source, row=int(coordinates[0]), barrier=barrier.place, destination=destination)
+        parts = dict(source=source, corner=corner, barrier=barrier.place, destination=destination)
         machine.copies.append(SimpleNamespace(bytes=source.bytes, **parts))
         if not machine.strict:
             machine.land(machine.copies[0])
@@ -168,6 +175,7 @@ def stand_ins(machine, program):
         inline_asm_elementwise=lambda text, constraints, arguments, **options: arguments[0],
         load=load,
         store=store,
+        thread_barrier=lambda: None,  # a group is one agent
         program_id=lambda axis: program,
         static_range=range,
         allocate_shared_memory=allocate,
@@ -189,21 +197,35 @@ def stand_ins(machine, program):
     return dict(gl=gl, gluon=gluon, mbarrier=mbarrier, tma=tma, **products)
 
 
+def row_sums(grad_out, self_out, cross_out, self_sums, cross_sums, queries):
+    """What the kernel of that name computes."""
+    for term, sums in ((self_out, self_sums), (cross_out, cross_sums)):
+        if sums is not None:
+            sums.copy_((grad_out.pointer.float() * term.pointer.float()).sum(-1))
+
+
+def sum_heads(sums, total, queries):
+    """What the kernel of that name computes."""
+    total.copy_(sums.sum(1, keepdim=True))
+
+
 def run_on_cpu(function, seed=0, mutations=(), stages=None, strict=True):
-    """function() with its launches of the kernel run here, on CPU tensors -> its result, and the Machine of each program.
+    """function() with its launches of Gluon kernels run here, on CPU tensors -> its result, and the Machine of each program.
 
     stages: places in the rings, else as shipped.
     """
-    machines = []
+    machines, others = [], {"row_sums_kernel": row_sums, "sum_heads_kernel": sum_heads}
 
     def run(kernel, grid, arguments, constants, options):
-        assert kernel.__name__ == "hopper_forward_kernel"
+        if kernel.__name__ not in FILES:
+            others[kernel.__name__](*arguments)
+            return
         compiled_for = constants["C"] if stages is None else constants["C"]._replace(STAGES=stages)
         given = pointers(arguments)
         for program in range(grid[0]):
-            machine = Machine(seed + program, strict)
-            names = namespace(machine, program, mutations)
-            names["hopper_forward_kernel"](*given, compiled_for)
+            machine = Machine(kernel.__name__, seed + program, strict)
+            names = namespace(kernel.__name__, machine, program, mutations)
+            names[kernel.__name__](*given, compiled_for)
             machines.append(machine)
 
     with recording("sm_90", run):

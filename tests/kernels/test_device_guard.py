@@ -88,9 +88,10 @@ def test_of_the_attention(backend, launched, device, monkeypatch):
         for keys in (200, 4000):  # whole, and in splits that are merged
             q, k = torch.randn(1, 2, 1, 16, device=device), torch.randn(1, 1, keys, 16, device=device)
             attend(q, k, k, k, k, leaf(1))
-        monkeypatch.setenv("LAYALIGN_GLUON", "1")
-        q, k = (torch.randn(1, heads, 80, 64, device=device, dtype=torch.float16) for heads in (2, 1))
-        attend(q, k, k, k, k, leaf(1))
+    monkeypatch.setenv("LAYALIGN_GLUON", "1")
+    q, k = (torch.randn(1, heads, 80, 64, device=device, dtype=torch.float16) for heads in (2, 1))
+    q, k = q.requires_grad_(), k.requires_grad_()
+    differentiate(attend(q, k, k, k, k, leaf(1)) * q.detach())
     assert called == entries_of(attention)
     assert launched == dict.fromkeys(kernels_of(attention), True)
 

@@ -1,7 +1,6 @@
 """The Hopper forward on a CPU, its agents in random turns: results against the fp64 oracle, over calls of every kind that it takes."""
 
 import math
-import random
 
 import pytest
 import torch
@@ -13,14 +12,6 @@ from layalign.kernels.adaptive_fusion_attention.gpu.forward import Kept
 from layalign.kernels.launch import recording
 
 hopper = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gluon.forward")
-
-LENGTHS = (1, 2, 63, 64, 65, 100, 127, 128, 129, 191, 200, 256, 257, 300, 384, 389)
-
-
-def inside(span, length):
-    """(B, length) bool: what a span leaves."""
-    o_key = torch.arange(length)
-    return (o_key >= span[:, :1]) & (o_key < span[:, 1:])
 
 
 @pytest.fixture
@@ -50,67 +41,14 @@ def check(gluon_on_cpu, check_against_oracle):
     return check_call
 
 
-def drawn(seed, cases):
-    """-> inputs, options of `check` of the random call of a seed; keys that no query sees hold NaN."""
-    choose = random.Random(seed)
-    batch, kv_heads, group = choose.choice((1, 1, 2)), choose.choice((1, 1, 2)), choose.choice((1, 1, 2, 3))
-    queries, cross_keys = choose.choice(LENGTHS), choose.choice((0, *LENGTHS))
-    keys = queries if choose.random() < 0.5 else queries + choose.choice(LENGTHS)
-    sharing = choose.choice((1, batch))
-    gate_shape = choose.choice(cases.gate_shapes(batch, kv_heads * group, queries))
-    shapes = cases.shapes_of(batch, kv_heads * group, kv_heads, queries, keys, cross_keys, choose.choice((64, 128)))
-    dtype = choose.choice((torch.float16, torch.bfloat16))
-    inputs = [x.detach() for x in cases.random_tensors(seed, shapes, gate_shape, dtype, torch.float32)]
-    inputs[3:5] = (x[::sharing].contiguous() for x in inputs[3:5])
-    if choose.random() < 0.5:  # as a model's projections lie
-        inputs[:5] = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs[:5])
-    options = {"causal": choose.random() < 0.75, "seed": seed}
-    if options["causal"] and choose.random() < 0.4:
-        options["window"] = choose.choice((1, 2, 64, 100, 128, 150, 1000))
-    if choose.random() < 0.3:
-        options["softcap"] = choose.choice((0.5, 4.0, 50.0))
-    if choose.random() < 0.4:
-        starts = [choose.randint(-queries - 3, keys + 3) for _ in range(batch)]
-        options["query_start"] = choose.choice((max(starts[0], 0), torch.tensor(starts)))
-    if choose.random() < 0.2:
-        options["scale"] = choose.choice((0.03, 0.5))
-    for name, rows, length in (("key_span", batch, keys), ("cross_span", batch // sharing, cross_keys)):
-        if choose.random() < 0.5:
-            ends = [sorted((choose.randint(-2, length + 2), choose.randint(-2, length + 2))) for _ in range(rows)]
-            options[name] = torch.tensor([choose.choice((pair, [0, length])) for pair in ends], dtype=torch.int32)
-    _fill_unseen(inputs, options)
-    return inputs, options
-
-
-def _fill_unseen(inputs, options):
-    q, k, v, cross_k, cross_v, _ = inputs
-    start = torch.as_tensor(options.get("query_start", k.shape[2] - q.shape[2])).reshape(-1, 1, 1)
-    query, key = start + torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
-    seen = torch.ones(1, 1, k.shape[2], dtype=torch.bool)
-    if options["causal"]:
-        seen = (key <= query) & (query - key < options.get("window", 2**30))
-    seen = seen.any(1).expand(q.shape[0], -1)
-    if "key_span" in options:
-        seen = seen & inside(options["key_span"], k.shape[2])
-    for x in (k, v):
-        x.masked_fill_(~seen[:, None, :, None], torch.nan)
-    if "cross_span" in options:
-        for x in (cross_k, cross_v):
-            x.masked_fill_(~inside(options["cross_span"], x.shape[2])[:, None, :, None], torch.nan)
-
-
-def test_random_calls(rare_fuzz_seed, cases, check):
-    inputs, options = drawn(rare_fuzz_seed, cases)
+def test_random_calls(rare_fuzz_seed, cases, gluon_calls, check):
+    inputs, options = gluon_calls.drawn(rare_fuzz_seed, cases)
     check(inputs, **options)
 
 
-def inputs_of(cases, *sizes, gate=(1,), dtype=torch.float16):
-    return [x.detach() for x in cases.random_inputs(*sizes, gate, dtype, torch.float32)]
-
-
-def test_a_row_does_not_depend_on_padding_or_batch(cases, gluon_on_cpu):
+def test_a_row_does_not_depend_on_padding_or_batch(cases, gluon_calls, gluon_on_cpu):
     """The bits of a spanned row are those of the row alone, wherever the span begins."""
-    alone = inputs_of(cases, 1, 2, 1, 150, 150, 140, 64)
+    alone = gluon_calls.inputs_of(cases, 1, 2, 1, 150, 150, 140, 64)
 
     def padded(x, before, after):
         fill = [x.new_full((*x.shape[:2], length, x.shape[3]), torch.nan) for length in (before, after)]
@@ -145,8 +83,8 @@ def test_longest_tiles_come_first(cases):
     assert sorted(tiles) == [(first, row) for first in (0, 128, 256) for row in range(6)]
 
 
-def test_terms_not_kept_are_not_written(cases, gluon_on_cpu):
-    inputs = inputs_of(cases, 1, 1, 1, 70, 70, 30, 64)
+def test_terms_not_kept_are_not_written(cases, gluon_calls, gluon_on_cpu):
+    inputs = gluon_calls.inputs_of(cases, 1, 1, 1, 70, 70, 30, 64)
     call = Call(*inputs, scale=0.125)
     kept, _ = gluon_on_cpu.run_on_cpu(lambda: hopper.forward(Prepared(call)))
     for kept_too in (Kept(False, False, False), Kept(False, True, True), Kept(False, False, True)):
@@ -172,8 +110,8 @@ def test_terms_not_kept_are_not_written(cases, gluon_on_cpu):
     ],
     ids=["key_mask", "cross_mask", "packed", "row stride", "address", "expanded rows", "few queries"],
 )
-def test_what_it_does_not_cover(cases, change, monkeypatch):
-    call = Call(*inputs_of(cases, 1, 1, 1, 80, 80, 30, 64), scale=0.125)
+def test_what_it_does_not_cover(cases, gluon_calls, change, monkeypatch):
+    call = Call(*gluon_calls.inputs_of(cases, 1, 1, 1, 80, 80, 30, 64), scale=0.125)
     with recording("sm_90", None):
         assert not hopper.covers(call)  # not asked for
         monkeypatch.setenv("LAYALIGN_GLUON", "1")
@@ -183,11 +121,11 @@ def test_what_it_does_not_cover(cases, change, monkeypatch):
         assert not hopper.covers(call)
 
 
-def test_the_forward_chooses_it(cases, monkeypatch):
+def test_the_forward_chooses_it(cases, gluon_calls, monkeypatch):
     from layalign.kernels.adaptive_fusion_attention.gpu.forward import forward
 
     launched = []
-    call = Call(*inputs_of(cases, 1, 1, 1, 80, 80, 30, 64), scale=0.125)
+    call = Call(*gluon_calls.inputs_of(cases, 1, 1, 1, 80, 80, 30, 64), scale=0.125)
     with recording("sm_90", lambda kernel, *rest: launched.append(kernel.__name__)):
         forward(call)
         monkeypatch.setenv("LAYALIGN_GLUON", "1")
@@ -195,10 +133,10 @@ def test_the_forward_chooses_it(cases, monkeypatch):
     assert launched == ["forward_kernel", "hopper_forward_kernel"]
 
 
-def test_plans_know_which_kernel_they_are_of(cases, monkeypatch):
+def test_plans_know_which_kernel_they_are_of(cases, gluon_calls, monkeypatch):
     from layalign.kernels.adaptive_fusion_attention.gpu import operator
 
-    call = Call(*inputs_of(cases, 1, 1, 1, 80, 80, 30, 64), scale=0.125)
+    call = Call(*gluon_calls.inputs_of(cases, 1, 1, 1, 80, 80, 30, 64), scale=0.125)
     keys = []
     for value in ("0", "1", "1"):
         monkeypatch.setenv("LAYALIGN_GLUON", value)

@@ -1,6 +1,4 @@
-"""The Hopper forward on a Hopper GPU, and training through it: exactness, bits, what hides beyond spans."""
-
-from functools import partial
+"""The Hopper kernels on a Hopper GPU, forward and gradients: exactness, bits, what hides beyond spans."""
 
 import pytest
 import torch
@@ -8,6 +6,7 @@ import torch
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 
 hopper = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gluon.forward")
+hopper_backward = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gluon.backward")
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 # Batch, heads, key heads, queries, keys, cross keys, head width.
@@ -64,8 +63,17 @@ def make(cases):
 
 
 @pytest.fixture
-def check(check_by_row):
-    return partial(check_by_row, attend)
+def check(check_by_row, monkeypatch):
+    """check(inputs, **options): outputs and gradients, which the Hopper kernels must have computed where they take them."""
+    calls, gradients = [], hopper_backward.key_value_gradients
+    monkeypatch.setattr(hopper_backward, "key_value_gradients", lambda *x: calls.append(1) or gradients(*x))
+
+    def check_call(inputs, **options):
+        check_by_row(attend, inputs, **options)
+        capped = options.get("softcap") is not None and inputs[0].shape[-1] == 128
+        assert bool(calls) != capped
+
+    return check_call
 
 
 def on_device(options):
@@ -102,6 +110,16 @@ def test_the_same_bits_every_time(make, shape):
             assert all(map(torch.equal, attend(*inputs, return_lse=True), first))
 
 
+@pytest.mark.parametrize("shape", ["gqa", "mha", "odd"])
+def test_the_same_gradients_every_time(make, shape):
+    inputs = make(shape, torch.bfloat16)
+    out = attend(*inputs)
+    grad_out = torch.randn_like(out)
+    first = torch.autograd.grad(out, inputs, grad_out, retain_graph=True)
+    for _ in range(RUNS):
+        assert all(map(torch.equal, torch.autograd.grad(out, inputs, grad_out, retain_graph=True), first))
+
+
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf], ids=str)
 def test_what_lies_outside_of_spans_never_leaks(make, junk):
     inputs, options = make("odd", torch.bfloat16), on_device(OPTIONS["spans"])
@@ -109,8 +127,12 @@ def test_what_lies_outside_of_spans_never_leaks(make, junk):
     for number, name in ((1, "key_span"), (2, "key_span"), (3, "cross_span"), (4, "cross_span")):
         for row, (begin, end) in zip(planted[number], options[name].tolist(), strict=True):
             row[:, :begin], row[:, end:] = junk, junk
-    with torch.no_grad():
-        assert torch.equal(attend(*planted, **options), attend(*inputs, **options))
+    results, grad_out = [], torch.randn_like(inputs[0])
+    for tensors in (planted, inputs):
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        out = attend(*leaves, **options)
+        results.append((out, *torch.autograd.grad(out, leaves, grad_out)))
+    assert all(map(torch.equal, *results))
 
 
 def test_a_row_does_not_depend_on_the_others(make):

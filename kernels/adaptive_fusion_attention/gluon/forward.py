@@ -55,39 +55,24 @@ def takes(call: Call) -> bool:
         return False
     if call.k.shape[2] == 0:
         return False
-    return all(map(_is_described, call[1:5]))
+    return all(map(_reads_rows, call[1:5]))
 
 
 def forward(prepared: Prepared, kept: Kept = EVERYTHING) -> ForwardResults:
     """The ForwardResults of a call that the kernel takes, whose scale is given."""
     call, results = prepared.call, empty_results(prepared, kept)
-    q, crossing, numbers = prepared.q, prepared.crossing, prepared.numbers
+    q, numbers = prepared.q, prepared.numbers
     out, self_out, cross_out, lse, *_ = results
-    spans = Spans(*prepared.spans)
-    factor, cap = numbers.scale * math.log2(math.e), call.softcap
-    scaling = Scaling(factor, -2 * factor / cap, cap * math.log2(math.e)) if cap else Scaling(factor, 0.0, 0.0)
-    batch, heads, queries, width = q.shape
-    constants = Constants(
-        HEADS=heads,
-        HEAD_DIM=width,
-        GROUP=heads // call.k.shape[1],
-        CAUSAL=call.causal,
-        WINDOWED=prepared.windowed,
-        CAPPED=call.softcap is not None,
-        CROSS=crossing,
-        EVEN_CROSS=crossing and spans.cross_keys is None and numbers.cross_keys % BLOCK_N == 0,
-        GATE_PER_QUERY=gates.per_query(call.gate),
-        START_PER_ROW=isinstance(numbers.start, Tensor),
-        STAGES=STAGES[width],
-    )
+    batch, heads, queries, _ = q.shape
+    constants = constants_of(prepared)
     launch(
         hopper_forward_kernel,
         (triton.cdiv(queries, BLOCK_M) * heads * batch,),
         LaunchConfig(block_m=BLOCK_M, block_n=BLOCK_N, warps=WARPS, stages=constants.STAGES, descriptors=True),
         prepared.inputs,
         Outputs(rows(out), rows_or_none(self_out), rows_or_none(cross_out), *both_lse(lse)),
-        spans,
-        scaling,
+        Spans(*prepared.spans),
+        scaling_of(prepared),
         queries,
         numbers.keys,
         numbers.cross_keys,
@@ -100,6 +85,31 @@ def forward(prepared: Prepared, kept: Kept = EVERYTHING) -> ForwardResults:
     return results
 
 
-def _is_described(x):
+def constants_of(prepared: Prepared) -> Constants:
+    """What kernels that work on tiles of queries are compiled for."""
+    call, crossing, numbers = prepared.call, prepared.crossing, prepared.numbers
+    _, heads, _, width = prepared.q.shape
+    return Constants(
+        HEADS=heads,
+        HEAD_DIM=width,
+        GROUP=heads // call.k.shape[1],
+        CAUSAL=call.causal,
+        WINDOWED=prepared.windowed,
+        CAPPED=call.softcap is not None,
+        CROSS=crossing,
+        EVEN_CROSS=crossing and prepared.spans[1] is None and numbers.cross_keys % BLOCK_N == 0,
+        GATE_PER_QUERY=gates.per_query(call.gate),
+        START_PER_ROW=isinstance(numbers.start, Tensor),
+        STAGES=STAGES[width],
+    )
+
+
+def scaling_of(prepared: Prepared) -> Scaling:
+    """The Scaling of a call's scores."""
+    factor, cap = prepared.numbers.scale * math.log2(math.e), prepared.call.softcap
+    return Scaling(factor, -2 * factor / cap, cap * math.log2(math.e)) if cap else Scaling(factor, 0.0, 0.0)
+
+
+def _reads_rows(x):
     """Whether a tensor descriptor can be made of any rows of any head: 16-byte addresses, rows apart."""
     return x.stride(3) == 1 and at_16_bytes(x) and x.stride(2) > 0

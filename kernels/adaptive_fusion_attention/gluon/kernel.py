@@ -265,7 +265,7 @@ def hopper_forward_kernel(
     shares: batch rows that read one row of cross keys; batches: of them all.
     """
     DTYPE: gl.constexpr = inputs.q.pointer.dtype.element_ty
-    tile = tile_of_program(queries, batches, C)
+    tile = tile_of_program(gl.program_id(0), queries, batches, C)
     if C.CROSS:
         cross = cross_term(spans.cross_keys, tile, cross_keys, shares, C)
         own = self_term(spans.keys, tile, queries, keys, start, window, cross.end - cross.begin, C)

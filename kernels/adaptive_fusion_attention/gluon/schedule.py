@@ -13,6 +13,12 @@ CONSUMER_REGISTERS = 232
 PRODUCER_REGISTERS = 40
 # Head dim -> tiles of K, and of V, in flight: what 227 KB take beside the queries and the parked cross term (192 KB; 160 KB).
 STAGES = {64: 4, 128: 2}
+# Of the gradients of keys and values: queries of a tile (128 beside the sums of 64 keys are too many registers), and tiles in flight.
+QUERY_BLOCK = 64
+QUERY_STAGES = 4
+# Two sums of [64, D] a group leave the producer less.
+SUMMING_REGISTERS = 240
+FEEDING_REGISTERS = 24
 
 
 def place_and_phase(tile, STAGES):
@@ -67,3 +73,34 @@ def tiles_of_queries(first, last, start, count, window, CAUSAL, WINDOWED, BLOCK_
     full_begin = min(max(full_begin, begin), end)
     full_end = min(max(full_end, full_begin), end)
     return begin, full_begin, full_end, end
+
+
+def key_tile_of_program(program, rows):
+    """-> number of a program's tile of keys, and which of the `rows` = B * Hkv heads it is of: the first tiles of all heads come first.
+
+    Cross tiles are counted first, since all queries see them; then, under a causal mask, the first keys are seen by most.
+    """
+    return program // rows, program % rows
+
+
+def tiles_of_keys(first, count, start, queries, window, CAUSAL, WINDOWED, BLOCK_M, BLOCK_N):
+    """-> begin, end of the tiles of queries that see any of the keys first .. first + BLOCK_N of `count`, query 0 being at key
+    `start`; none where there are no such keys."""
+    last = min(first + BLOCK_N, count)
+    end = (queries + BLOCK_M - 1) // BLOCK_M
+    begin = 0
+    if CAUSAL:
+        begin = min(max(first - start, 0) // BLOCK_M, end)
+    if WINDOWED:
+        end = max(min((max(last - 1 - start + window, 0) + BLOCK_M - 1) // BLOCK_M, end), begin)
+    return begin, begin + (end - begin) * min(max(last - first, 0), 1)
+
+
+def in_band(ahead, window, CAUSAL, WINDOWED, BLOCK_M, BLOCK_N):
+    """Whether some query of a tile does not see some key of a tile, the first query being `ahead` keys ahead of the first key."""
+    partial = False
+    if CAUSAL:
+        partial = ahead < BLOCK_N - 1
+    if WINDOWED:
+        partial = partial | (ahead + BLOCK_M - 1 >= window)
+    return partial

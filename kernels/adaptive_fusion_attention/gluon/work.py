@@ -8,6 +8,9 @@ from triton.experimental.gluon import language as gl
 
 from . import schedule
 
+# Of the warps of a group; Triton 3.9 renamed it.
+meet = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+
 query_tile_of = gluon.jit(schedule.query_tile_of)
 keys_of_row = gluon.jit(schedule.keys_of_row)
 tiles_of_queries = gluon.jit(schedule.tiles_of_queries)
@@ -28,6 +31,13 @@ class Tile(NamedTuple):
     row: object
     first: object
     last: object
+
+
+class HeadRows(NamedTuple):
+    """Rows of one head: pointer to the first, and how far they are apart."""
+
+    pointer: object
+    row: object
 
 
 class Term(NamedTuple):
@@ -67,18 +77,23 @@ def head_pointer(x, batch, head, row):
 
 
 @gluon.jit
-def tile_of_program(queries, batches, C: gl.constexpr):
-    """The Tile of this program."""
-    first, row = query_tile_of(gl.program_id(0), queries, batches * C.HEADS, C.BLOCK_M)
+def tile_of_program(program, queries, batches, C: gl.constexpr):
+    """The Tile of a program."""
+    first, row = query_tile_of(program, queries, batches * C.HEADS, C.BLOCK_M)
     offset = (wide(row) * wide(queries)).to(gl.int64)
     return Tile(row // C.HEADS, row % C.HEADS, offset, first, min(first + C.BLOCK_M, queries))
 
 
 @gluon.jit
+def opaque(number):
+    """The number as a value of its own: what is computed from it anew does not occupy registers through the loops."""
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def again(tile):
-    """The tile as a value of its own: what is computed from it anew does not occupy registers through the loops."""
-    first = gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tile.first], dtype=gl.int32, is_pure=False, pack=1)
-    return Tile(tile.batch, tile.head, tile.row, first, tile.last)
+    """The tile, its first query `opaque`."""
+    return Tile(tile.batch, tile.head, tile.row, opaque(tile.first), tile.last)
 
 
 @gluon.jit

@@ -183,7 +183,7 @@ class Prepared:
         partial = (call.key_mask, call.cross_mask, call.cu_seqlens, call.softcap)
         if any(x is not None for x in partial) or self.windowed:
             return False
-        return all(map(_is_described, tensors))
+        return all(map(is_described, tensors))
 
 
 def at_16_bytes(x: Tensor) -> bool:
@@ -191,7 +191,7 @@ def at_16_bytes(x: Tensor) -> bool:
     return x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
 
 
-def _is_described(x):
+def is_described(x: Tensor) -> bool:
     """Whether tensor descriptors take x, (B, H, N, D): multiples of 16 bytes, and heads and rows that are not one expanded."""
     return at_16_bytes(x) and all(x.stride(dim) > 0 or x.shape[dim] <= 1 for dim in (1, 2))
 

@@ -29,7 +29,7 @@ from .arguments import (
     tile_count,
     unit_stride,
 )
-from .forward import ForwardResults, both_lse
+from .forward import ForwardResults, both_lse, gluon_asked
 from .key_value_gradients import KeyTerm, key_value_gradients_kernel
 from .query_gradients import Saved, query_gradients_kernel, row_sums_kernel
 
@@ -72,9 +72,10 @@ def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Seq
     saved = _row_sums(grad_out, results, grads, want_gate, prepared)
     plain = prepared.is_plain([*prepared.tensors, grad_out])
     others = [grad_out, *(x for x in grads[:5] if x is not None)]
-    _key_value_gradients(saved, grads, prepared, plain, others)
+    hopper = _hopper(call, grad_out, wanted)
+    _key_value_gradients(saved, grads, prepared, plain, others, hopper)
     if grads.q is not None:
-        _query_gradients(saved, grads.q, prepared, plain, others)
+        _query_gradients(saved, grads.q, prepared, plain, others, hopper)
     if want_gate:
         sums = saved.cross_sums
         grads = grads._replace(gate=_sum_heads(sums) if gates.sums_heads(call.gate, sums) else sums)
@@ -86,14 +87,20 @@ def gate_gradient(sums: Tensor | None, gate: Tensor) -> Tensor:
     return torch.zeros_like(gate) if sums is None else gates.gradient(sums, gate)
 
 
-def _key_value_gradients(saved, grads, prepared, plain, others):
+def _hopper(call, grad_out, wanted):
+    """The module of the Hopper gradients where they are asked for and cover this backward, else None."""
+    if gluon_asked():
+        from ..gluon import backward as hopper
+
+        if hopper.covers(call, grad_out, wanted):
+            return hopper
+    return None
+
+
+def key_terms(saved: Saved, grads: Gradients, prepared: Prepared) -> tuple[KeyTerm, KeyTerm]:
+    """The row's own keys and the cross keys, with where their gradients go."""
     call, (bounds, cross_bounds) = prepared.call, prepared.bounds
     _, k, v, cross_k, cross_v = prepared.tensors
-    want_self = grads.k is not None or grads.v is not None
-    want_cross = prepared.crossing and (grads.cross_k is not None or grads.cross_v is not None)
-    if not (want_self or want_cross):
-        return
-
     own = KeyTerm(
         rows(k),
         rows(v),
@@ -110,11 +117,24 @@ def _key_value_gradients(saved, grads, prepared, plain, others):
         rows(cross_v),
         saved.cross_lse,
         saved.cross_sums,
-        *(rows_or_none(grad if want_cross else None) for grad in (grads.cross_k, grads.cross_v)),
+        *(rows_or_none(grad if prepared.crossing else None) for grad in (grads.cross_k, grads.cross_v)),
         *mask_and_stride(call.cross_mask),
         cross_bounds,
         prepared.spans[1],
     )
+    return own, cross
+
+
+def _key_value_gradients(saved, grads, prepared, plain, others, hopper):
+    own, cross = key_terms(saved, grads, prepared)
+    want_self, want_cross = (term.grad_k is not None or term.grad_v is not None for term in (own, cross))
+    if not (want_self or want_cross):
+        return
+    if hopper is not None:
+        hopper.key_value_gradients(own, cross, saved.grad_out, prepared)
+        return
+    bounds, cross_bounds = prepared.bounds
+    _, k, _, cross_k, _ = prepared.tensors
 
     def run(config):
         self_tiles = want_self * tile_count(k.shape[2], bounds, config.block_n)
@@ -138,7 +158,11 @@ def _key_value_gradients(saved, grads, prepared, plain, others):
     run_tuned("key_value_gradients", run, prepared, plain)
 
 
-def _query_gradients(saved, grad_q, prepared, plain, others):
+def _query_gradients(saved, grad_q, prepared, plain, others, hopper):
+    if hopper is not None:
+        hopper.query_gradients(saved, grad_q, prepared)
+        return
+
     def run(config):
         launch(
             query_gradients_kernel,
