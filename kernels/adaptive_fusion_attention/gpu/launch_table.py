@@ -71,7 +71,7 @@ _HALF = {
             256: (_line(64, 32, 8, 3, True), _line(64, 32, 8, 2)),
         },
     },
-    # Blackwell: accumulators lie in tensor memory, but are read back to be rescaled; a second stage spills in the backward.
+    # Blackwell: accumulators lie in tensor memory, but are read back to be rescaled; with masks a second stage spills in the backward.
     "sm_100": {
         "forward": {
             64: (_line(128, 128, 8, 2, True), _line(128, 64, 8, 3)),
