@@ -78,7 +78,7 @@ def test_signalled_anywhere_the_run_ends_bit_identical(plain_recipe, tmp_path):
 def test_signalled_at_random_moments_the_run_ends_bit_identical(plain_recipe, tmp_path):
     whole = run(plain_recipe, tmp_path / "whole")
     generator = random.Random(2)
-    times = [f"{generator.choice(['TERM', 'INT'])}@time:{generator.uniform(0, 1):.3f}" for _ in range(12)]
+    times = [f"{generator.choice(['TERM', 'INT'])}@time:{generator.uniform(0, 1):.3f}" for _ in range(8)]
     broken = run(plain_recipe, tmp_path / "broken", *times)
     for place, (status, _) in zip(times, broken["ended"], strict=True):
         # 0: the run had come to its end before.
