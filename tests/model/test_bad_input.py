@@ -167,7 +167,7 @@ def test_saved_models(damage, message, make_encoder, make_llm, tmp_path):
 
 def test_processor(words, tmp_path):
     llm, encoder = words(["a", "b"]), words(["c", "d"], eos=True)
-    with pytest.raises(ValueError, match=r"must contain \{text\} once"):
+    with pytest.raises(ValueError, match=r"a text that contains \{text\} once"):
         LayAlignProcessor(llm, encoder, prompt_template="Question:")
     processor = LayAlignProcessor(llm, encoder)
     for arguments, message in (
