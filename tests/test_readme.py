@@ -14,10 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from layalign.cli import app
 from layalign.train.demo.real import __main__ as experiment
+from layalign.train.recipe import Recipe
+from layalign.train.settings import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -144,8 +147,10 @@ def test_demo_keeps_its_promise(demo):
 def test_every_page_is_tested():
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")} <= set(PAGES)
     assert {page for page in PAGES if blocks("python", page)} == set(PRINTED)
-    (recipe,) = blocks("yaml")
+    recipe, *parts = blocks("yaml")
     assert "stages:" in recipe
+    for part in parts:  # settings to add to one
+        build(Recipe, yaml.safe_load(recipe) | yaml.safe_load(part))
 
 
 @pytest.mark.slow
