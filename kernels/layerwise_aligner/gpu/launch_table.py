@@ -60,7 +60,10 @@ _MIX_FLOAT32 = {
         "mix_gradients": {32: _line(64, 32, 4, 2)},
     },
 }
-_MIX_FLOAT32["sm_89"] = _MIX_FLOAT32["sm_80"]
+# 64 streams by 128 states take 136 KB of shared memory, where sm_89 has 99.
+_MIX_FLOAT32["sm_89"] = _MIX_FLOAT32["sm_80"] | {
+    "mix_state_gradients": _MIX_FLOAT32["sm_80"]["mix_state_gradients"] | {128: _line(16, 16, 4, 1)}
+}
 
 
 # HIP and GPUs to come: tiles that need little of anything.
