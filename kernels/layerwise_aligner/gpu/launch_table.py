@@ -54,9 +54,9 @@ _MIX_FLOAT32 = {
         "mix_gradients": {32: _line(64, 32, 4, 2)},
     },
     "sm_100": {
-        "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(64, 16, 4, 1)},
-        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(32, 32, 4, 1), 128: _line(16, 16, 4, 1)},
-        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(32, 16, 4, 1), 128: _line(16, 16, 4, 1)},
+        "mix": {32: _line(64, 32, 4, 2), 64: _line(64, 16, 4, 1), 128: _line(32, 16, 4, 1)},
+        "mix_weight_gradients": {32: _line(64, 32, 4, 2), 64: _line(16, 32, 4, 1), 128: _line(16, 16, 4, 1)},
+        "mix_state_gradients": {32: _line(64, 32, 4, 1), 64: _line(32, 16, 4, 1), 128: _line(16, 16, 8, 1)},
         "mix_gradients": {32: _line(64, 32, 4, 2)},
     },
 }
