@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,22 @@ def chat_prompt(tokenizer: Any) -> str:
     Raises:
         ValueError: the tokenizer has no chat template, or one that changes what is said.
     """
+    return checked_prompt(conversation(tokenizer).removeprefix(tokenizer.bos_token or ""))
+
+
+def conversation(tokenizer: Any, turns: Iterable[tuple[str, str]] = ()) -> str:
+    """What the LLM's chat template makes of a question {text} after turns (question, answer).
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"prompt: 'chat' needs a chat template, and the LLM's {type(tokenizer).__name__} has none")
-    said = [{"role": "user", "content": "{text}"}]
-    template = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    return checked_prompt(template.removeprefix(tokenizer.bos_token or ""))
+    said: list[dict[str, str]] = []
+    for question, answer in turns:
+        said += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    said.append({"role": "user", "content": "{text}"})
+    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
 
 
 def chosen_prompt(prompt: str | None, own: str | None, tokenizer: Any = None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from layalign.languages import FLORES200, language_code
@@ -46,3 +47,14 @@ def source_code(tokenizer: Any, lang: str) -> str:
         return beginning[0]
     shown = ", ".join(codes[:12]) + (f" and {len(codes) - 12} more" if len(codes) > 12 else "")
     raise ValueError(f"lang: {lang!r} is no language of this encoder's {type(tokenizer).__name__}, which has {shown}")
+
+
+def check_languages(tokenizer: Any, langs: Iterable[str]) -> None:
+    """Pass languages that a tokenizer knows; any, where it is not told them.
+
+    Raises:
+        ValueError: as `source_code`.
+    """
+    if takes_source_language(tokenizer):
+        for lang in langs:
+            source_code(tokenizer, lang)

@@ -10,7 +10,7 @@ import torch
 from transformers.utils import logging
 
 from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
-from layalign.source_languages import source_code, takes_source_language
+from layalign.source_languages import check_languages
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
@@ -233,11 +233,10 @@ class Answerer(BatchedAnswerer):
     ) -> None:
         """As for any texts; too long a one is refused here, by its number of tokens, unless questions are cut."""
         super().check(texts, name, langs)
-        tokenizer = self.processor.encoder_tokenizer
-        for lang in dict.fromkeys(langs or ()):
-            if takes_source_language(tokenizer):
-                source_code(tokenizer, lang)
-            if isinstance(self.prompt, str):
+        spoken = dict.fromkeys(langs or ())
+        check_languages(self.processor.encoder_tokenizer, spoken)
+        if self.prompt is not None:
+            for lang in spoken:
                 fill_prompt(self.prompt, "", lang)
         limit = self.model.encoder_limit
         if limit is None or self.encoder_max_length is not None:

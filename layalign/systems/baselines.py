@@ -12,7 +12,7 @@ from layalign.generation.texts import Answerer
 from layalign.loading import torch_device, torch_dtype
 from layalign.prompts import DEFAULT_PROMPT, chosen_prompt
 from layalign.published_baselines import KINDS, LANGBRIDGE, load_published, published_processor
-from layalign.source_languages import source_code, takes_source_language
+from layalign.source_languages import check_languages
 from layalign.spreading import spread
 from layalign.systems.folders import causal_config, check_place, fingerprint
 from layalign.systems.layalign_model import layalign_answerer
@@ -56,10 +56,7 @@ class PublishedBaseline(System):
             check_place("encoder", self.encoder)
         if self.llm is not None:
             causal_config("llm", self.llm)
-        tokenizer = self._processor(None).encoder_tokenizer
-        if takes_source_language(tokenizer):
-            for lang in langs:
-                source_code(tokenizer, lang)
+        check_languages(self._processor(None).encoder_tokenizer, langs)
 
     def fingerprint(self) -> dict[str, Any]:
         """See `System`."""

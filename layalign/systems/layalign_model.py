@@ -11,7 +11,7 @@ from typing import Any
 from layalign.generation.texts import Answerer
 from layalign.loading import check_model_path, fingerprint, load_model
 from layalign.prompts import DEFAULT_PROMPT
-from layalign.source_languages import source_code, takes_source_language
+from layalign.source_languages import check_languages
 from layalign.systems.system import System
 
 
@@ -35,10 +35,7 @@ class LayAlignModel(System):
         from layalign import LayAlignProcessor
 
         check_model_path(self.model)
-        tokenizer = LayAlignProcessor.from_pretrained(self.model).encoder_tokenizer
-        if takes_source_language(tokenizer):
-            for lang in langs:
-                source_code(tokenizer, lang)
+        check_languages(LayAlignProcessor.from_pretrained(self.model).encoder_tokenizer, langs)
 
     def fingerprint(self) -> dict[str, Any]:
         """See `System`."""

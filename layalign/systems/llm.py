@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import StoppingCriteriaList
 from layalign.generation.stopping import EndsWith
 from layalign.generation.texts import Asked, LLMAnswerer
 from layalign.loading import load_llm, torch_device, torch_dtype
-from layalign.prompts import CHAT, DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt
+from layalign.prompts import CHAT, DEFAULT_PROMPT, checked_prompt, chosen_prompt, conversation, fill_prompt
 from layalign.spreading import spread_llm
 from layalign.systems.examples import Example, chosen_examples, read_examples
 from layalign.systems.folders import causal_config, fingerprint, load_tokenizer
@@ -130,7 +130,7 @@ class PromptedLLM(LLMAnswerer):
         self.examples, self.shots = list(examples), shots
         self._before: dict[str | None, str] = {}
         if self._chat:
-            rendered = _conversation(tokenizer, [])
+            rendered = conversation(tokenizer)
             generate_kwargs.setdefault(
                 "add_bos", bool(tokenizer.bos_token) and rendered.startswith(tokenizer.bos_token)
             )
@@ -157,7 +157,9 @@ class PromptedLLM(LLMAnswerer):
     def _rendered(self, lang: str | None) -> str:
         chosen = chosen_examples(self.examples, self.shots, [lang])[lang]
         if self._chat:
-            template = checked_prompt(_conversation(self.tokenizer, chosen), "chat template")
+            template = checked_prompt(
+                conversation(self.tokenizer, [(turn.question, turn.answer) for turn in chosen]), "chat template"
+            )
             return template.removeprefix(self.tokenizer.bos_token or "")
         filled = [fill_prompt(self.prompt_template, example.question, lang) for example in chosen]
         return "".join(
@@ -193,14 +195,3 @@ class PromptedLLM(LLMAnswerer):
 
 def _space_after(prompt: str) -> str:
     return "" if not prompt or prompt[-1].isspace() else " "
-
-
-def _conversation(tokenizer: Any, examples: Iterable[Example]) -> str:
-    """The chat template of a question {text} after examples."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"prompt: 'chat' needs a chat template, and the LLM's {type(tokenizer).__name__} has none")
-    said: list[Mapping[str, str]] = []
-    for example in examples:
-        said += [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
-    said.append({"role": "user", "content": "{text}"})
-    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)

@@ -11,7 +11,7 @@ from typing import Any
 from layalign.languages import language_code
 from layalign.loading import torch_device, torch_dtype
 from layalign.prompts import DEFAULT_PROMPT
-from layalign.source_languages import source_code, takes_source_language
+from layalign.source_languages import check_languages
 from layalign.systems.folders import fingerprint, load_tokenizer, seq2seq_config
 from layalign.systems.llm import LLM, PromptedLLM
 from layalign.systems.translator import Translator
@@ -52,10 +52,7 @@ class TranslateFirst(LLM):
         """See `System`; the translator's tokenizer is asked for the languages, where it is told them."""
         super().check([self.target])
         seq2seq_config("translator", self.translator)
-        tokenizer = load_tokenizer("translator", self.translator)
-        if takes_source_language(tokenizer):
-            for lang in (*langs, self.target):
-                source_code(tokenizer, lang)
+        check_languages(load_tokenizer("translator", self.translator), (*langs, self.target))
 
     def fingerprint(self) -> dict[str, Any]:
         """See `System`."""

@@ -20,7 +20,7 @@ def gradients(gluon_on_cpu, monkeypatch):
 
     def compute(call, grad_out, wanted=(True,) * 6, seed=0, **run):
         monkeypatch.setenv("LAYALIGN_GLUON", "1")
-        monkeypatch.setattr(hopper, "FEWEST_QUERIES", 1)
+        monkeypatch.setattr(hopper_forward, "FEWEST_QUERIES", 1)
         with recording("sm_90", None):
             assert hopper.covers(call, grad_out, wanted)
         results, _ = gluon_on_cpu.run_on_cpu(lambda: hopper_forward.forward(Prepared(call)), seed)

@@ -8,6 +8,7 @@ from layalign.kernels.adaptive_fusion_attention.gpu.backward import backward
 from layalign.kernels.adaptive_fusion_attention.gpu.forward import ForwardResults
 
 hopper = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gluon.backward")
+hopper_forward = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gluon.forward")
 
 
 def call(keys, cross_keys, queries, heads=1, **options):
@@ -24,7 +25,7 @@ KEYS, QUERIES = (False, True, True, True, True, False), (True, False, False, Fal
 def states(gluon_on_cpu, gluon_interleavings, monkeypatch):
     """states(wanted, call, stages, program, mutations, strict): of one program of the kernel of the gradients wanted, KEYS or QUERIES."""
     monkeypatch.setenv("LAYALIGN_GLUON", "1")
-    monkeypatch.setattr(hopper, "FEWEST_QUERIES", 1)
+    monkeypatch.setattr(hopper_forward, "FEWEST_QUERIES", 1)
 
     def count(wanted, given, stages, program=0, mutations=(), strict=False):
         lse = torch.zeros(2, *given.q.shape[:3])

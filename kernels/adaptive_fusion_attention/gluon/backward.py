@@ -6,15 +6,14 @@ from typing import NamedTuple
 import triton
 from torch import Tensor
 
-from ...launch import LaunchConfig, architecture, launch
+from ...launch import LaunchConfig, launch
 from .. import gates
 from ..call import Call
 from ..gpu.arguments import Prepared, is_described, rows
-from ..gpu.forward import gluon_asked
 from ..gpu.key_value_gradients import KeyTerm
 from ..gpu.query_gradients import Saved
 from ..gpu.rows import Rows
-from .forward import FEWEST_QUERIES, constants_of, scaling_of, takes
+from .forward import asked_for, constants_of, scaling_of, takes
 from .key_value_gradients import hopper_key_value_gradients_kernel
 from .query_gradients import hopper_query_gradients_kernel
 from .schedule import BLOCK_M, BLOCK_N, QUERY_BLOCK, QUERY_STAGES, WARPS
@@ -40,10 +39,8 @@ class Constants(NamedTuple):
 
 
 def covers(call: Call, grad_out: Tensor, wanted: Sequence[bool]) -> bool:
-    """Whether LAYALIGN_GLUON=1 asks for these kernels, the GPU is a Hopper and `takes_backward` the call."""
-    if not gluon_asked() or call.q.shape[2] < FEWEST_QUERIES:
-        return False
-    return architecture(call.q.device) == "sm_90" and takes_backward(call, grad_out, wanted)
+    """Whether these kernels are asked for, and `takes_backward` the call."""
+    return asked_for(call) and takes_backward(call, grad_out, wanted)
 
 
 def takes_backward(call: Call, grad_out: Tensor, wanted: Sequence[bool]) -> bool:

@@ -39,10 +39,15 @@ class Constants(NamedTuple):
 
 
 def covers(call: Call) -> bool:
-    """Whether LAYALIGN_GLUON=1 asks for this kernel, the GPU is a Hopper and `takes` the call."""
+    """Whether the kernel is asked for, and `takes` the call."""
+    return asked_for(call) and takes(call)
+
+
+def asked_for(call: Call) -> bool:
+    """Whether LAYALIGN_GLUON=1 asks for Hopper kernels, the GPU is one, and there are queries enough."""
     if not gluon_asked() or call.q.shape[2] < FEWEST_QUERIES:
         return False
-    return architecture(call.q.device) == "sm_90" and takes(call)
+    return architecture(call.q.device) == "sm_90"
 
 
 def takes(call: Call) -> bool:
