@@ -1,15 +1,16 @@
-"""What every operator does before its backend runs: choose the backend, follow autocast, word the errors."""
+"""What every operator does around its backend: choose it, follow autocast, word the errors, refuse second gradients."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .launch import INTERPRETING, stands_in
+from .launch import INTERPRETING, constant_when_compiled, stands_in
 
 BACKENDS = ("auto", "triton", "torch", "flash", "reference")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -46,7 +47,7 @@ def choose_backend(backend: object, available: Sequence[str], operator: str, ten
     return backend
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def covered(device: torch.device) -> bool:
     """Whether the kernels support this GPU; says once of each that they do not."""
     if torch.version.hip or device in _refused:
@@ -94,3 +95,42 @@ def cast_for_autocast(tensor: Any, dtype: torch.dtype) -> Any:
     if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64:
         return tensor.to(dtype)
     return tensor
+
+
+def first_gradients_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A `backward` of an autograd function whose own derivative raises a RuntimeError.
+
+    torch's once_differentiable does not do: it cuts the gradients off, so that torch.autograd.grad of a loss and a penalty on its
+    gradients leaves the penalty out without a word.
+    """
+
+    @wraps(backward)
+    def run(ctx, *grads):
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        with torch.no_grad():
+            made = backward(ctx, *grads)
+        made = made if isinstance(made, tuple) else (made,)
+        inputs = [x for x in (*grads, *ctx.saved_tensors) if x is not None]
+        marked = iter(
+            _NoSecondGradients.apply(type(ctx).__name__, len(inputs), *inputs, *(x for x in made if x is not None))
+        )
+        return tuple(x if x is None else next(marked) for x in made)
+
+    return run
+
+
+class _NoSecondGradients(torch.autograd.Function):
+    """First gradients as they are, tied to what they were made from."""
+
+    @staticmethod
+    def forward(ctx, name, count, *tensors):
+        ctx.name = name
+        return tuple(x.view_as(x) for x in tensors[count:])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"second gradients (of {ctx.name.strip('_').removesuffix('Backward')}): this backend has first ones only, "
+            'backend="reference" has both'
+        )

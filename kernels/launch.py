@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 # Whether Triton kernels run in Triton's interpreter, on CPU tensors: Triton decides it when it defines them.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +41,14 @@ _recorder: tuple[str, Callable[..., None] | None] | None = None
 _noting = threading.local()  # .launches, set by `noting`
 
 
-@torch.compiler.assume_constant_result
+def constant_when_compiled(function: Function) -> Function:
+    """torch.compiler.assume_constant_result, which would import torch._dynamo for this one attribute: 2.6 s of processor time that
+    `layalign kernels` and each of its processes would spend."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@constant_when_compiled
 def architecture(device: torch.device) -> str:
     """ "sm_90", "gfx942", ..., or "interpreter" for CPU tensors."""
     if _recorder is not None:

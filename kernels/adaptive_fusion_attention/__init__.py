@@ -36,6 +36,7 @@ def adaptive_fusion_attention(
     cross_v: Tensor,
     gate: Tensor,
     *,
+    sink: Tensor | None = None,
     causal: bool = True,
     scale: float | None = None,
     window: int | None = None,
@@ -58,6 +59,8 @@ def adaptive_fusion_attention(
         cross_k, cross_v: (B, Hkv, T, D); T = 0 leaves plain self-attention. (B / n, Hkv, T, D) is read by n rows of q each,
             row b by those from n b on: beams or samples of several examples, without a copy.
         gate: (1,), (Hq,), (B, 1, S) or (B, Hq, S), in fp32 or the dtype of q.
+        sink: (Hq,), in fp32 or the dtype of q: a score that joins the softmax of the self term, after scale and soft cap, and has no
+            value: attention sinks (gpt-oss). self_lse counts it.
         causal: query i sits at key index query_start + i and attends to keys up to there.
         scale: of both scores; None is D ** -0.5.
         window: attend to keys less than `window` positions back; needs causal. Self term only.
@@ -72,19 +75,23 @@ def adaptive_fusion_attention(
             sequence i attends to itself and to cross sequence i, either may be empty. Given together.
         return_lse: also return both log-sum-exps, (B, Hq, S) fp32, -inf where a row attends to nothing; no gradient.
         backend: "triton" (one launch; CUDA and HIP), "torch" (two calls of PyTorch's attention and a combine), "flash" (the
-            same by flash-attn where it is installed; no masks), "reference", or "auto": "triton" where there is such a GPU, else "torch".
+            same by flash-attn where it is installed; no masks, no sink), "reference", or "auto": "triton" where there is such a GPU,
+            else "torch".
 
     Returns:
         (B, Hq, S, D) in the dtype of q; with return_lse (output, self_lse, cross_lse). A row with nothing to attend to
-        gets 0 from that term, with zero gradients. What a masked key holds, NaN included, reaches nothing.
+        gets 0 from that term, with zero gradients to queries, keys and values. What a masked key holds, NaN included, reaches nothing.
+        Nor does what a key holds that no query of its sequence sees. Of a key that some see, the others behind causality or the
+        window give it a weight of 0, and 0 x NaN is NaN in a matrix product: it may reach them, of its batch row and key head alone.
 
-    Under autocast all tensors but the gate are cast to its dtype.
+    Under autocast all tensors but gate and sink are cast to its dtype.
 
     Raises:
         ValueError: naming the argument, what it got and what it takes.
+        RuntimeError: where second gradients are asked for, which only "reference" has.
     """
     masks = (key_mask, cross_mask, key_span, cross_span, cu_seqlens, cross_cu_seqlens)
-    call = Call(q, k, v, cross_k, cross_v, gate, *masks, query_start, causal, scale, window, softcap)
+    call = Call(q, k, v, cross_k, cross_v, gate, sink, *masks, query_start, causal, scale, window, softcap)
     dtype = autocast_dtype(q) if isinstance(q, torch.Tensor) else None
     if dtype is not None:
         fields: list[Any] = [cast_for_autocast(x, dtype) if place < 5 else x for place, x in enumerate(call)]

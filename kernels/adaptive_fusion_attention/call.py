@@ -23,6 +23,7 @@ class Call(NamedTuple):
     cross_k: Tensor
     cross_v: Tensor
     gate: Tensor
+    sink: Tensor | None = None
     key_mask: Tensor | None = None
     cross_mask: Tensor | None = None
     key_span: Tensor | None = None
@@ -38,12 +39,13 @@ class Call(NamedTuple):
 
 # The flat form: the fields in their order, but for query_start, which is a tensor and an int, one of them None.
 SCHEMA = (
-    "Tensor q, Tensor k, Tensor v, Tensor cross_k, Tensor cross_v, Tensor gate, Tensor? key_mask, Tensor? cross_mask, "
-    "Tensor? key_span, Tensor? cross_span, Tensor? cu_seqlens, Tensor? cross_cu_seqlens, Tensor? query_start, "
+    "Tensor q, Tensor k, Tensor v, Tensor cross_k, Tensor cross_v, Tensor gate, Tensor? sink, Tensor? key_mask, "
+    "Tensor? cross_mask, Tensor? key_span, Tensor? cross_span, Tensor? cu_seqlens, Tensor? cross_cu_seqlens, Tensor? query_start, "
     "SymInt? first_query, bool causal, float scale, SymInt? window, float? softcap"
 )
-FLAT_TENSORS = 13  # of the flat form, first; the others are numbers
+FLAT_TENSORS = 14  # of the flat form, first; the others are numbers
 FLAT_NUMBERS = 5
+FLOATS = 7  # of the flat form, first: what may have gradients; the last of them may be None
 
 
 def flatten(call: Call) -> tuple[Any, ...]:
@@ -52,14 +54,25 @@ def flatten(call: Call) -> tuple[Any, ...]:
     query_start, first_query = (call.query_start, None) if given else (None, call.query_start)
     scale = call.q.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
     softcap = None if call.softcap is None else float(call.softcap)
-    return *call[:12], query_start, first_query, call.causal, scale, call.window, softcap
+    return *call[:13], query_start, first_query, call.causal, scale, call.window, softcap
 
 
 def unflatten(flat: Sequence[Any]) -> Call:
     """The Call that `flatten` took apart."""
-    query_start, first_query = flat[12:14]
-    fields = [*flat[:12], first_query if query_start is None else query_start, *flat[14:]]
+    query_start, first_query = flat[13:15]
+    fields = [*flat[:13], first_query if query_start is None else query_start, *flat[15:]]
     return Call(*fields)
+
+
+def first_query(call: Call) -> int | Tensor:
+    """Key index of the first query, an int or an int64 tensor, cut to where a larger one changes nothing: sums with it stay in 64 bits."""
+    keys = call.k.shape[2]
+    if call.query_start is None:
+        return keys - call.q.shape[2]
+    most = keys + min(call.window or 0, 2**62)
+    return (
+        call.query_start.long().clamp(max=most) if isinstance(call.query_start, Tensor) else min(call.query_start, most)
+    )
 
 
 def with_rows_repeated(call: Call) -> Call:
@@ -96,6 +109,7 @@ def check(call: Call, return_lse: object, backend: str) -> None:
     q = call.q
     _check_keys(call)
     check_gate(call.gate, q)
+    _check_sink(call.sink, q)
     for name, flag in (("causal", call.causal), ("return_lse", return_lse)):
         if not isinstance(flag, bool):
             raise malformed(name, repr(flag), "True or False")
@@ -139,7 +153,8 @@ def _check_keys(call):
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite: torch.compile makes a number that changes a symbol, which that does not take.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def _is_integer(value):
@@ -172,6 +187,18 @@ def _check_span(name, span, rows, q):
         raise malformed(name, getattr(span, "dtype", type(span).__name__), f"({rows}, 2) int32, begin and end, or None")
     _check_shape(name, span, (rows, 2))
     _check_device(name, span, q)
+
+
+def _check_sink(sink, q):
+    if sink is None:
+        return
+    heads = q.shape[1]
+    if not isinstance(sink, torch.Tensor) or tuple(sink.shape) != (heads,):
+        got = f"shape {tuple(sink.shape)}" if isinstance(sink, torch.Tensor) else type(sink).__name__
+        raise malformed("sink", got, f"({heads},), a score for each head, or None")
+    if sink.dtype not in (q.dtype, torch.float32):
+        raise malformed("sink", sink.dtype, f"float32 or the dtype of q, {q.dtype}")
+    _check_device("sink", sink, q)
 
 
 def _check_query_start(query_start, q):

@@ -113,6 +113,8 @@ def _check(call):
     for name in ("key_mask", "cross_mask"):
         if getattr(call, name) is not None:
             raise malformed(name, "a mask", f"None {here}: padding as a span, or sequences packed")
+    if call.sink is not None:
+        raise malformed("sink", "a tensor", f'None {here}: backend="auto" has it')
     if isinstance(call.query_start, Tensor):
         raise malformed("query_start", "a tensor", f"an int or None {here}")
     if call.causal and call.window is not None and call.query_start is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import gates
-from .call import Call, with_rows_repeated, with_spans_as_masks
+from .call import FLOATS, Call, first_query, with_rows_repeated, with_spans_as_masks
 
 
 def adaptive_fusion_attention_reference(
@@ -19,6 +19,7 @@ def adaptive_fusion_attention_reference(
     cross_v: Tensor,
     gate: Tensor,
     *,
+    sink: Tensor | None = None,
     causal: bool = True,
     scale: float | None = None,
     window: int | None = None,
@@ -45,6 +46,7 @@ def adaptive_fusion_attention_reference(
         cross_k,
         cross_v,
         gate,
+        sink,
         key_mask,
         cross_mask,
         key_span,
@@ -62,12 +64,11 @@ def attend_reference(
     dtype = call.q.dtype
     call = with_rows_repeated(with_spans_as_masks(call))
     if upcast:
-        call = call._replace(**{name: getattr(call, name).double() for name in Call._fields[:6]})
+        floats = [name for name in Call._fields[:FLOATS] if getattr(call, name) is not None]
+        call = call._replace(**{name: getattr(call, name).double() for name in floats})
     call = call._replace(scale=call.q.shape[-1] ** -0.5 if call.scale is None else call.scale)
     if call.cu_seqlens is None:
-        if call.query_start is None:
-            call = call._replace(query_start=call.k.shape[2] - call.q.shape[2])
-        parts = [_one_batch(call)]
+        parts = [_one_batch(call._replace(query_start=first_query(call)))]
     else:
         # n = 0: S and T are 0 too
         parts = [_one_batch(part) for part in _sequences(call)] or [_one_batch(call._replace(query_start=0))]
@@ -104,7 +105,7 @@ def _one_batch(call):
             visible = visible & (query_index - key_index < call.window)
     if call.key_mask is not None:
         visible = visible & call.key_mask[:, None, None, :]
-    self_out, self_lse = _attention(q, k, call.v, visible, call.scale, call.softcap)
+    self_out, self_lse = _attention(q, k, call.v, visible, call.scale, call.softcap, call.sink)
 
     cross_visible = torch.ones(batch, 1, queries, call.cross_k.shape[2], dtype=torch.bool, device=device)
     if call.cross_mask is not None:
@@ -114,14 +115,17 @@ def _one_batch(call):
     return self_out + gate.to(self_out.dtype) * cross_out, self_lse, cross_lse
 
 
-def _attention(q, k, v, visible, scale, softcap):
-    """Softmax attention under `visible` (B, 1, S, N) bool, with its log-sum-exp (B, Hq, S)."""
+def _attention(q, k, v, visible, scale, softcap, sink=None):
+    """Softmax attention under `visible` (B, 1, S, N) bool, with its log-sum-exp (B, Hq, S). sink: (Hq,), a score beside the keys'."""
     seen = visible.any(dim=2)[..., None]  # (B, 1, N, 1): a key that no query sees may hold anything
     k, v = (torch.where(seen, x, 0.0).repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~visible, -torch.inf)
+    if sink is not None:  # as a last key, whose value is 0
+        scores = torch.cat([scores, sink.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], dim=-1)
+        v = torch.nn.functional.pad(v, (0, 0, 0, 1))
     if scores.shape[-1] == 0:
         return scores @ v, scores.new_full(scores.shape[:-1], -torch.inf)
     top = scores.detach().amax(dim=-1, keepdim=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from . import gates
-from .call import Call, with_spans_as_masks
+from .call import Call, first_query, with_spans_as_masks
 from .packing import repaired
 
 
@@ -30,8 +30,7 @@ def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, Tens
     scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
     cu_seqlens, cross_cu_seqlens = call.cu_seqlens, call.cross_cu_seqlens
     if cu_seqlens is None:
-        start = call.k.shape[2] - call.q.shape[2] if call.query_start is None else call.query_start
-        results = _dense(call, scale, start, return_lse)
+        results = _dense(call, scale, first_query(call), return_lse)
     elif _can_look(cu_seqlens) and _can_look(cross_cu_seqlens):
         results = _sequence_by_sequence(call, scale, return_lse)
     else:
@@ -49,12 +48,13 @@ def _dense(call, scale, query_start, return_lse, packing=(None, None)):
         # CPUs without bf16 matrix units take 12.7 ms for what takes 7.1 in fp32 (4 x 9 heads of 128 x 64); exacter too.
         q, k, v, cross_k, cross_v = (x.float() for x in (q, k, v, cross_k, cross_v))
     keys = _self_keys(call, k, v, query_start, packing[0])
-    self_out, self_lse = _attend(q, keys, scale, call.softcap, return_lse)
+    self_out, self_lse = _attend(q, keys, scale, call.softcap, return_lse, call.sink)
     if cross_k.shape[2] == 0 and not return_lse and not _wants_gradient(cross_k, cross_v, gate):
         return self_out.to(dtype), None, None
     cross_out, cross_lse = _attend_across(q, Keys(cross_k, cross_v, call.cross_mask, packing[1]), scale, return_lse)
     out = torch.addcmul(self_out.float(), gates.as_rows(gate)[..., None].float(), cross_out.float())
-    return out.to(dtype), self_lse, cross_lse
+    # What is computed by hand has them anyway, its neighbours in a packed row may not.
+    return out.to(dtype), *((self_lse, cross_lse) if return_lse else (None, None))
 
 
 def _attend_across(q, keys, scale, return_lse):
@@ -136,7 +136,7 @@ def _sequence_index(cu_seqlens, length):
     )
 
 
-def _attend(q, keys, scale, softcap, return_lse):
+def _attend(q, keys, scale, softcap, return_lse, sink=None):
     """One softmax attention over Keys: output, lse or None."""
     k, v, mask, visible = keys
     if mask is not None and _can_look(mask) and bool(mask.all()):
@@ -147,8 +147,8 @@ def _attend(q, keys, scale, softcap, return_lse):
             visible = _causal_visibility(q.shape[2], k.shape[2], 0, None, q.device)
         unmasked = mask[:, None, None, :]
         visible = unmasked if visible is None else visible & unmasked
-    if softcap is not None or return_lse:
-        return _attend_by_hand(q, k, v, scale, visible, softcap)
+    if softcap is not None or return_lse or sink is not None:
+        return _attend_by_hand(q, k, v, scale, visible, softcap, sink)
     if isinstance(visible, str):
         return _sdpa(q, k, v, scale, is_causal=True), None
     if visible is None or _can_look(visible):
@@ -163,7 +163,9 @@ def _sdpa(q, k, v, scale, **mask):
     if queries == 1:
         # The heads that share a key head become its queries: 62 us, not 364, for bf16 decode of 9/3 heads.
         q = q.reshape(batch, k.shape[1], heads // k.shape[1], width)
-    out = scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1], **mask)
+    if q.shape[1] != k.shape[1]:  # no expression: numbers of heads may be symbols, and their comparison is no bool then
+        mask["enable_gqa"] = True
+    out = scaled_dot_product_attention(q, k, v, scale=scale, **mask)
     return out.reshape(batch, heads, queries, width)
 
 
@@ -184,8 +186,8 @@ def _wants_gradient(*tensors):
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _attend_by_hand(q, k, v, scale, visible, softcap):
-    """In fp32, for what PyTorch's attention lacks: the soft cap and the log-sum-exp."""
+def _attend_by_hand(q, k, v, scale, visible, softcap, sink):
+    """In fp32, for what PyTorch's attention lacks: the soft cap, the sink and the log-sum-exp."""
     (batch, heads, queries, width), (kv_heads, keys) = q.shape, k.shape[1:3]
     group = heads // kv_heads
     if isinstance(visible, str):
@@ -197,7 +199,10 @@ def _attend_by_hand(q, k, v, scale, visible, softcap):
     if visible is not None:
         visible = visible if visible.dim() == 2 else visible[:, :, None]
         scores = scores.masked_fill(~visible, -torch.inf)
-    if keys == 0:
+    if sink is not None:  # as one more key, whose weight nothing is multiplied with
+        beside = sink.float().view(1, kv_heads, group, 1, 1).expand(batch, -1, -1, queries, 1)
+        scores = torch.cat([scores, beside], dim=-1)
+    if scores.shape[-1] == 0:
         lse = scores.new_full((batch, heads, queries), -torch.inf)
         weights = scores
     else:
@@ -207,5 +212,5 @@ def _attend_by_hand(q, k, v, scale, visible, softcap):
         total = weights.sum(dim=-1, keepdim=True)
         weights = weights / torch.where(total == 0, 1.0, total)
         lse = lse.view(batch, heads, queries)
-    out = weights.view(batch, kv_heads, group * queries, keys) @ v.float()
+    out = weights[..., :keys].reshape(batch, kv_heads, group * queries, keys) @ v.float()
     return out.view(batch, heads, queries, width).to(q.dtype), lse

@@ -132,8 +132,9 @@ def cross_key_values(
             same call gives the same bits; with "triton" those of a token do not depend on how many others there are, either.
 
     Returns:
-        (keys, values), each (L, B, T, kv), side by side in one buffer. Gradients for everything that asks for one. Only
-        the arguments are kept for the backward pass; the mixed streams are computed again.
+        (keys, values), each (L, B, T, kv), side by side in one buffer. Gradients for everything that asks for one, and
+        second ones by "reference" alone (a RuntimeError elsewhere). Only the arguments are kept for the backward pass; the mixed
+        streams are computed again.
 
     Raises:
         ValueError: naming the argument, what it got and what it takes.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..dispatch import first_gradients_only
 from . import torch_backend
 from .call import Call, flatten, flatten_gradients, items, unflatten
 from .folding import augment, fold, fold_pays
@@ -171,7 +172,8 @@ def cross_key_values(
 ) -> tuple[Tensor, ...]:
     """The results of `cross_key_values` for a checked Call."""
     counts, tensors = flatten(call)
-    out = _CrossKeyValues.apply(backend, *plan(call, folded, layers_at_once), counts, *tensors)
+    # Planned within: a plan hangs on the number of tokens, and made here it would tie a compiled graph to a range of these.
+    out = _CrossKeyValues.apply(backend, folded, layers_at_once, counts, *tensors)
     return out.unflatten(2, call.hidden_states[0].shape[:2]).unbind(1)
 
 
@@ -180,40 +182,42 @@ class _CrossKeyValues(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        ctx.options, tensors = arguments[:5], arguments[5:]
+        ctx.options, tensors = arguments[:4], arguments[4:]
         ctx.save_for_backward(*tensors)
         run = _forward_operator if torch.compiler.is_compiling() else _forward
         return run(list(tensors), *ctx.options)
 
     @staticmethod
+    @first_gradients_only
     def backward(ctx, grad):
         run = _backward_operator if torch.compiler.is_compiling() else _backward
-        wanted = list(ctx.needs_input_grad[5:])
+        wanted = list(ctx.needs_input_grad[4:])
         grads = run(grad, list(ctx.saved_tensors), *ctx.options, wanted)
-        return *(None,) * 5, *(x if want else None for x, want in zip(grads, wanted, strict=True))
+        return *(None,) * 4, *(x if want else None for x, want in zip(grads, wanted, strict=True))
 
 
-def _forward(tensors, backend, layers, folded, folded_backward, counts):
+def _forward(tensors, backend, folded, layers_at_once, counts):
+    call = unflatten(counts, tensors)
     with torch.cuda.device_of(_first(tensors)):  # kernels start on the current device
-        return forward(PRODUCTS[backend], unflatten(counts, tensors), Plan(layers, folded, folded_backward))
+        return forward(PRODUCTS[backend], call, plan(call, folded, layers_at_once))
 
 
-def _backward(grad, tensors, backend, layers, folded, folded_backward, counts, wanted):
+def _backward(grad, tensors, backend, folded, layers_at_once, counts, wanted):
     call, wanted = unflatten(counts, tensors), unflatten(counts, wanted)
     with torch.cuda.device_of(grad):
-        grads = backward(PRODUCTS[backend], grad, call, Plan(layers, folded, folded_backward), wanted)
+        grads = backward(PRODUCTS[backend], grad, call, plan(call, folded, layers_at_once), wanted)
     return flatten_gradients(counts, grads)
 
 
 @torch.library.custom_op("layalign::cross_key_values", mutates_args=())
 def _forward_operator(
-    tensors: list[Tensor | None], backend: str, layers: int, folded: bool, folded_backward: bool, counts: list[int]
+    tensors: list[Tensor | None], backend: str, folded: bool | None, layers_at_once: int | None, counts: list[int]
 ) -> Tensor:
-    return _forward(tensors, backend, layers, folded, folded_backward, counts)
+    return _forward(tensors, backend, folded, layers_at_once, counts)
 
 
 @_forward_operator.register_fake
-def _(tensors, backend, layers, folded, folded_backward, counts):
+def _(tensors, backend, folded, layers_at_once, counts):
     call = unflatten(counts, tensors)
     state, keys = call.hidden_states[0], call.key_weights
     return state.new_empty(len(keys), 2, state.shape[0] * state.shape[1], keys[0].shape[0])
@@ -224,20 +228,19 @@ def _backward_operator(
     grad: Tensor,
     tensors: list[Tensor | None],
     backend: str,
-    layers: int,
-    folded: bool,
-    folded_backward: bool,
+    folded: bool | None,
+    layers_at_once: int | None,
     counts: list[int],
     wanted: list[bool],
 ) -> list[Tensor]:
-    grads = _backward(grad, tensors, backend, layers, folded, folded_backward, counts, wanted)
+    grads = _backward(grad, tensors, backend, folded, layers_at_once, counts, wanted)
     # Results of an operator may not share memory, and those of a list are parts of one tensor.
     pairs = zip(grads, wanted, strict=True)
     return [x.clone(memory_format=torch.contiguous_format) if want else grad.new_empty(0) for x, want in pairs]
 
 
 @_backward_operator.register_fake
-def _(grad, tensors, backend, layers, folded, folded_backward, counts, wanted):
+def _(grad, tensors, backend, folded, layers_at_once, counts, wanted):
     pairs = zip(tensors, wanted, strict=True)
     return [
         torch.empty_like(x, memory_format=torch.contiguous_format) if want else grad.new_empty(0) for x, want in pairs

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils._device
 
 from layalign.kernels.adaptive_fusion_attention import (
     adaptive_fusion_attention,
@@ -24,7 +25,8 @@ def pytest_generate_tests(metafunc):
     for fixture, share in (("fuzz_seed", 1), ("rare_fuzz_seed", 10)):
         if fixture in metafunc.fixturenames:
             one, first, count = (metafunc.config.getoption(name) for name in ("fuzz_seed", "fuzz_from", "fuzz"))
-            count = (40 if COMPILING else 300) if count is None else count
+            if count is None:
+                count = 1000 if metafunc.config.getoption("thorough") else 40 if COMPILING else 100
             seeds = range(first // share, -(-(first + count) // share))
             metafunc.parametrize(fixture, seeds if one is None else [one])
 
@@ -80,12 +82,20 @@ def gluon_interleavings():
 
 
 @pytest.fixture(scope="session", autouse=HAS_TRITON and INTERPRETING)
-def interpreted():
+def interpreted(request):
     if not (HAS_TRITON and INTERPRETING):
         pytest.skip("needs Triton's interpreter")
-    module = neighbour("interpreted")
-    with module.quick_and_quiet():
-        yield module
+    request.getfixturevalue("quick_interpreter")
+    return neighbour("interpreted")
+
+
+@pytest.fixture
+def overflow_checked(interpreted):
+    """An overflow of 32 bits within a kernel is an error."""
+    from tests.quick_interpreter import overflow_checks
+
+    with overflow_checks(True):
+        yield
 
 
 @pytest.fixture(params=["torch", "triton"])
@@ -216,20 +226,24 @@ def reference_by_fused_formula(*inputs, **options):
     more than twice eager's error in 36, up to 26 times as much; the kernels in 40. From 17 keys on neither does in any.
     """
 
-    def attention(q, k, v, visible, scale, softcap):
+    def attention(q, k, v, visible, scale, softcap, sink=None):
         seen = visible.any(dim=2)[..., None]
         k, v = (torch.where(seen, x, 0.0).repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         scores = q @ k.transpose(-1, -2) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if scores.shape[-1] == 0:
-            return plain(q, k, v, visible, scale, softcap)
+            return plain(q, k, v, visible, scale, softcap, sink)
         scores = scores.masked_fill(~visible, -torch.inf)
+        keys = v
+        if sink is not None:
+            scores = torch.cat([scores, sink.to(q.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], dim=-1)
+            v = torch.nn.functional.pad(v, (0, 0, 0, 1))
         weights = torch.exp(scores - scores.detach().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(q.dtype).min))
         total = weights.detach().sum(dim=-1, keepdim=True)
         weights = weights / torch.where(total == 0, 1.0, total)
         out, total = weights @ v, weights.sum(dim=-1, keepdim=True)
-        _, lse = plain(q.detach(), k, v, visible, scale, softcap)
+        _, lse = plain(q.detach(), k, keys, visible, scale, softcap, sink)
         return out - (total - total.detach()) * out.detach(), lse
 
     plain = specification._attention
@@ -258,6 +272,8 @@ def one_thread():
 @pytest.fixture(scope="module", autouse=True)
 def poisoned_empty():
     """Fresh memory holds NaN, so that an element nobody wrote cannot pass for a result."""
+    # What `with torch.device(...)` acts on is remembered at its first use: these functions, not the ones below, which call them.
+    torch.utils._device._device_constructors()
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in (
             *((torch, name) for name in ("empty", "empty_like", "empty_strided")),

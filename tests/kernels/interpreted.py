@@ -1,4 +1,4 @@
-"""Triton's interpreter under test: made faster, its launches and matrix products counted, its addresses checked."""
+"""Triton's interpreter under test: its launches and matrix products counted, its addresses checked."""
 
 from collections import Counter
 from contextlib import contextmanager
@@ -8,33 +8,6 @@ import numpy as np
 import pytest
 import torch
 from triton.runtime import interpreter
-
-
-@contextmanager
-def quick_and_quiet():
-    """The interpreter patches the language anew at every inner function call, which is half of its time: 227 ms of a
-    forward against 108 with one patch a launch (8 heads of 17 queries and 28 keys)."""
-    patch, run = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    patched = set()
-
-    def patch_once(function):
-        languages = frozenset(
-            id(value) for value in function.__globals__.values() if value in (interpreter.tl, interpreter.tl.core)
-        )
-        if languages in patched:
-            return None
-        patched.add(languages)
-        return patch(function)
-
-    def run_one_launch(self, *args, **kwargs):
-        patched.clear()
-        with np.errstate(all="ignore"):  # -inf - -inf is silent on a GPU
-            return run(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
-        monkeypatch.setattr(interpreter.GridExecutor, "__call__", run_one_launch)
-        yield
 
 
 @contextmanager

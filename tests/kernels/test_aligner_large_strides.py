@@ -16,10 +16,11 @@ STEP = 2**27 + 8  # 16 of them pass 2^31: an interpreted tile has 32 rows
 
 
 @pytest.fixture
-def spread(device, tmp_path):
+def spread(request, device, tmp_path):
     """spread(x, dim) -> the same values, STEP elements from one index of `dim` to the next."""
     if device.type != "cpu":
         pytest.skip("the GPU's tests have sizes of their own")
+    request.getfixturevalue("overflow_checked")
 
     def copy(x, dim):
         size = (2**31 + STEP * x.shape[dim]) * x.element_size()

@@ -1,5 +1,6 @@
 """What the layer-wise aligner keeps for its backward pass, and what it takes at most while it runs."""
 
+import gc
 import importlib
 import json
 
@@ -24,7 +25,25 @@ def on_cpu(device):
 
 
 @pytest.fixture
-def peak(tmp_path):
+def collected(monkeypatch):
+    """What a launch of the interpreter holds is in cycles: collected after it, or it counts for those that follow."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launch = GridExecutor.__call__
+
+    def launch_and_collect(self, *args, **kwargs):
+        launch(self, *args, **kwargs)
+        gc.collect()
+
+    monkeypatch.setattr(GridExecutor, "__call__", launch_and_collect)
+    gc.collect()
+    gc.freeze()  # what was there before need not be looked at after every launch
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def peak(tmp_path, collected):
     """peak(function): the most bytes that it had allocated at a time, and its results."""
 
     def measure(function):

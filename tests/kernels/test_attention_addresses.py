@@ -34,6 +34,7 @@ def far_apart(x):
     return memory.as_strided(x.shape, strides).copy_(x)
 
 
+@pytest.mark.usefixtures("overflow_checked")
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)
 @pytest.mark.parametrize(
     ("queries", "which"),

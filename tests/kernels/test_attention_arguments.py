@@ -124,3 +124,25 @@ def test_the_calls_that_are_malformed_above_are_good_unchanged(call):
 
 def test_float64_is_for_the_reference():
     assert adaptive_fusion_attention(**DOUBLE, backend="reference").dtype == torch.float64
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("backend", ["torch", "reference", "triton"], indirect=True)
+def test_query_starts_at_the_end_of_their_range(attend, queries, window):
+    """Past the last key all starts are one, whatever is added to them."""
+    shapes = [(2, 2, queries, 16), *[(2, 1, 6, 16)] * 2, *[(2, 1, 3, 16)] * 2, (1,)]
+    inputs = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number, shape in enumerate(shapes)
+    ]
+    expected = attend(*inputs, query_start=1000, window=window)
+    for start in (
+        2**63 - 1,
+        torch.tensor(2**63 - 1),
+        torch.full((2,), 2**63 - 2),
+        torch.tensor(2**31 - 1, dtype=torch.int32),
+    ):
+        assert torch.equal(attend(*inputs, query_start=start, window=window), expected)
+    lowest = torch.full((2,), -(2**63))
+    nothing = attend(*inputs, query_start=torch.tensor(-queries), window=window)
+    assert torch.equal(attend(*inputs, query_start=lowest, window=window), nothing)

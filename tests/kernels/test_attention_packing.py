@@ -133,3 +133,14 @@ def test_no_sequence_holds_no_position(monkeypatch, inputs, name):
     gate = inputs[5][:, :, : empty[0].shape[2]]
     with pytest.raises(ValueError, match=rf"^{name}: got no sequence for \d+ positions, takes .+"):
         adaptive_fusion_attention(*empty, gate, cu_seqlens=bounds([0]), cross_cu_seqlens=bounds([0]), backend="torch")
+
+
+@pytest.mark.parametrize("own", [{"softcap": 3.0}, {"sink": True}, {}], ids=["softcap", "sink", "plain"])
+def test_a_sequence_without_cross_keys_beside_one_with_some(attend, random_inputs, own):
+    """What is computed by hand has a log-sum-exp for the one and none for the other."""
+    inputs = random_inputs(1, 2, 1, 6, 6, 3, 16, (1,), torch.float32, torch.float32)
+    own = own | ({"sink": torch.tensor([0.3, -1.0])} if "sink" in own else {})
+    own |= {"cu_seqlens": bounds([0, 3, 6]), "cross_cu_seqlens": bounds([0, 3, 3])}
+    with torch.no_grad():
+        found = attend(*inputs, **own)
+        torch.testing.assert_close(found, adaptive_fusion_attention(*inputs, **own, backend="reference"))

@@ -67,6 +67,26 @@ def test_decode_without_gradients(attend, device):
         torch.testing.assert_close(compile_anew(attend)(*inputs), attend(*inputs))
 
 
+def test_numbers_that_change(attend, device):
+    """The second value of a number makes it a symbol."""
+    shapes = [(1, 2, 3, 16), *[(1, 1, 3, 16)] * 2, *[(1, 1, 2, 16)] * 2, (1,)]
+    inputs = [leaf(*shape, number=index, device=device).detach() for index, shape in enumerate(shapes)]
+    torch.compiler.reset()
+    compiled = torch.compile(attend, fullgraph=True, backend="eager")
+    for options in ({"scale": 0.3, "softcap": 2.0}, {"scale": 0.4, "softcap": 3.0}, {"scale": -0.5, "softcap": 3.0}):
+        torch.testing.assert_close(compiled(*inputs, **options), attend(*inputs, **options))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_numbers_of_heads_that_change(attend, device, dynamic):
+    torch.compiler.reset()
+    compiled = torch.compile(attend, fullgraph=True, backend="eager", dynamic=dynamic)
+    for heads, key_heads in ((4, 2), (6, 2)):
+        shapes = [(1, heads, 3, 16), *[(1, key_heads, 4, 16)] * 2, *[(1, key_heads, 2, 16)] * 2, (1,)]
+        inputs = [leaf(*shape, number=index, device=device).detach() for index, shape in enumerate(shapes)]
+        torch.testing.assert_close(compiled(*inputs), attend(*inputs))
+
+
 @pytest.mark.parametrize("wanted", range(6), ids=["q", "k", "v", "cross_k", "cross_v", "gate"])
 def test_one_gradient(attend, device, wanted):
     shapes = [(1, 2, 7, 16), *[(1, 1, 9, 16)] * 2, *[(1, 1, 5, 16)] * 2, (1, 2, 7)]
@@ -90,7 +110,7 @@ def test_operators_and_their_fakes(backend, cases, device, layout):
     for kept in ([False, False, False], [False, False, True], [False, True, True], [True, True, True]):
         torch.library.opcheck(operators._forward_operator, (*flat, kept), test_utils=tests)
     outputs = operators._forward_operator(*flat, [True, True, True])
-    for wanted in ([True] * 6, [False, True, False, False, True, False]):
+    for wanted in ([*[True] * 6, False], [False, True, False, False, True, False, False]):
         arguments = (*outputs, *flat, wanted)
         torch.library.opcheck(operators._backward_operator, arguments, test_utils=tests)
 
@@ -108,3 +128,10 @@ def test_lengths_that_change_are_compiled_once_more_at_most(attend, device):
         results = [torch.autograd.grad(each(*inputs, **masks).square().sum(), inputs) for each in (function, attend)]
         torch.testing.assert_close(*results)
     assert compiled.frame_count <= 2
+
+
+def test_constants_are_marked_as_torch_marks_them():
+    from layalign.kernels.launch import constant_when_compiled
+
+    ours, theirs = constant_when_compiled(lambda: 1), torch.compiler.assume_constant_result(lambda: 1)
+    assert vars(ours) == vars(theirs) != {}

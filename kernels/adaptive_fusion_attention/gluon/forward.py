@@ -51,12 +51,12 @@ def asked_for(call: Call) -> bool:
 
 
 def takes(call: Call) -> bool:
-    """Whether the kernel computes this call: half precision, heads of 64 or 128, no masks, no packing, and keys and values at
+    """Whether the kernel computes this call: half precision, heads of 64 or 128, no masks, no packing, no sink, and keys and values at
     addresses that tensor descriptors take."""
     q = call.q
     if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[3] not in STAGES or q.numel() == 0:
         return False
-    if call.key_mask is not None or call.cross_mask is not None or call.cu_seqlens is not None:
+    if any(x is not None for x in (call.key_mask, call.cross_mask, call.cu_seqlens, call.sink)):
         return False
     if call.k.shape[2] == 0:
         return False

@@ -87,6 +87,11 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """A sink or spans, as the kernels read them."""
+    return None if x is None else x.contiguous()
+
+
 def is_wide(tensors: Iterable[Tensor], block: int, gate: Tensor | None = None) -> bool:
     """Whether 32 bits are too few for the elements from the first to the last row of a tile of `block` rows of (B, H, S, D)
     tensors, or from the first to the last of a head's gates (B, H, S)."""
@@ -126,7 +131,7 @@ class Prepared:
         self.crossing = call.cross_k.shape[2] > 0
         self.bounds = repaired_bounds(call)  # (q's, cross keys')
         cross_span = call.cross_span if self.crossing else None
-        self.spans = tuple(x if x is None else x.contiguous() for x in (call.key_span, cross_span))
+        self.spans = (contiguous(call.key_span), contiguous(cross_span))
         self.numbers, self.windowed = _numbers(call)
 
     @cached_property
@@ -136,7 +141,7 @@ class Prepared:
 
     @cached_property
     def inputs(self) -> Inputs:
-        return Inputs(*map(rows, self.tensors), gate_rows(self.call.gate, self.q))
+        return Inputs(*map(rows, self.tensors), gate_rows(self.call.gate, self.q), contiguous(self.call.sink))
 
     def query_tiles(self, block: int) -> int:
         """Programs per head that work on `block` queries each: whole tiles of every sequence."""

@@ -4,6 +4,7 @@ Every element of a gradient is written once, by one program that adds in a fixed
 computed twice (7 products per pair of tiles, not 5), which is what that costs.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ _SUMS = LaunchConfig(block_m=32, block_n=1, warps=4, stages=1)  # bound by memor
 
 
 class Gradients(NamedTuple):
-    """Of the first six fields of a Call; None where not wanted."""
+    """Of the first seven fields of a Call; None where not wanted."""
 
     q: Tensor | None
     k: Tensor | None
@@ -45,21 +46,28 @@ class Gradients(NamedTuple):
     cross_k: Tensor | None
     cross_v: Tensor | None
     gate: Tensor | None
+    sink: Tensor | None = None
 
 
 def backward(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Sequence[bool]) -> Gradients:
-    """The Gradients of a call from that of its output and what `forward` returned; wanted: six bools.
+    """The Gradients of a call from that of its output and what `forward` returned; wanted: seven bools, or six without
+    a sink.
 
     self_out is un-gated like cross_out, needed for q and k; what the rounded out keeps of it is too little under a large gate
     (13 times the error of eager fp16 in grad_k at a gate of 100).
     """
     grads = gradients(grad_out, results, call, wanted)
-    return grads._replace(gate=gate_gradient(grads.gate, call.gate)) if wanted[5] else grads
+    if wanted[5]:
+        grads = grads._replace(gate=gate_gradient(grads.gate, call.gate))
+    if any(wanted[6:]):
+        assert results.lse is not None and call.sink is not None
+        grads = grads._replace(sink=sink_gradient(grads.sink, results.lse[0], call.sink))
+    return grads
 
 
 def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Sequence[bool]) -> Gradients:
     """As `backward`, but for the gate: its gradient is that of each query, to be summed, where the gate is no tensor of its own for
-    each; None where there are no cross keys."""
+    each; None where there are no cross keys. And for the sink: in place of its gradient the row sums of the self term."""
     prepared = Prepared(call, results[4:])
     q, grad_out = prepared.q, unit_stride(grad_out)
     inputs = prepared.tensors
@@ -69,7 +77,8 @@ def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Seq
         )
     want_gate = wanted[5] and prepared.crossing
     grads = Gradients(*(fresh(empty_like(x)) if want else None for x, want in zip(inputs, wanted, strict=False)), None)
-    saved = _row_sums(grad_out, results, grads, want_gate, prepared)
+    want_sink = any(wanted[6:])
+    saved = _row_sums(grad_out, results, grads, want_gate, want_sink, prepared)
     plain = prepared.is_plain([*prepared.tensors, grad_out])
     others = [grad_out, *(x for x in grads[:5] if x is not None)]
     hopper = _hopper(call, grad_out, wanted)
@@ -79,12 +88,21 @@ def gradients(grad_out: Tensor, results: ForwardResults, call: Call, wanted: Seq
     if want_gate:
         sums = saved.cross_sums
         grads = grads._replace(gate=_sum_heads(sums) if gates.sums_heads(call.gate, sums) else sums)
-    return grads
+    return grads._replace(sink=saved.self_sums) if want_sink else grads
 
 
 def gate_gradient(sums: Tensor | None, gate: Tensor) -> Tensor:
     """The gradient of a gate from what `gradients` left of it."""
     return torch.zeros_like(gate) if sums is None else gates.gradient(sums, gate)
+
+
+def sink_gradient(sums: Tensor | None, lse: Tensor, sink: Tensor) -> Tensor:
+    """The gradient of a sink (Hq,): its weight in each row, by the log-sum-exp (B, Hq, S) in base 2 that counts it, times what the row
+    loses to it. sums: row sums of the self term (B, Hq, S); None where there are no rows."""
+    if sums is None:
+        return torch.zeros_like(sink)
+    weights = torch.exp2(sink.float().view(1, -1, 1) * math.log2(math.e) - lse)
+    return -(weights * sums).sum((0, 2)).to(sink.dtype)
 
 
 def _hopper(call, grad_out, wanted):
@@ -179,10 +197,10 @@ def _query_gradients(saved, grad_q, prepared, plain, others, hopper):
     run_tuned("query_gradients", run, prepared, plain)
 
 
-def _row_sums(grad_out, results, grads, want_gate, prepared):
+def _row_sums(grad_out, results, grads, want_gate, want_sink, prepared):
     """The Saved of the gradient kernels; sums that no wanted gradient needs are None."""
     batch, heads, queries, width = prepared.q.shape
-    want_self = grads.q is not None or grads.k is not None
+    want_self = grads.q is not None or grads.k is not None or want_sink
     want_cross = prepared.crossing and (want_gate or grads.q is not None or grads.cross_k is not None)
     self_lse, cross_lse = both_lse(results.lse)
     self_sums, cross_sums = (

@@ -21,6 +21,7 @@ from .arguments import (
     LONGEST_WINDOW,
     Constants,
     block_of_width,
+    contiguous,
     empty_like,
     gate_rows,
     is_wide,
@@ -121,7 +122,16 @@ def decode_kernel(
     )  # fmt: skip
     if splits == 1:
         write_rows(
-            outputs, inputs.gate, tile, queries, attended, cross_attended, scale, C, EXACT=b_q.dtype == tl.float32
+            outputs,
+            inputs.gate,
+            inputs.sink,
+            tile,
+            queries,
+            attended,
+            cross_attended,
+            scale,
+            C,
+            EXACT=b_q.dtype == tl.float32,
         )
 
 
@@ -141,7 +151,7 @@ def merge_partials(partials, tile, first, last, chunks, rest, CHUNKS: tl.constex
 
 @triton.jit(do_not_specialize=_CHANGING[:-1])
 def combine_kernel(
-    gate, outputs, masks, s_mask, s_cross_mask, queries, keys, cross_keys, start, s_start, window, scale, softcap,
+    gate, sink, outputs, masks, s_mask, s_cross_mask, queries, keys, cross_keys, start, s_start, window, scale, softcap,
     sharing, chunks, C: tl.constexpr
 ):  # fmt: skip
     """A few rows of one key head: what their chunks left, merged in the order of chunks."""
@@ -156,7 +166,7 @@ def combine_kernel(
     last = cross.chunks + own.chunks
     rest = unit_after(scale, C.CAPPED, C.EXACT)
     attended = merge_partials(outputs.partials, tile, cross.chunks, last, chunks, rest, C.CHUNKS, C)
-    write_rows(outputs, gate, tile, queries, attended, cross_attended, scale, C, C.EXACT)
+    write_rows(outputs, gate, sink, tile, queries, attended, cross_attended, scale, C, C.EXACT)
 
 
 class Decoded(NamedTuple):
@@ -197,7 +207,7 @@ def decode(call: Call, return_lse: bool) -> Decoded:
     gate = gate_rows(call.gate, q)
     mask, s_mask = mask_and_stride(call.key_mask)
     cross_mask, s_cross_mask = mask_and_stride(call.cross_mask if crossing else None)
-    spans = (x if x is None else x.contiguous() for x in (call.key_span, call.cross_span if crossing else None))
+    spans = map(contiguous, (call.key_span, call.cross_span if crossing else None))
     shared = (
         DecodeOutputs(rows(results.out), self_lse, cross_lse, partials),
         DecodeMasks(mask, cross_mask, *spans),
@@ -220,7 +230,8 @@ def decode(call: Call, return_lse: bool) -> Decoded:
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
     )
-    inputs = Inputs(*map(rows, (q, k, v, cross_k, cross_v)), gate)
+    sink = contiguous(call.sink)
+    inputs = Inputs(*map(rows, (q, k, v, cross_k, cross_v)), gate, sink)
     precision = dot_precision(q.dtype, arch)
     launch(
         decode_kernel, (programs, splits), config, inputs, *shared, splits, C=constants._replace(PRECISION=precision)
@@ -230,7 +241,7 @@ def decode(call: Call, return_lse: bool) -> Decoded:
         programs = batch * kv_heads * triton.cdiv(group * queries, config.block_m)
         exact = q.dtype == torch.float32
         constants = constants._replace(EXACT=exact, BLOCK_M=config.block_m, CHUNKS=config.block_k)
-        launch(combine_kernel, (programs,), config, gate, *shared, C=constants)
+        launch(combine_kernel, (programs,), config, gate, sink, *shared, C=constants)
     return results
 
 

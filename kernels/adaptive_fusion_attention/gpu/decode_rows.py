@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .chunks import BESIDE_VALUES, Attended, chunk_count, unit_after
 from .rows import Rows
+from .scores import join_sink
 from .spans import key_place
 
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -164,16 +165,19 @@ def row_pointers(x, tile, C: tl.constexpr):
 
 @triton.jit
 def normalise(attended, rest):
-    """-> softmax-weighted values [BLOCK_D, BM], natural log-sum-exp [BM]: 0 and -inf for a row that saw nothing."""
+    """-> softmax-weighted values [BLOCK_D, BM], log-sum-exp [BM] in base 2: 0 and -inf for a row that saw nothing."""
     b_total = tl.where(attended.total == 0, 1.0, attended.total)
     b_rest = tl.zeros_like(attended.top) + rest
-    return attended.weighted / b_total[None, :], tl.fma(attended.top, b_rest, tl.log2(b_total)) * LN_2
+    return attended.weighted / b_total[None, :], tl.fma(attended.top, b_rest, tl.log2(b_total))
 
 
 @triton.jit
-def write_rows(outputs, gate, tile, queries, own, cross, scale, C: tl.constexpr, EXACT: tl.constexpr):
+def write_rows(outputs, gate, sink, tile, queries, own, cross, scale, C: tl.constexpr, EXACT: tl.constexpr):
     """Self term plus gated cross term, two Attended, and both log-sum-exps where they are wanted. scale: in base 2."""
     b_out, b_lse = normalise(own, unit_after(scale, C.CAPPED, EXACT))
+    if sink is not None:
+        b_lse, b_kept = join_sink(b_lse, tl.load(sink + tile.o_head, mask=tile.m_row, other=0.0).to(tl.float32))
+        b_out = b_out * b_kept[None, :]
     o_lse = (tl.cast(tile.batch, tl.int64) * C.HEADS + tile.o_head) * queries + tile.o_query
     if C.CROSS:
         b_cross, b_cross_lse = normalise(cross, unit_after(scale, False, EXACT))
@@ -183,8 +187,8 @@ def write_rows(outputs, gate, tile, queries, own, cross, scale, C: tl.constexpr,
         b_gate = tl.load(p_gates, mask=tile.m_row, other=0.0).to(tl.float32)
         b_out = tl.fma(tl.broadcast_to(b_gate[None, :], b_cross.shape), b_cross, b_out)
         if outputs.cross_lse is not None:
-            tl.store(outputs.cross_lse + o_lse, b_cross_lse, mask=tile.m_row)
+            tl.store(outputs.cross_lse + o_lse, b_cross_lse * LN_2, mask=tile.m_row)
     if outputs.self_lse is not None:
-        tl.store(outputs.self_lse + o_lse, b_lse, mask=tile.m_row)
+        tl.store(outputs.self_lse + o_lse, b_lse * LN_2, mask=tile.m_row)
     m_written = tile.m_row[None, :] & (tl.arange(0, C.BLOCK_D)[:, None] < C.HEAD_DIM)
     tl.store(row_pointers(outputs.out, tile, C), b_out.to(outputs.out.pointer.dtype.element_ty), mask=m_written)

@@ -19,7 +19,7 @@ from ..call import Call
 from .arguments import NUMBERS, Prepared, rows, rows_or_none, run_tuned
 from .packing import raise_faults
 from .rows import Rows, load_gate, load_query_rows, store_query_rows
-from .scores import LOG2_E, capped_scores
+from .scores import LOG2_E, capped_scores, join_sink
 from .spans import query_place, query_tile
 from .terms import cross_term, hide_unseen, key_tile, listed_span, multiply_keys, read_keys, self_term
 
@@ -134,6 +134,9 @@ def forward_kernel(
 
     term = self_term(inputs, masks, queries, keys, tile, start, window, C)
     b_out, b_lse = attend(b_q, inputs.q, tile, term, masks.tiles, scale, softcap, C, CROSS=False)
+    if inputs.sink is not None:
+        b_lse, b_kept = join_sink(b_lse, tl.load(inputs.sink + tile.head).to(tl.float32))
+        b_out *= b_kept[:, None]
     if outputs.self_lse is not None:
         tl.store(outputs.self_lse + tile.row + tile.o_query, b_lse, mask=tile.m_query)
     if outputs.self_out is not None:

@@ -12,11 +12,21 @@ import torch
 from torch import Tensor
 
 from ... import autotuning, plans
-from ...dispatch import covered
+from ...dispatch import covered, first_gradients_only
 from ...launch import stands_in
-from ..call import FLAT_NUMBERS, FLAT_TENSORS, SCHEMA, Call, check_bounds, flatten, unflatten, with_rows_repeated
+from ..call import (
+    FLAT_NUMBERS,
+    FLAT_TENSORS,
+    FLOATS,
+    SCHEMA,
+    Call,
+    check_bounds,
+    flatten,
+    unflatten,
+    with_rows_repeated,
+)
 from .arguments import empty_like, unit_stride
-from .backward import gate_gradient, gradients
+from .backward import gate_gradient, gradients, sink_gradient
 from .decode import MOST_QUERIES, Decoded, decode, decodes
 from .forward import ForwardResults, Kept, forward, gluon_asked
 from .packing import raise_faults
@@ -57,7 +67,7 @@ def _attend(call, return_lse, kept, described):
     if kept.terms and torch.compiler.is_compiling():
         out, lse = _CompiledAttention.apply(*flatten(call), list(kept))
     elif kept.terms:
-        out, lse = _FusedAttention.apply(*call[:6], flatten(call), kept, described, return_lse)
+        out, lse = _FusedAttention.apply(*call[:FLOATS], flatten(call), kept, described, return_lse)
     else:
         results = _without_gradients(call, kept, described)
         if isinstance(results, Decoded):
@@ -71,9 +81,9 @@ def _attend(call, return_lse, kept, described):
 
 def _kept(call, return_lse):
     """The Kept of a call, with terms wherever gradients are wanted."""
-    q, k, v, cross_k, cross_v, gate = call[:6]
+    q, k, v, cross_k, cross_v, gate, sink = call[:FLOATS]
     if torch.is_grad_enabled():
-        scores = q.requires_grad or k.requires_grad
+        scores = q.requires_grad or k.requires_grad or (sink is not None and sink.requires_grad)
         if scores or v.requires_grad or cross_k.requires_grad or cross_v.requires_grad or gate.requires_grad:
             return _WITH_SCORES if scores else _WITHOUT_SCORES
     return _LSE if return_lse else _OUTPUT
@@ -103,10 +113,10 @@ def _without_gradients(call, kept, described):
 
 class _FusedAttention(torch.autograd.Function):
     """Saves its inputs, both terms of the output before they were added, both log-sum-exps, and lists of used tiles. `flat` holds
-    all arguments, also the six that autograd follows: of more, and of more results, each costs a microsecond."""
+    all arguments, also the seven that autograd follows: of more, and of more results, each costs a microsecond."""
 
     @staticmethod
-    def forward(ctx, q, k, v, cross_k, cross_v, gate, flat, kept, described, return_lse):
+    def forward(ctx, q, k, v, cross_k, cross_v, gate, sink, flat, kept, described, return_lse):
         planned = described is not None and described.plan is not None
         results = described.plan.run(described) if planned else _forward(unflatten(flat), kept, described)
         _save(ctx, results, flat)
@@ -117,11 +127,12 @@ class _FusedAttention(torch.autograd.Function):
         return results.out, results.lse
 
     @staticmethod
+    @first_gradients_only
     def backward(ctx, grad_out, grad_lse):
         nothing = (None,) * 4
         if grad_out is None:
-            return *(None,) * 6, *nothing
-        return *_backward(grad_out, (*ctx.saved_tensors, *ctx.numbers), ctx.needs_input_grad[:6]), *nothing
+            return *(None,) * FLOATS, *nothing
+        return *_backward(grad_out, (*ctx.saved_tensors, *ctx.numbers), ctx.needs_input_grad[:FLOATS]), *nothing
 
 
 class _CompiledAttention(torch.autograd.Function):
@@ -135,8 +146,9 @@ class _CompiledAttention(torch.autograd.Function):
         return results.out, results.lse
 
     @staticmethod
+    @first_gradients_only
     def backward(ctx, grad_out, grad_lse):
-        wanted = list(ctx.needs_input_grad[:6])
+        wanted = list(ctx.needs_input_grad[:FLOATS])
         *terms, _, _ = ctx.saved_tensors[:RESULTS]
         run = torch.ops.layalign.adaptive_fusion_attention_backward
         grads = run(grad_out, *terms, *ctx.saved_tensors[RESULTS:], *ctx.numbers, wanted)
@@ -163,7 +175,7 @@ def _decode(call, kept, described=None):
 
 
 def _backward(grad_out, saved, wanted):
-    """Six gradients. saved: a ForwardResults without out, then the flat form of a call."""
+    """Seven gradients. saved: a ForwardResults without out, then the flat form of a call."""
     grad_out = unit_stride(grad_out)
     described = None
     if not torch.compiler.is_compiling():
@@ -174,9 +186,12 @@ def _backward(grad_out, saved, wanted):
         results, call = ForwardResults(None, *saved[:RESULTS]), unflatten(saved[RESULTS:])
         with torch.cuda.device_of(call.q):
             grads = PLANS.make(described, gradients, grad_out, results, call, wanted)
-    if not wanted[5]:
-        return grads
-    return *grads[:5], gate_gradient(grads.gate, saved[RESULTS + 5])
+    gate, sink = saved[RESULTS + 5], saved[RESULTS + 6]
+    return (
+        *grads[:5],
+        gate_gradient(grads.gate, gate) if wanted[5] else None,
+        sink_gradient(grads.sink, saved[2][0], sink) if any(wanted[6:]) else None,
+    )
 
 
 def _settled(call):
@@ -214,7 +229,7 @@ def _(*arguments):
     "layalign::adaptive_fusion_attention_backward",
     mutates_args=(),
     schema=f"(Tensor grad_out, Tensor self_out, Tensor cross_out, Tensor lse, {SCHEMA}, bool[] wanted)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward_operator(*arguments):
     grad_out, self_out, cross_out, lse, *flat, wanted = arguments
@@ -224,8 +239,12 @@ def _backward_operator(*arguments):
 @_backward_operator.register_fake
 def _(*arguments):
     _, _, _, _, *flat, wanted = arguments
-    *tensors, gate = unflatten(flat)[:6]
-    grads = [*map(empty_like, tensors), gate.new_empty(gate.shape)]
+    *tensors, gate, sink = unflatten(flat)[:FLOATS]
+    grads = [
+        *map(empty_like, tensors),
+        gate.new_empty(gate.shape),
+        None if sink is None else sink.new_empty(sink.shape),
+    ]
     return tuple(grad if want else gate.new_empty(0) for grad, want in zip(grads, wanted, strict=True))
 
 

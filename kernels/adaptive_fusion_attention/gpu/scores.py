@@ -40,6 +40,20 @@ def weights_again(b_scores, scale, softcap, b_lse, CAPPED: tl.constexpr, EXACT: 
 
 
 @triton.jit
+def join_sink(b_lse, b_sink):
+    """-> log-sum-exps in base 2 with a sink, a score of base e, beside the keys, and what is left of their weights. Either may be -inf.
+
+    The product within a difference is spelled out: see `chunks.merge`.
+    """
+    b_top = tl.maximum(b_lse, b_sink * LOG2_E)
+    b_base = tl.where(b_top == -float("inf"), 0.0, b_top)
+    b_unit = tl.zeros_like(b_base) + LOG2_E
+    b_keys = tl.exp2(b_lse - b_base)
+    b_total = b_keys + tl.exp2(tl.fma(tl.zeros_like(b_base) + b_sink, b_unit, -b_base))
+    return b_base + tl.log2(b_total), b_keys / tl.where(b_total == 0, 1.0, b_total)
+
+
+@triton.jit
 def tanh(x, ACCURATE: tl.constexpr):
     """tanh by exp2, to about 1e-7 absolute; ACCURATE: to a few ulp near 0 too, by its Taylor series."""
     power = tl.exp2(tl.abs(x) * (LOG2_E * -2.0))

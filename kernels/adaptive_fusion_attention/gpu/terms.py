@@ -14,7 +14,7 @@ from .spans import TileSpan, band_visible, first_query_index, key_place, keys_of
 
 
 class Inputs(NamedTuple):
-    """The tensors of a call; the gate as (B, Hq, S) by strides."""
+    """The tensors of a call; the gate as (B, Hq, S) by strides, the sink (Hq,) or None."""
 
     q: Rows
     k: Rows
@@ -22,6 +22,7 @@ class Inputs(NamedTuple):
     cross_k: Rows
     cross_v: Rows
     gate: Rows
+    sink: torch.Tensor | None = None
 
 
 class UsedTiles(NamedTuple):

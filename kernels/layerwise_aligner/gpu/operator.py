@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ...dispatch import first_gradients_only
 from ..projections import Products
 from . import library, matmul, mix
 
@@ -38,6 +39,7 @@ class _LayerMix(torch.autograd.Function):
         return run(weight, bias, list(states))
 
     @staticmethod
+    @first_gradients_only
     def backward(ctx, grad):
         weight, bias, *states = ctx.saved_tensors
         wants_weight, wants_bias, *wants_states = ctx.needs_input_grad
@@ -59,6 +61,7 @@ class _StreamLinear(torch.autograd.Function):
         return run(streams, weight, bias, with_library)
 
     @staticmethod
+    @first_gradients_only
     def backward(ctx, grad):
         wanted = list(ctx.needs_input_grad[:3])
         run = _linear_backward_operator if torch.compiler.is_compiling() else _linear_backward
