@@ -1,0 +1,99 @@
+"""QuestionRenderer: the requests of vLLM's engine and servers, read as questions for the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.renderers.hf import HfRenderer
+
+# The modality under which vLLM carries what the encoder reads.
+MODALITY = "question"
+
+
+class QuestionRenderer(HfRenderer):
+    """Makes of a prompt, which is a question in any language, what the processor reads.
+
+    A prompt is a text, {"prompt": text}, or {"encoder_prompt": question, "decoder_prompt": text for the LLM}; a conversation is one
+    message of the user. The text for the LLM is otherwise the model's own template, filled in by the processor.
+    """
+
+    def render_messages(self, messages: Sequence[Any], params: Any) -> tuple[list[Any], Any]:
+        """The question of a conversation, which the last message asks."""
+        if params.chat_template_kwargs.get("tools"):
+            raise VLLMValidationError(
+                "tools: LayAlign's prompt has no place for descriptions of tools", parameter="tools"
+            )
+        question = conversation_question(messages)
+        return [{"role": "user", "content": question}], {"encoder_prompt": {"prompt": question}, "decoder_prompt": None}
+
+    async def render_messages_async(self, messages: Sequence[Any], params: Any) -> tuple[list[Any], Any]:
+        """The same; there is nothing to wait for."""
+        return self.render_messages(messages, params)
+
+    def tokenize_prompt(self, prompt: Any, params: Any) -> Any:
+        """The request that carries a question to the processor, whose tokenizers read it."""
+        if "encoder_prompt" not in prompt:
+            prompt = {"encoder_prompt": prompt, "decoder_prompt": None}
+        if getattr(params, "truncate_prompt_tokens", None) is not None:
+            raise VLLMValidationError(
+                "truncate_prompt_tokens: a question is read whole or not at all; shorten it",
+                parameter="truncate_prompt_tokens",
+            )
+        asked = dict(prompt["encoder_prompt"])
+        question = asked.get("prompt")
+        if not isinstance(question, str):
+            raise VLLMValidationError(
+                "prompt: takes a text, which the encoder's tokenizer reads, got token ids of the LLM's",
+                parameter="prompt",
+            )
+        if not question.strip():
+            raise VLLMValidationError("prompt: the question is empty", parameter="prompt")
+        if asked.get("multi_modal_data"):
+            raise VLLMValidationError("multi_modal_data: LayAlign reads text alone", parameter="multi_modal_data")
+        item = {"text": question} | _text_of(prompt["decoder_prompt"])
+        asked |= {"prompt_token_ids": [], "multi_modal_data": {MODALITY: [item]}}
+        return {"encoder_prompt": asked, "decoder_prompt": None}
+
+    async def tokenize_prompt_async(self, prompt: Any, params: Any) -> Any:
+        """The same."""
+        return self.tokenize_prompt(prompt, params)
+
+
+def conversation_question(messages: Sequence[Any]) -> str:
+    """The question of a conversation in OpenAI's form.
+
+    Raises:
+        VLLMValidationError: other messages than one of the user's, for which the prompt that the model was trained with has no
+            place, or contents that are not text.
+    """
+    roles = [message.get("role") if isinstance(message, Mapping) else None for message in messages]
+    if {"system", "developer"} & set(roles):
+        raise VLLMValidationError(
+            "messages: a system message has no place in what this model was trained to read; say it in the question",
+            parameter="messages",
+        )
+    if roles != ["user"]:
+        said = ", ".join(map(str, roles)) or "none"
+        raise VLLMValidationError(
+            f"messages: takes one message of the user, got {said}: this model answers a question at a time and would not see earlier turns",
+            parameter="messages",
+        )
+    content = messages[0].get("content")
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        content = "\n".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str):
+        raise VLLMValidationError(
+            "messages: the content must be text, in a string or in parts of type text", parameter="messages"
+        )
+    return content
+
+
+def _text_of(prompt: Any) -> dict[str, Any]:
+    """What a decoder prompt says of the text for the LLM."""
+    if prompt is None:
+        return {}
+    if isinstance(prompt.get("prompt_token_ids"), Sequence):
+        return {"prompt_ids": list(prompt["prompt_token_ids"])}
+    return {"prompt": prompt["prompt"]}

@@ -1,0 +1,48 @@
+"""ServedConfig: a model's settings as vLLM reads them, and what of them it serves."""
+
+from __future__ import annotations
+
+from layalign.configuration import LayAlignConfig
+
+# Families of LLMs whose classes in vLLM are tested against transformers', each with the norm of keys that its attention has.
+KEY_NORMS = {
+    "llama": None,
+    "mistral": None,
+    "qwen2": None,
+    "qwen3": "k_norm",
+    "gemma": None,
+    "gemma2": None,
+    "gemma3_text": "k_norm",
+}
+
+
+class ServedConfig(LayAlignConfig):
+    """LayAlignConfig for vLLM, which asks the outermost configuration whether there is an encoder."""
+
+    model_type = "layalign"
+    is_encoder_decoder: bool = True
+
+
+def check_served(config: LayAlignConfig) -> None:
+    """Pass settings that vLLM can serve.
+
+    Raises:
+        ValueError: others, with what to do about them.
+    """
+    family = config.get_text_config().model_type
+    if family not in KEY_NORMS:
+        raise ValueError(f"vLLM: the LLM is of the family {family!r}; LayAlign serves {', '.join(KEY_NORMS)} there")
+    if config.adapter is None:
+        raise ValueError("vLLM: this model has no adapter, and LayAlign serves models with soft prompts there")
+    if config.lora is not None:
+        raise ValueError(
+            "vLLM: this model has LoRA on its LLM; merge_lora() and save_pretrained make one that can be served"
+        )
+    if config.quantization:
+        raise ValueError(
+            "vLLM: this model says how its bases are quantised (bitsandbytes, torchao); set quantization to none"
+        )
+    if config.gate == "dynamic" and config.aligner is not None:
+        raise ValueError(
+            "vLLM: dynamic gates read the hidden state, which LayAlign does not do there; 'scalar' and 'head' are served"
+        )
