@@ -3,27 +3,77 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tqdm import tqdm
 
+from layalign.generation.lines import Line, read_lines
 from layalign.generation.texts import Answerer
-from layalign.journal import Journal, Record
+from layalign.journal import Check, Journal, Record
 from layalign.loading import check_model_path, fingerprint, load_model
 from layalign.prompts import DEFAULT_PROMPT
 
 BATCHES_PER_WRITE = 4
+LOADING = ("dtype", "device", "devices", "encoder", "llm")
+ON_BAD_LINE = ("error", "skip")
+_SHOWN = 10
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Invalid buffer size")
 
 
-class Line(NamedTuple):
-    """A text and its place among the lines given, counted from 1."""
+class Asking(NamedTuple):
+    """How the lines of a job are asked: in what language, by what seed they are sampled, and whether bad ones are left out."""
 
-    number: int
-    text: str
+    lang: str | None
+    seed: int | None
+    skip: bool = False
+
+    def __call__(self, answerer: Answerer, lines: list[Line], streamer: Any = None) -> list[Record]:
+        """A record a line; that of a line which cannot be answered has no answer and says why.
+
+        Raises:
+            ValueError: such a line, where none is left out.
+        """
+        good = [line for line in lines if line.wrong is None]
+        answers = dict(zip([line.number for line in good], self._answers(answerer, good, streamer), strict=True))
+        found = [answers.get(line.number, line) for line in lines]
+        refuse([line for line in found if isinstance(line, Line)], self.skip)
+        return [
+            {"line": line.number, "text": line.text, "answer": None, "error": answer.wrong}
+            if isinstance(answer, Line)
+            else {"line": line.number, "text": line.text, "answer": answer}
+            for line, answer in zip(lines, found, strict=True)
+        ]
+
+    def _answers(self, answerer: Answerer, lines: list[Line], streamer: Any = None) -> list[str | Line]:
+        """An answer each; the line in its place where there is not enough memory for it."""
+        if not lines:
+            return []
+        if self.seed is not None:
+            torch.manual_seed(self.seed + lines[0].number)
+        try:
+            return list(answerer([line.text for line in lines], streamer, self.lang and [self.lang] * len(lines)))
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not any(said in str(error) for said in _NO_MEMORY):
+                raise
+        if len(lines) > 1:
+            return [answer for line in lines for answer in self._answers(answerer, [line])]
+        count = answerer.encoder_tokens(lines[0].text)
+        reason = f"got {count} tokens, for which there is not enough memory here; encoder_max_length cuts it"
+        return [lines[0]._replace(wrong=reason)]
+
+
+def refuse(bad: Sequence[Line], skip: bool = False) -> None:
+    """Raise ValueError for lines that cannot be answered, unless they are left out."""
+    if bad and not skip:
+        shown = "; ".join(f"line {line.number}: {line.wrong}" for line in bad[:_SHOWN])
+        more = f"; and {len(bad) - _SHOWN} more lines" if len(bad) > _SHOWN else ""
+        raise ValueError(f"{shown}{more}; on_bad_line='skip' (--on-bad-line skip) answers the others")
 
 
 def generate_texts(
@@ -35,9 +85,8 @@ def generate_texts(
     stream: bool = True,
     write: Callable[[str], None] | None = None,
     lang: str | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
-    devices: str | None = None,
+    seed: int | None = None,
+    on_bad_line: str = "error",
     **answering: Any,
 ) -> list[Record]:
     """Answer texts given as arguments, the lines of a file, or those of standard input.
@@ -48,44 +97,70 @@ def generate_texts(
         file: a path, "-" for standard input. With neither, standard input is read unless it is a terminal. Lines of white
             space alone are passed over.
         output: a JSON-lines file that gets {"line": 1-based, "text", "answer"}, in order, as it goes. The same call after
-            an interruption continues it; another job's file is refused. None: answers go to `write` (standard output).
+            an interruption continues it; another job's file is refused, and one of whose lines one was changed, lost or
+            doubled. None: answers go to `write` (standard output).
         stream: show a single text's answer while it is written.
         write: what takes answers where there is no output.
         lang: the texts' language, for encoders and prompts that are told it.
-        dtype, device, devices: as in `layalign.loading.load_model`.
-        answering: as in `layalign.generation.texts.Answerer`: max_new_tokens, batch_size, prompt, encoder_max_length, and
+        seed: of sampling; drawn anew for every batch, by its first line, so that a job that goes on does not repeat itself.
+        on_bad_line: "error": a line that cannot be answered (not UTF-8, a surrogate, too long for the encoder) is told before
+            any is answered; "skip": it gets the answer null and an "error" that says why (an empty line on `write`).
+        answering: dtype, device, devices, encoder and llm as in `layalign.loading.load_model`, and the rest as in
+            `layalign.generation.texts.Answerer`: max_new_tokens, batch_size, prompt, encoder_max_length, and
             anything transformers' generate takes.
 
     Returns:
         The records. The throughput goes to standard error.
 
     Raises:
-        ValueError: no text, one that is too long for the encoder, a missing file or model, an output of another job.
+        ValueError: no text, one that cannot be answered, a missing file or model, an output of another job.
     """
-    lines = _read_texts(texts, file)
+    if on_bad_line not in ON_BAD_LINE:
+        raise ValueError(f"on_bad_line: got {on_bad_line!r}, takes {' or '.join(ON_BAD_LINE)}")
+    lines = read_lines(texts, file)
     check_model_path(model_path)
     answering = {"max_new_tokens": 256, "prompt": DEFAULT_PROMPT, **answering}
+    loading = {name: answering.pop(name) for name in LOADING if name in answering}
+    stream = stream and (answering.get("num_beams") or 1) == 1
+    asking = Asking(lang, seed, on_bad_line == "skip")
+    refuse([line for line in lines if line.wrong], asking.skip)
 
-    def load(lines: list[Line]) -> Answerer:
-        """Raises ValueError for a line that cannot be answered, before any is."""
-        answerer = Answerer(*load_model(model_path, dtype, device, devices), **answering)
-        given = [line.text for line in lines]
-        answerer.check(given, lambda place: f"line {lines[place].number}", lang and [lang] * len(given))
-        return answerer
+    def load(lines: list[Line]) -> tuple[Answerer, list[Line]]:
+        """The model, and the lines with what is wrong with them; ValueError where that is not to be left out."""
+        answerer = Answerer(*load_model(model_path, **loading), **answering)
+        answerer.check_languages(lang and [lang])
+        lines = [line if line.wrong else line._replace(wrong=answerer.unanswerable(line.text)) for line in lines]
+        refuse([line for line in lines if line.wrong], asking.skip)
+        return answerer, lines
 
     if output is None:
-        return _show(load(lines), lines, lang, stream, write or _print)
-    with Journal(output, _description(model_path, lines, lang, dtype, **answering)) as journal:
+        return _show(*load(lines), asking, stream, write or _print)
+    job = _description(model_path, lines, asking, loading.get("dtype"), **answering)
+    with Journal(output, job, check=_checker(lines)) as journal:
         remaining = lines[len(journal.records) :]
         if remaining:
-            _write(load(remaining), remaining, lang, journal, len(lines))
+            _write(*load(remaining), asking, journal, len(lines))
         return journal.records
+
+
+def _checker(lines: Sequence[Line]) -> Check:
+    """Finds a record that is not the answer to the line at its place."""
+
+    def wrong(place: int, record: Record) -> str | None:
+        if place >= len(lines):
+            return f"one line too many, {len(lines)} were asked"
+        number, text, _ = lines[place]
+        if (record.get("line"), record.get("text")) != (number, text) or "answer" not in record:
+            return f"not the answer to line {number} of what is asked"
+        return None
+
+    return wrong
 
 
 def _description(
     model_path: str | Path,
     lines: list[Line],
-    lang: str | None,
+    asking: Asking,
     dtype: str | None,
     *,
     max_new_tokens: int,
@@ -94,12 +169,13 @@ def _description(
     **generate_kwargs: Any,
 ) -> Record:
     """What tells this job from others; the batch size changes no answer."""
-    told = {} if lang is None else {"lang": lang}  # a job that is not told it stays the same job
+    # A job that is not told them stays the same job.
+    told = {name: value for name, value in asking._asdict().items() if value not in (None, False)}
     return {
         **told,
         "kind": "generate",
         "model": fingerprint(model_path),
-        "texts": hashlib.sha256("\0".join(line.text for line in lines).encode("utf-8", "surrogatepass")).hexdigest(),
+        "texts": hashlib.sha256(json.dumps([line.text for line in lines]).encode()).hexdigest(),
         "max_new_tokens": max_new_tokens,
         "prompt": "the processor's" if prompt == DEFAULT_PROMPT else prompt,
         "dtype": dtype or "auto",
@@ -107,38 +183,8 @@ def _description(
     }
 
 
-def _read_texts(texts: str | Sequence[str], file: str | Path | None) -> list[Line]:
-    """Every text there is."""
-    if isinstance(texts, str):
-        texts = [texts]
-    if texts and file is not None:
-        raise ValueError("texts: give either texts or a file, not both")
-    if texts:
-        lines = list(texts)
-    elif file is not None and str(file) != "-":
-        lines = _file_lines(Path(file))
-    elif file is not None or not sys.stdin.isatty():
-        file = "standard input"
-        lines = sys.stdin.read().split("\n")
-    else:
-        raise ValueError("texts: nothing to answer; give a text, a file, or text on standard input")
-    found = [Line(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise ValueError(f"texts: {file or 'the text given'} is empty")
-    return found
-
-
-def _file_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"file: no such file: {path}")
-    try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"file: {path} is not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
 def _show(
-    answerer: Answerer, lines: list[Line], lang: str | None, stream: bool, write: Callable[[str], None]
+    answerer: Answerer, lines: list[Line], asking: Asking, stream: bool, write: Callable[[str], None]
 ) -> list[Record]:
     started = time.perf_counter()
     records: list[Record] = []
@@ -153,22 +199,22 @@ def _show(
         streamer = Streamer(answerer.tokenizer, skip_prompt=True, skip_special_tokens=True)
     for first in range(0, len(lines), answerer.batch_size):
         part = lines[first : first + answerer.batch_size]
-        records += _records(part, answerer([line.text for line in part], streamer, lang and [lang] * len(part)))
+        records += asking(answerer, part, streamer)
         if streamer is None:
-            write("".join(record["answer"] + "\n" for record in records[-len(part) :]))
-    _report(len(records), answerer.new_tokens, time.perf_counter() - started)
+            write("".join((record["answer"] or "") + "\n" for record in records[-len(part) :]))
+    _report(records, answerer.new_tokens, time.perf_counter() - started)
     return records
 
 
-def _write(answerer: Answerer, lines: list[Line], lang: str | None, journal: Journal, total: int) -> None:
+def _write(answerer: Answerer, lines: list[Line], asking: Asking, journal: Journal, total: int) -> None:
     started = time.perf_counter()
     window = answerer.batch_size * BATCHES_PER_WRITE
     with tqdm(total=total, initial=total - len(lines), unit="text", desc="generate") as bar:
         for first in range(0, len(lines), window):
             part = lines[first : first + window]
-            journal.append(_records(part, answerer([line.text for line in part], None, lang and [lang] * len(part))))
+            journal.append(asking(answerer, part))
             bar.update(len(part))
-    _report(len(lines), answerer.new_tokens, time.perf_counter() - started)
+    _report(journal.records[-len(lines) :], answerer.new_tokens, time.perf_counter() - started)
 
 
 def _print(text: str) -> None:
@@ -177,15 +223,15 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-def _records(lines: list[Line], answers: list[str]) -> list[Record]:
-    return [
-        {"line": line.number, "text": line.text, "answer": answer} for line, answer in zip(lines, answers, strict=True)
-    ]
-
-
-def _report(texts: int, tokens: int, seconds: float) -> None:
+def _report(records: Sequence[Record], tokens: int, seconds: float) -> None:
+    texts = len(records)
     print(
         f"{texts} text{'s' * (texts != 1)}, {tokens} tokens in {seconds:.1f} s "
         f"({texts / seconds:.2f} texts/s, {tokens / seconds:.1f} tokens/s)",
         file=sys.stderr,
     )
+    bad = [record for record in records if record["answer"] is None]
+    if bad:
+        shown = "; ".join(f"line {record['line']}: {record['error']}" for record in bad[:_SHOWN])
+        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        print(f"{len(bad)} not answered: {shown}{more}", file=sys.stderr)

@@ -8,6 +8,8 @@ import torch
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
+from layalign import compatibility
+from layalign.limits import check_new_tokens
 from layalign.sequence import Lengths, measure
 
 UNSUPPORTED = {
@@ -56,7 +58,8 @@ class LayAlignGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: before anything is computed, for what cannot work: assistant models, guidance, chunked prefill, a paged cache;
-                prompt lookup (`prompt_lookup_num_tokens`, which looks in the text generated so far) with more than one row.
+                more tokens than the LLM has positions for; prompt lookup (`prompt_lookup_num_tokens`, which looks in the text
+                generated so far) with more than one row.
         """
         if inputs is not None or encoder_input_ids is None:
             raise ValueError(
@@ -68,15 +71,20 @@ class LayAlignGenerationMixin(GenerationMixin):
         lengths = lengths or measure(*asked, None, False)
         encoded = self.encode(encoder_input_ids, encoder_attention_mask, lengths and lengths.encoder)
         assembled = self.assemble(encoded.soft, encoded.mask, input_ids, attention_mask, lengths=lengths)
+        check_new_tokens(self.llm_limit, assembled.embeddings.shape[1], self._setting("max_new_tokens", kwargs))
         # One argument that is no tensor: transformers repeats tensors for beams and samples, which share these.
         if (cross := encoded.cross(assembled.padding)) is not None:
             kwargs["cross"] = cross
         return super().generate(inputs_embeds=assembled.embeddings, attention_mask=assembled.mask.long(), **kwargs)
 
+    def _setting(self, name: str, kwargs: dict[str, Any]) -> Any:
+        """A setting of a call of generate: its own argument, that of the configuration given, or the model's."""
+        given = kwargs.get(name, getattr(kwargs.get("generation_config"), name, None))
+        return getattr(self.generation_config, name, None) if given is None else given
+
     def _check_way_of_decoding(self, rows: int, kwargs: dict[str, Any]) -> None:
         def setting(name: str) -> Any:
-            given = kwargs.get(name, getattr(kwargs.get("generation_config"), name, None))
-            return getattr(self.generation_config, name, None) if given is None else given
+            return self._setting(name, kwargs)
 
         for name, why in UNSUPPORTED.items():
             value = setting(name)
@@ -95,11 +103,21 @@ class LayAlignGenerationMixin(GenerationMixin):
             )
         if "static" in (cache := setting("cache_implementation") or ""):
             raise ValueError(f"prompt_lookup_num_tokens: needs a dynamic cache, got cache_implementation={cache!r}")
+        if not compatibility.can_look_up_prompts():
+            raise ValueError(
+                f"prompt_lookup_num_tokens: transformers {compatibility.VERSION} gives other answers with it than without; it needs "
+                f"{compatibility.PROMPT_LOOKUP} or newer"
+            )
 
     @staticmethod
     def create_masks_for_generate(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
-        """transformers calls this for static caches; the fused attention takes the 2-D mask as it is, a 4-D one would bypass it."""
-        return attention_mask
+        """transformers calls this for static caches; the fused attention takes the 2-D mask (B, N), a 4-D one would bypass it. It is as
+        wide as the cache at every step, where one that grows would be a graph more at the last."""
+        cache = kwargs.get("past_key_values", kwargs.get("cache"))
+        if attention_mask is None or cache is None:
+            return attention_mask
+        width = max((getattr(layer, "max_cache_len", 0) for layer in cache.layers), default=0)
+        return torch.nn.functional.pad(attention_mask, (0, max(width - attention_mask.shape[1], 0)))
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
         """Not supported; `generate_batch` and the continuous batching manager end here.

@@ -9,14 +9,13 @@ from typing import Any
 from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from layalign.auto_classes import TASK
 from layalign.generation.texts import Answerer
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
 from layalign.prompts import DEFAULT_PROMPT
 
 Given = dict[str, Any]
-
-TASK = "layalign-generation"
 
 
 class LayAlignPipeline(Pipeline):
@@ -103,4 +102,5 @@ class LayAlignPipeline(Pipeline):
         return [{"generated_text": answer} for answer in answers]
 
 
+PIPELINE_REGISTRY.supported_tasks.pop(TASK, None)  # the stand-in, which would be warned about
 PIPELINE_REGISTRY.register_pipeline(TASK, LayAlignPipeline, pt_model=LayAlignForConditionalGeneration, type="text")

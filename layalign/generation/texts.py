@@ -108,8 +108,19 @@ class BatchedAnswerer(ABC):
             ValueError: a text that cannot be answered, or a language that the encoder or the prompt has no name for.
         """
         for place, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{name(place)}: got {text!r}, takes a text that is not empty")
+            if reason := self.unanswerable(text):
+                raise ValueError(f"{name(place)}: {reason}")
+
+    def unanswerable(self, text: str) -> str | None:
+        """Why one text cannot be answered; None if it can."""
+        if not isinstance(text, str) or not text.strip():
+            return f"got {text!r}, takes a text that is not empty"
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # half of a pair; no tokenizer takes it
+                return f"holds a surrogate, which is no character (character {error.start + 1})"
+        return None
 
     def loglikelihoods(
         self, texts: Sequence[str], choices: Sequence[Sequence[str]], langs: Sequence[str] | None = None
@@ -231,26 +242,36 @@ class Answerer(BatchedAnswerer):
         name: Callable[[int], str] = "texts[{}]".format,
         langs: Sequence[str] | None = None,
     ) -> None:
-        """As for any texts; too long a one is refused here, by its number of tokens, unless questions are cut."""
+        """As for any texts, and their languages."""
         super().check(texts, name, langs)
+        self.check_languages(langs)
+
+    def check_languages(self, langs: Sequence[str] | None) -> None:
+        """Raises ValueError for a language that the encoder or the prompt has no name for."""
         spoken = dict.fromkeys(langs or ())
         check_languages(self.processor.encoder_tokenizer, spoken)
         if self.prompt is not None:
             for lang in spoken:
                 fill_prompt(self.prompt, "", lang)
+
+    def unanswerable(self, text: str) -> str | None:
+        """As for any text; too long a one, by its number of tokens, unless questions are cut."""
         limit = self.model.encoder_limit
-        if limit is None or self.encoder_max_length is not None:
-            return
-        template = self.processor.encoder_template or "{text}"
-        for place, text in enumerate(texts):
-            text = template.replace("{text}", text)
-            # A text of few bytes is not tokenised for this: it has no more tokens than that, or the model refuses it.
-            if len(text.encode("utf-8", "replace")) > limit // 2:
-                count = len(self.processor.encoder_tokenizer(text, verbose=False)["input_ids"])
-                if count > limit:
-                    raise ValueError(
-                        f"{name(place)}: got {count} tokens, the encoder takes {limit}; encoder_max_length={limit} cuts it"
-                    )
+        reason = super().unanswerable(text)
+        if reason or limit is None or self.encoder_max_length is not None:
+            return reason
+        # A text of few bytes is not tokenised for this: it has no more tokens than that, or the model refuses it.
+        if len(self._encoded(text).encode()) > limit // 2 and (count := self.encoder_tokens(text)) > limit:
+            return f"got {count} tokens, the encoder takes {limit}; encoder_max_length={limit} cuts it"
+        return None
+
+    def encoder_tokens(self, text: str) -> int:
+        """How many tokens the encoder would read."""
+        return len(self.processor.encoder_tokenizer(self._encoded(text), verbose=False)["input_ids"])
+
+    def _encoded(self, text: str) -> str:
+        """What of a text the encoder reads."""
+        return (self.processor.encoder_template or "{text}").replace("{text}", text)
 
     def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
         return self.model.generate(**self._batch(asked), **arguments)
@@ -260,7 +281,7 @@ class Answerer(BatchedAnswerer):
         labels = batch["labels"]
         if self.tokenizer.eos_token_id is not None:  # the processor ends a target with it, in the last column
             labels[:, -1] = -100
-        out = self.model(**batch)
+        out = self.model(**batch, only_scored=True)
         return label_loglikelihoods(out.logits, out.labels)
 
     def _batch(self, asked: Asked, **target: Any) -> BatchFeature:

@@ -1,9 +1,11 @@
 """`layalign generate`: texts from everywhere, streams, and bad calls."""
 
 import io
+import re
 import sys
 
 import pytest
+import torch
 
 from layalign.generation.jobs import generate_texts
 
@@ -61,7 +63,9 @@ def test_bad_calls(model_folder, tmp_path, monkeypatch):
         "give either texts or a file": dict(texts=["what"], file=tmp_path / "empty.txt"),
         "empty.txt is empty": dict(file=tmp_path / "empty.txt"),
         "no such file: .*nowhere.txt": dict(file=tmp_path / "nowhere.txt"),
-        r"latin.txt is not UTF-8 \(invalid start byte at byte 4\)": dict(file=tmp_path / "latin.txt"),
+        r"line 1: not UTF-8 \(invalid start byte at byte 5 of the line\); on_bad_line='skip'": dict(
+            file=tmp_path / "latin.txt"
+        ),
         "the text given is empty": dict(texts=[" "]),
         "nothing to answer": dict(),
         "no such folder: .*nowhere": dict(texts=["what"], model_path=tmp_path / "nowhere"),
@@ -78,3 +82,60 @@ def test_bad_calls(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     with pytest.raises(ValueError, match="standard input is empty"):
         generate_texts(model_folder, **SETTINGS)
+
+
+BAD = {3: b"\xff\xfe what", 5: b"what \xed\xa0\x80 is", 8: b"is " * 100}
+
+
+def test_bad_lines_are_named_and_the_rest_is_answered(model_folder, loaded, tmp_path, monkeypatch, capsys):
+    """Ten kinds of odd lines that are texts, and three that cannot be answered."""
+    odd = [
+        b"what is 1", "what \u202e is \U0001f600".encode(), b"", b"what\0is", b"  ", "\ufeffwhat".encode(), b"what is 2\r",
+        b"is", "\u0645\u0627 1".encode(), "e\u0301 \u2028 5".encode(),
+    ]  # fmt: skip
+    lines = [BAD.get(number) or odd[number % len(odd)] for number in range(1, 21)]
+    (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
+    monkeypatch.setattr(loaded[0], "encoder_limit", 60)
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
+    call = dict(file=tmp_path / "texts.txt", output=tmp_path / "a.jsonl", **SETTINGS)
+    with pytest.raises(ValueError, match=r"line 3: not UTF-8 .*; line 5: not UTF-8 .*on_bad_line='skip'"):
+        generate_texts(model_folder, **call)
+    assert not (tmp_path / "a.jsonl").exists()
+    records = generate_texts(model_folder, **call, on_bad_line="skip")
+    said = "3 not answered: line 3: not UTF-8 (invalid start byte at byte 1 of the line); line 5: not UTF-8 (.*); line 8: got"
+    assert re.search(
+        said.replace("(i", r"\(i").replace("line)", r"line\)").replace("(.*)", r"\(.*\)"), capsys.readouterr().err
+    )
+    texts = {number: line.decode("utf-8", "replace").strip() for number, line in enumerate(lines, 1)}
+    assert {record["line"]: record["text"] for record in records} == {n: text for n, text in texts.items() if text}
+    assert {record["line"] for record in records if record["answer"] is None} == set(BAD)
+    alone = generate_texts(model_folder, [texts[n] for n in (1, 6, 7)], write=lambda _: None, **SETTINGS)
+    by_line = {record["line"]: record["answer"] for record in records}
+    assert [record["answer"] for record in alone] == [by_line[n] for n in (1, 6, 7)]
+    with pytest.raises(ValueError, match="on_bad_line: got 'ignore', takes error or skip"):
+        generate_texts(model_folder, **call, on_bad_line="ignore")
+
+
+def test_a_line_that_there_is_no_memory_for_is_named_and_the_rest_is_answered(model_folder, tmp_path, monkeypatch):
+    """A question of a hundred thousand words asks an encoder without a limit for terabytes."""
+    from layalign.generation.texts import Answerer
+
+    def greedy_for_memory(self, asked, **arguments):
+        if any(len(text) > 1000 for text in asked.texts):
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return generate(self, asked, **arguments)
+
+    generate = Answerer._generate
+    monkeypatch.setattr(Answerer, "_generate", greedy_for_memory)
+    texts = ["what is 1", "is " * 2000, "what is 2"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    call = dict(file=tmp_path / "texts.txt", **SETTINGS)
+    with pytest.raises(ValueError, match="line 2: got 2001 tokens, for which there is not enough memory here"):
+        generate_texts(model_folder, **call, output=tmp_path / "a.jsonl")
+    records = generate_texts(model_folder, **call, output=tmp_path / "b.jsonl", on_bad_line="skip")
+    assert [record["answer"] is None for record in records] == [False, True, False]
+
+
+def test_arguments_that_are_no_text_are_named(model_folder):
+    with pytest.raises(ValueError, match=r"line 2: holds a surrogate, which is no character \(character 4\)"):
+        generate_texts(model_folder, ["what", "is \udcff"], **SETTINGS)

@@ -37,7 +37,7 @@ def test_a_job_cut_anywhere_goes_on_without_repeating_or_losing_a_line(job, load
     whole = output.read_bytes()
     records = [json.loads(line) for line in whole.splitlines()]
     assert [record["line"] for record in records] == list(range(1, 24))
-    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
     for length in (0, 1, whole.index(b"\n"), whole.index(b"\n") + 1, len(whole) // 2, len(whole) - 1, len(whole)):
         output.write_bytes(whole[:length])
         assert generate_texts(**job | {"batch_size": 3}) == records
@@ -49,7 +49,7 @@ def test_a_job_cut_anywhere_goes_on_without_repeating_or_losing_a_line(job, load
 
 def test_a_finished_job_is_not_done_again(job, monkeypatch):
     records = generate_texts(**job)
-    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     assert generate_texts(**job) == records
 
 
@@ -75,8 +75,9 @@ jobs.generate_texts({str(job["model_path"])!r}, file={str(job["file"])!r}, outpu
     assert job["output"].read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
 
 
-def answer_until_killed(job, loaded, delay):
-    """In a child process: the job with a model already loaded and a disk so slow that a kill can fall between two parts of a line."""
+def answer_until_killed(job, loaded, told):
+    """In a child process: the job with a model already loaded and a disk so slow that a kill can fall between two parts of a line.
+    Each call for answers and each part of a line that is written is told by a byte."""
 
     class SlowDisk:
         def __init__(self, file):
@@ -90,6 +91,7 @@ def answer_until_killed(job, loaded, delay):
                 time.sleep(0.002)
                 self.file.write(content[start : start + 40])
                 self.file.flush()
+                os.write(told, b".")
 
     append, answer = Journal.append, Answerer.__call__
 
@@ -99,9 +101,9 @@ def answer_until_killed(job, loaded, delay):
         journal._file = journal._file.file
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
+        patch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
         patch.setattr(Journal, "append", slow_append)
-        patch.setattr(Answerer, "__call__", lambda self, *given: (time.sleep(delay), answer(self, *given))[1])
+        patch.setattr(Answerer, "__call__", lambda self, *given: (os.write(told, b"."), answer(self, *given))[1])
         generate_texts(**job)
 
 
@@ -110,13 +112,14 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(job, loaded, que
     """200 lines; every run but the last ends by SIGKILL while it answers or writes, none is told beforehand."""
     texts = [f"{questions[index % len(questions)]} and {index % 40}" for index in range(200)]
     job["file"].write_text("\n".join(texts), encoding="utf-8")
-    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_: loaded)
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
     whole_job = job | {"output": job["output"].with_name("whole.jsonl"), "batch_size": 8}
     generate_texts(**whole_job)
     whole = whole_job["output"].read_bytes()
     moments = random.Random(5)
     lines = 0
     for _ in range(20):
+        told, tell = os.pipe()
         child = os.fork()
         if child == 0:
             status = 1
@@ -124,13 +127,17 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(job, loaded, que
                 tqdm.set_lock(
                     threading.RLock()
                 )  # the parent's is shared: killed while holding it, the child would keep it
-                answer_until_killed(job, loaded, delay=0.08)
+                answer_until_killed(job, loaded, tell)
                 status = 0
             finally:
                 os._exit(status)
-        time.sleep(moments.uniform(0.0, 0.3))
+        os.close(tell)
+        for _ in range(moments.randint(0, 20)):
+            os.read(told, 1)
+        time.sleep(moments.uniform(0.0, 0.01))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
+        os.close(told)
         assert os.WIFSIGNALED(status), "the child ended before it was killed"
         kept = job["output"].read_bytes() if job["output"].exists() else b""
         assert whole.startswith(kept)
@@ -212,6 +219,78 @@ def test_a_spoilt_output_is_refused_and_kept(job, spoil, message):
     with pytest.raises(ValueError, match=message):
         generate_texts(**job)
     assert (job["output"].read_bytes() if job["output"].is_file() else None) == before
+
+
+def lost(lines):
+    return [*lines[:1], *lines[2:]]
+
+
+def doubled(lines):
+    return [lines[0], *lines]
+
+
+def swapped(lines):
+    return [lines[1], lines[0], *lines[2:]]
+
+
+def surplus(lines):
+    return [*lines, lines[-1]]
+
+
+def null(lines):
+    return [b"null\n", *lines[1:]]
+
+
+def byte_order_mark(lines):
+    return [b"\xef\xbb\xbf" + lines[0], *lines[1:]]
+
+
+def another_answer(lines):
+    record = json.loads(lines[2])
+    return [*lines[:2], json.dumps({**record, "answer": record["answer"] + "!"}).encode() + b"\n", *lines[3:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lost, ":2: not the answer to line 2 "),
+        (doubled, ":2: not the answer to line 2 "),
+        (swapped, ":1: not the answer to line 1 "),
+        (surplus, ":24: one line too many, 23 were asked"),
+        (null, ":1: not a JSON object"),
+        (byte_order_mark, ":1: not JSON"),
+        (another_answer, ":3: is not what was written there"),
+    ],
+)
+def test_an_output_with_a_changed_line_is_refused_and_kept(job, loaded, monkeypatch, change, message):
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
+    generate_texts(**job)
+    job["output"].write_bytes(b"".join(change(job["output"].read_bytes().splitlines(keepends=True))))
+    before = job["output"].read_bytes()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"a.jsonl{message}"):
+            generate_texts(**job)
+    assert job["output"].read_bytes() == before
+
+
+def test_texts_with_nul_are_not_two_texts(job, loaded, monkeypatch):
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
+    job["file"].write_text("what is\x005")
+    generate_texts(**job)
+    job["file"].write_text("what is\n5")
+    with pytest.raises(ValueError, match="different texts"):
+        generate_texts(**job)
+
+
+def test_a_job_without_sums_goes_on_and_gets_them(job, loaded, monkeypatch):
+    """As one of an earlier version has none."""
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
+    records = generate_texts(**job)
+    sums = job["output"].with_name("a.jsonl.sums")
+    before = sums.read_bytes()
+    sums.unlink()
+    assert generate_texts(**job) == records
+    assert sums.read_bytes() == before and before.count(b"\n") == 23
 
 
 def test_two_processes_cannot_write_one_file(tmp_path):

@@ -1,0 +1,95 @@
+"""What a base is known by: a few of its weights, kept with the model, so that another base of equal size is not taken for it.
+
+A hash of all would be read for minutes with every LLM. These are 64 values of 16 tensors spread over the base: another base, or one
+trained further as a whole, differs in them. What they do not see is a change of a few weights elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+TENSORS, VALUES = 16, 4
+Sample = dict[str, str]
+
+
+def sample(base: nn.Module) -> Sample:
+    """{name: "dtype numel values"} of some of a base's matrices, the values in hexadecimal; empty where none is at hand as it is:
+    quantised, sharded and offloaded ones are not.
+
+    Args:
+        base: an encoder or an LLM; gates and LoRA on it are not its own.
+    """
+    found = {
+        name.replace(".base_layer", ""): own.detach()
+        for name, own in base.named_parameters()
+        if ".fusion_gate." not in name and ".lora_" not in name and _at_hand(own)
+    }
+    names = sorted(found)
+    chosen = [names[index * len(names) // TENSORS] for index in range(min(TENSORS, len(names)))] if names else []
+    return {name: _written(found[name]) for name in dict.fromkeys(chosen)}
+
+
+def differing(kept: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Names of tensors that two samples have in common and of other values. Those of two dtypes may differ by rounding.
+
+    Raises:
+        ValueError: no samples.
+    """
+    return [name for name, own in kept.items() if name in found and not _same(own, found[name])]
+
+
+def check_same(role: str, shown: object, kept: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> None:
+    """Compare a base with the one that a model was trained with.
+
+    Args:
+        role: "encoder" or "llm".
+        shown: what it was loaded from, for messages.
+        kept, found: {role: sample} of the model and of the base; without one nothing is compared.
+
+    Raises:
+        ValueError: they have other weights.
+    """
+    known, own = (kept or {}).get(role) or {}, (found or {}).get(role) or {}
+    if other := differing(known, own):
+        raise ValueError(
+            f"{role} {str(shown)!r} is not the one trained with: of {len(known.keys() & own.keys())} tensors compared, {len(other)} "
+            f"hold other values ({other[0]}); give the base that it was trained with (from_pretrained's check_bases=False skips this)"
+        )
+
+
+def _at_hand(own: nn.Parameter) -> bool:
+    plain = type(own) is nn.Parameter and type(own.data) is torch.Tensor and own.device.type != "meta"
+    return plain and own.is_floating_point() and own.itemsize > 1 and own.dim() > 1 and own.numel() > 0
+
+
+def _written(own: torch.Tensor) -> str:
+    places = [index * (own.numel() - 1) // (VALUES - 1) for index in range(VALUES)]
+    values = own.reshape(-1)[torch.tensor(places, device=own.device)].to("cpu", torch.float64)
+    return " ".join(
+        [str(own.dtype).removeprefix("torch."), str(own.numel()), *(value.hex() for value in values.tolist())]
+    )
+
+
+def _read(written: Any) -> tuple[torch.dtype, int, torch.Tensor]:
+    try:
+        dtype, numel, *values = written.split()
+        found = getattr(torch, dtype), int(numel), torch.tensor([float.fromhex(x) for x in values], dtype=torch.float64)
+        assert isinstance(found[0], torch.dtype) and len(values) == VALUES
+    except (AttributeError, ValueError, AssertionError) as error:
+        raise ValueError(f"base_samples: {written!r} is not what LayAlign writes there") from error
+    return found
+
+
+def _same(left: Any, right: Any) -> bool:
+    if left == right:
+        return True
+    (dtype, numel, values), (other_dtype, other_numel, others) = _read(left), _read(right)
+    if numel != other_numel:
+        return False
+    # A value that is rounded twice is off by less than this; the least that fp16 tells from 0 is 6e-8.
+    close = 2 * max(torch.finfo(dtype).eps, torch.finfo(other_dtype).eps) if dtype != other_dtype else 0.0
+    return torch.allclose(values, others, rtol=close, atol=1e-7 if close else 0.0, equal_nan=True)
