@@ -6,8 +6,6 @@ moment a folder under its final name is complete; damage that came later shows a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -18,12 +16,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from layalign.kernels.files import fsync, write_json
+from layalign.folders import damage
+from layalign.kernels.files import MANIFEST, disk_error, fsync, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-_DISK_ERROR = re.compile(r"I/O error|os error \d+|PytorchStreamWriter|unexpected pos", re.IGNORECASE)
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
@@ -53,10 +50,9 @@ def writing(partial: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # safetensors and torch.save wrap the system's error into their own.
-        if not isinstance(error, OSError) and not _DISK_ERROR.search(str(error)):
+        reason = disk_error(error) or getattr(error, "strerror", None)
+        if reason is None:
             raise
-        reason = getattr(error, "strerror", None) or f"a write failed: {str(error).splitlines()[0]}"
         free = shutil.disk_usage(next(folder for folder in partial.absolute().parents if folder.exists())).free >> 20
         shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(
@@ -87,28 +83,6 @@ def publish(folder: Path, target: Path) -> None:
     _remove(old)
 
 
-def damage(folder: str | os.PathLike) -> str | None:
-    """Why a folder is not a whole sealed one; None if it is."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return "not there"
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-            if sha256_of(path) != expected["sha256"]:
-                return f"{name} is damaged (its hash is not the manifest's)"
-    except FileNotFoundError:
-        return f"no {MANIFEST}: it was not written to the end"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} is unreadable: {error}"
-    return None
-
-
 def newest_valid(folder: str | os.PathLike) -> Path | None:
     """The whole checkpoint with the most steps in a folder, or None. Others are reported and left where they are."""
     for checkpoint in reversed(_checkpoints(folder)):
@@ -119,10 +93,25 @@ def newest_valid(folder: str | os.PathLike) -> Path | None:
     return None
 
 
-def prune(folder: str | os.PathLike, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for checkpoint in _checkpoints(folder)[:-keep]:
-        _remove(checkpoint)
+def newest(folder: str | os.PathLike) -> Path | None:
+    """The checkpoint with the most steps in a folder, whole or not; None where there is none."""
+    return next(reversed(_checkpoints(folder)), None)
+
+
+def prune(folder: str | os.PathLike, keep: int, newest: str | os.PathLike) -> None:
+    """Remove the checkpoints that are older than the `keep` newest whole ones.
+
+    Args:
+        folder: the checkpoints'.
+        keep: at least 1. A damaged one does not count: it is no way back.
+        newest: the one just written, which is not read again.
+    """
+    left = keep
+    for checkpoint in reversed(_checkpoints(folder)):
+        if not left:
+            _remove(checkpoint)
+        elif checkpoint == Path(newest) or damage(checkpoint) is None:
+            left -= 1
 
 
 def sweep(folder: str | os.PathLike) -> None:
@@ -150,12 +139,3 @@ def _remove(folder):
             shutil.rmtree(doomed, ignore_errors=True)
             os.rename(folder, doomed)
         shutil.rmtree(doomed)
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """Hash of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

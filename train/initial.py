@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
+from layalign.folders import damage
+from layalign.kernels.files import MANIFEST
 from layalign.model import LayAlignForConditionalGeneration
+from layalign.parts import TRAINED_PART, is_trained, part_of
 from layalign.published import BOUNDARY, GATE, RENAMED, PublishedCheckpoint
-from layalign.saving import Weights, is_trained, load_trained_part
-from layalign.train.checkpoints import MANIFEST, damage
+from layalign.saving import LLM_FOLDER, Weights, load_trained_part
 
-PARTS = {"adapter": "adapter.", "aligner": "aligner.", "gates": ".fusion_gate."}
+logger = logging.getLogger(__name__)
+
+PARTS = (*TRAINED_PART, "lora")
 
 
 def initial_file(path: str | os.PathLike) -> Path:
@@ -52,7 +57,7 @@ class InitialWeights:
 
     Args:
         path: see `initial_file`.
-        only: names of PARTS; None: all.
+        only: names of PARTS; None: all, and LoRA where the file holds it: a model's own is fresh otherwise.
 
     Raises:
         ValueError: no trained part there, a damaged or an unsafe file, or one without anything of a part asked for.
@@ -60,7 +65,6 @@ class InitialWeights:
 
     def __init__(self, path: str | os.PathLike, only: Sequence[str] | None = None):
         self.file = initial_file(path)
-        self.only = tuple(PARTS if only is None else only)
         self._published: PublishedCheckpoint | None = None
         if self.file.suffix == ".safetensors":
             try:
@@ -72,14 +76,17 @@ class InitialWeights:
             self._published = PublishedCheckpoint.read(self.file)
             # The gates get our names when there is a model: these depend on its LLM's modules.
             self._weights = _named_as_ours(self._published)
+        holds_lora = any(part_of(name) == "lora" for name in self._weights)
+        whole = PARTS if holds_lora else TRAINED_PART
+        self.only = tuple(whole if only is None else only)
         for part in self.only:
             here = part == "gates" and self._published is not None and GATE.format(0) in self._published.state
-            if only is not None and not here and not any(_part_of(name) == part for name in self._weights):
+            if only is not None and not here and not any(part_of(name) == part for name in self._weights):
                 raise ValueError(f"init_from: {self.file} holds nothing of the {part} that only asks for")
 
     def digest(self) -> str:
         """A SHA-256 over the tensors that are taken, which tells whether they are still those that a run began with."""
-        weights = {name: value for name, value in self._weights.items() if _part_of(name) in self.only}
+        weights = {name: value for name, value in self._weights.items() if part_of(name) in self.only}
         if self._published is not None and "gates" in self.only:
             gate = GATE.partition(".{}")[0]
             weights |= {
@@ -100,21 +107,18 @@ class InitialWeights:
         Raises:
             ValueError: tensors that are missing, left over or of another shape, by name.
         """
+        own_llm = self.file.parent / LLM_FOLDER
+        if own_llm.is_dir() and Path(model.config.llm_name_or_path or "").resolve() != own_llm.resolve():
+            logger.warning("init_from: %s was trained with the LLM in %s; give that as llm too", self.file, own_llm)
         weights = self._weights
         if self._published is not None and "gates" in self.only:
             weights = self._published.trained_part(model.llm, model.config)
-        taken = {name: value for name, value in weights.items() if _part_of(name) in self.only}
-        kept = {name: value for name, value in model.trained_parameters() if _part_of(name) not in self.only}
+        taken = {name: value for name, value in weights.items() if part_of(name) in self.only}
+        kept = {name: value for name, value in model.trained_parameters() if part_of(name) not in self.only}
         try:
             load_trained_part(model, {**kept, **taken}, str(self.file))
         except ValueError as error:
             raise ValueError(f"init_from: {error}") from None
-
-
-def _part_of(name: str) -> str | None:
-    return next(
-        (part for part, mark in PARTS.items() if name.startswith(mark) or (mark[0] == "." and mark in name)), None
-    )
 
 
 def _named_as_ours(published: PublishedCheckpoint) -> Weights:

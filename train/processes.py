@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 if TYPE_CHECKING:
     from layalign.train.recipe import Recipe
@@ -23,7 +26,8 @@ def processes(recipe: Recipe) -> PartialState:
     Raises:
         ValueError: several were started, and each would train alone.
     """
-    state = PartialState(cpu=on_cpu(recipe))
+    with _talking_on_the_cpu(recipe):
+        state = PartialState(cpu=on_cpu(recipe))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != started:
         raise ValueError(
@@ -31,3 +35,45 @@ def processes(recipe: Recipe) -> PartialState:
             f"{state.num_processes}, on {state.device}. It was set up before by other means; start a process of its own"
         )
     return state
+
+
+@contextmanager
+def _talking_on_the_cpu(recipe):
+    """Shards that wait on the CPU are added up there, for which accelerate opens a second way beside the GPUs' if told so here."""
+    if recipe.parallel != "fsdp2" or recipe.fsdp is None or not recipe.fsdp.cpu_offload:
+        yield
+        return
+    names = ("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "true"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def heard_by_all() -> Iterator[None]:
+    """Where the block is refused in one process, all of them say so and end, and none waits for the others.
+
+    All processes go through the block; one that has nothing to do in it, too.
+
+    Raises:
+        ValueError: this process', or the first one's that raised it.
+    """
+    refusal: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        refusal = error
+    messages = [
+        message for message in gather_object([None if refusal is None else str(refusal)]) if message is not None
+    ]
+    if refusal is not None:
+        raise refusal
+    if messages:
+        raise ValueError(messages[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from layalign.languages import language_name
@@ -13,7 +13,8 @@ from layalign.prompts import CHAT, chat_prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from layalign.train.recipe import Recipe, StageRecipe
+    from layalign.train.recipe import Recipe
+    from layalign.train.stage_recipe import StageRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,14 @@ def fill_prompt(template: str, record: Mapping[str, str]) -> str:
     Raises:
         ValueError: the template names the language, and the record's has no known name.
     """
+    return filler(template)(record)
+
+
+def filler(template: str) -> Callable[[Mapping[str, str]], str]:
+    """`fill_prompt` of one template, for many records."""
     if "language" in check_template(template, "prompt"):
-        return template.format(source=record["source"], language=language_name(record["lang"]))
-    return template.format(source=record["source"])
+        return lambda record: template.format(source=record["source"], language=language_name(record["lang"]))
+    return lambda record: template.format(source=record["source"])
 
 
 def stage_template(stage: StageRecipe, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import socket
-from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layalign.configuration import STAGES
-from layalign.kernels.files import write_json
+from layalign.kernels.files import read_json, regular, write_json
 from layalign.train.initial import InitialWeights
 
 if TYPE_CHECKING:
-    from layalign.train.collate import EncodedRecords
+    from layalign.train.data.collate import EncodedRecords
     from layalign.train.recipe import Recipe
 
 try:
@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 LOCK = "run.lock"
 RECIPE = "recipe.json"
 DATA = "data.json"
-# These may differ between a run and its continuation: none changes a trained number.
+# These may differ between a run and its continuation: none changes a trained number, engines by more than rounding.
 _FREE = {"output", "progress", "report_to", "data_root", "keep_checkpoints", "save_steps", "save_minutes", "init_path"}
+_FREE |= {"parallel", "fsdp", "deepspeed", "cache"}
 
 
 class RunFolder:
@@ -93,16 +94,36 @@ def _lock(output: Path) -> int:
     return descriptor
 
 
+def held(lock: Path) -> bool:
+    """Whether a run works in the folder of this lock file now; nothing is changed. Unknown, and False, without file locks."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _check(output: Path, wanted: dict[str, Any]) -> bool:
     """Whether the folder has work of this run; nothing is changed."""
     file = output / RECIPE
+    regular(output / LOCK, "output")
     worked = (output / "model").exists() or any(has_work(output / name) for name in STAGES)
     if file.exists():
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_json(file)
         except ValueError as error:
-            raise ValueError(f"output: {file} is unreadable ({error}); choose another output folder") from error
-        if not isinstance(found, dict) or not {"encoder", "llm", "stages"} <= found.keys():
+            raise ValueError(f"output: {error}, or choose another output folder") from error
+        if not {"encoder", "llm", "stages"} <= found.keys():
             raise ValueError(f"output: {file} was not written by a training run; choose another output folder")
         if worked:
             _refuse_other(_flat(found), _flat(wanted), output)
@@ -120,26 +141,26 @@ def has_work(folder: Path) -> bool:
     return (folder / "final").exists() or any(folder.glob("checkpoint-*"))
 
 
-def check_data(folder: str | os.PathLike, name: str, records: Sized, skipped: Sized, encoded: EncodedRecords) -> None:
+def check_data(folder: str | os.PathLike, name: str, records: EncodedRecords, skipped: int) -> None:
     """Write down what a stage trains on, or compare with what was written down.
 
     Args:
         folder: the stage's.
         name: the stage.
-        records, skipped: what was read, and what was left out.
-        encoded: the records, tokenised.
+        records: tokenised.
+        skipped: how many bad lines were left out.
 
     Raises:
         ValueError: the stage began with other data.
     """
     file = Path(folder) / DATA
-    found = {"records": len(records), "skipped": len(skipped), "sha256": encoded.digest()}
+    found = {"records": len(records), "skipped": skipped, "sha256": records.digest()}
     if file.exists() and has_work(file.parent):
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
         if before != found:
             raise ValueError(
-                f"stages.{name}.data: no longer the data this run began with "
-                f"({before['records']} records then, {len(records)} now, "
+                f"stages.{name}.data: no longer the data this run began with, as {file} says "
+                f"({before.get('records')} records then, {len(records)} now, "
                 "or other texts or tokenizers); restore it, or choose another output folder"
             )
         return
@@ -148,12 +169,12 @@ def check_data(folder: str | os.PathLike, name: str, records: Sized, skipped: Si
 
 
 def _identity(recipe):
+    recipe = copy.copy(recipe)
+    recipe.stages = {name: copy.copy(stage) for name, stage in recipe.stages.items()}
+    for stage in recipe.stages.values():
+        stage.data = [_described(source) for source in stage.data]
+        stage.eval_data = stage.eval_data and [_described(source) for source in stage.eval_data]
     values = dataclasses.asdict(recipe)
-    for stage in values["stages"].values():
-        for source in (*stage["data"], *(stage["eval_data"] or ())):
-            if source["records"] is not None:
-                text = json.dumps(source["records"], sort_keys=True, default=str)
-                source["records"] = f"{len(source['records'])} records, {hashlib.sha256(text.encode()).hexdigest()}"
     if recipe.init_from is not None:
         # What was loaded counts, not where it lies.
         initial = InitialWeights(recipe.init_from.path, recipe.init_from.only)
@@ -163,6 +184,20 @@ def _identity(recipe):
             "sha256": initial.digest(),
         }
     return values
+
+
+def _described(source):
+    """A source with its records' hash in their place. What lazy ones are, only data.json says."""
+    if source.records is None:
+        return source
+    source = copy.copy(source)
+    if source.in_memory:
+        text = json.dumps(source.records, sort_keys=True, default=str)
+        records = f"{len(source.records)} records, {hashlib.sha256(text.encode()).hexdigest()}"
+    else:
+        records = "read lazily"
+    source.records = records
+    return source
 
 
 def _flat(values, prefix=""):

@@ -1,92 +1,139 @@
-"""Typed settings: dataclasses that check and convert their values, built from plain mappings with errors a user can act
-on.
-"""
+"""Typed settings: pydantic dataclasses, built from plain mappings with errors a user can act on, and their JSON schema."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import os
-import types
-import typing
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs, core_schema
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from layalign.spelling import did_you_mean, did_you_mean_or_known
 
-Settings = TypeVar("Settings", bound="DataclassInstance")
+# What every settings dataclass is made with, beside kw_only and slots.
+CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+# Strict, for `steps: true` and `steps: 1.5` are mistakes. A whole number is taken where a number is asked for.
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[float, Field(strict=True, ge=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Switch = Annotated[bool, Field(strict=True)]
+
+PathText = Annotated[str, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)]
+
+Built = TypeVar("Built")
+
+_MAPPING, _WHOLE, _NUMBER, _SWITCH = "a mapping of settings", "a whole number", "a number", "true or false"
+# What pydantic's kinds of errors are in the words of a recipe.
+_EXPECTED = {
+    "dataclass_type": _MAPPING,
+    "dict_type": _MAPPING,
+    "list_type": "a list",
+    "string_type": "a text",
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": "a finite number",
+    "bool_type": _SWITCH,
+    "bool_parsing": _SWITCH,
+}
+_LIMITS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("below", "lt"),
+}
 
 
-def build(cls: type[Settings], values: Any) -> Settings:
+def one_of(known: Sequence[str]) -> Any:
+    """For a key of a mapping that is one of some texts."""
+
+    def check(key: str) -> str:
+        check_key(key, known)
+        return key
+
+    return GetPydanticSchema(
+        lambda source, handler: core_schema.no_info_after_validator_function(check, handler(source)),
+        lambda schema, handler: {"enum": list(known), "type": "string"},
+    )
+
+
+def one_or_several(*kinds: type, of: Any) -> BeforeValidator:
+    """For a list of which one item need not stand in a list.
+
+    Args:
+        kinds: what an item may be given as.
+        of: what it is.
+    """
+    schema = of | list[of]
+    return BeforeValidator(lambda given: [given] if isinstance(given, kinds) else given, json_schema_input_type=schema)
+
+
+@dataclass(config=CONFIG, kw_only=True, slots=True)
+class Settings:
+    """What every settings dataclass inherits: an unknown key is refused with the nearest known one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, values: Any) -> Any:
+        given = values.kwargs if isinstance(values, ArgsKwargs) else values
+        for key in (given or {}) if isinstance(given, dict) or given is None else {}:
+            check_key(key, [field.name for field in fields(cls)])
+        return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-4, without a point, for a text; here it is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: a text that is none.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506, it is a SafeLoader
+
+
+def build(cls: type[Built], values: Any) -> Built:
     """Make the settings dataclass `cls` from a mapping of its field names.
 
     Raises:
-        ValueError: not a mapping, an unknown key (the nearest known one is suggested), a missing key, or a wrong value.
-            The message begins with the key, dotted where settings are nested.
+        ValueError: an unknown key (the nearest known one is suggested), missing keys, wrong values: a line each, which begins
+            with the key, dotted where settings are nested.
     """
-    if not isinstance(values, dict):
-        raise ValueError(f"expected a mapping of settings, got {describe(values)}")
-    fields = dataclasses.fields(cls)
-    for key in values:
-        check_key(key, [field.name for field in fields])
-    for field in fields:
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in values:
-            raise ValueError(f"{field.name}: required, but not given")
-    return cls(**values)
-
-
-def convert_fields(settings: Any) -> None:
-    """Replace every field of a settings dataclass by its value converted to the annotated type.
-
-    Raises:
-        ValueError: a value of another type.
-    """
-    for name, annotation in typing.get_type_hints(type(settings)).items():
-        setattr(settings, name, convert(getattr(settings, name), annotation, name))
-
-
-def convert(value: Any, annotation: Any, name: str) -> Any:
-    """Convert one value to an annotation made of bool, int, float, str, dict, list[...], Literal[...], dataclasses and
-    unions.
-
-    Numbers written as text are read ("1e-4": YAML takes it for a string). An integer is taken as a float, never the
-    other way.
-
-    Raises:
-        ValueError: with `name` in front.
-    """
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(value, typing.get_args(annotation), name)
-    if origin is typing.Literal:
-        if value not in typing.get_args(annotation):
-            raise ValueError(
-                f"{name}: must be one of {_choices(annotation)}, got {value!r}{_suggestion(value, annotation)}"
-            )
-        return value
-    if origin is list:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{name}: expected a list, got {describe(value)}")
-        return [convert(item, typing.get_args(annotation)[0], f"{name}.{index}") for index, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{name}: expected a mapping, got {describe(value)}")
-        kind = typing.get_args(annotation)[1]
-        return {key: convert(item, kind, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        if isinstance(value, annotation):
-            return value
-        try:
-            return build(annotation, value)
-        except ValueError as error:
-            raise ValueError(f"{name}.{error}" if isinstance(value, dict) else f"{name}: {error}") from None
-    if annotation is typing.Any:
-        return value
-    return _convert_scalar(value, annotation, name)
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        unknown = [mistake["loc"][:-1] for mistake in found if "[key]" in mistake["loc"]]
+        # What stands below a key that is not allowed is not looked at.
+        below = [any(mistake["loc"][: len(key)] == key for key in unknown) for mistake in found]
+        lines = [
+            _line(mistake) for mistake, skip in zip(found, below, strict=True) if not skip or "[key]" in mistake["loc"]
+        ]
+        raise ValueError("\n  ".join(lines)) from None
 
 
 def check_key(key: Any, known: Sequence[str]) -> None:
@@ -97,32 +144,20 @@ def check_key(key: Any, known: Sequence[str]) -> None:
     """
     if key in known:
         return
-    close = difflib.get_close_matches(str(key), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-    raise ValueError(f"{key}: unknown setting{hint}")
+    raise ValueError(f"{key}: unknown setting{did_you_mean_or_known(key, known)}")
 
 
-def check_range(settings: Any, **limits: tuple[float | None, float | None]) -> None:
-    """Check numbers.
-
-    Args:
-        settings: object whose attributes they are; one that is None is not checked.
-        limits: name=(lowest, highest), either may be None.
+def check_keys(values: Iterable[str], known: Sequence[str], name: str) -> None:
+    """Refuse keys below `name` that are not among the known ones.
 
     Raises:
-        ValueError: a number outside, or NaN.
+        ValueError: as `check_key`, with `name` in front.
     """
-    for name, (lowest, highest) in limits.items():
-        value = getattr(settings, name)
-        if value is None:
-            continue
-        # NaN, for which every comparison is false, is not inside either.
-        inside = (lowest is None or value >= lowest) and (highest is None or value <= highest)
-        if not inside:
-            bounds = " and ".join(
-                f"{word} {limit}" for word, limit in (("at least", lowest), ("at most", highest)) if limit is not None
-            )
-            raise ValueError(f"{name}: must be {bounds}, got {value}")
+    for key in values:
+        try:
+            check_key(key, list(known))
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from None
 
 
 def override(values: Any, assignment: str) -> None:
@@ -136,7 +171,7 @@ def override(values: Any, assignment: str) -> None:
         raise ValueError(f"override {assignment!r}: expected key=value")
     *parents, last = key.strip().split(".")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"override {assignment!r}: the value is not readable as YAML: {error}") from error
     for parent in parents:
@@ -156,42 +191,28 @@ def describe(value: Any) -> str:
     return f"{kind} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def _convert_union(value, members, name):
-    if value is None and type(None) in members:
-        return None
-    members = [member for member in members if member is not type(None)]
-    failure = None
-    for member in members:
-        try:
-            return convert(value, member, name)
-        except ValueError as error:
-            failure = error
-    raise failure
-
-
-def _convert_scalar(value, kind, name):
-    converted = os.fspath(value) if kind is str and isinstance(value, os.PathLike) else value
-    if kind in (int, float) and isinstance(value, str):
-        try:
-            converted = kind(value)
-        except ValueError:
-            converted = value
-    if kind is float and type(converted) is int:
-        converted = float(converted)
-    # bool is a subclass of int, so `is` and not isinstance: `steps: true` is a mistake.
-    if type(converted) is not kind:
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-        raise ValueError(f"{name}: expected {wanted}, got {describe(value)}")
-    return converted
-
-
-def _choices(annotation):
-    return ", ".join(str(choice) for choice in typing.get_args(annotation))
-
-
-def _suggestion(value, annotation):
-    close = difflib.get_close_matches(str(value), [str(choice) for choice in typing.get_args(annotation)], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _line(mistake: Any) -> str:
+    """One of pydantic's errors as a line: where: what."""
+    kind, value, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
+    of_key = "[key]" in mistake["loc"]  # which then says itself what it is
+    where = ".".join(map(str, mistake["loc"][:-2] if of_key else mistake["loc"]))
+    if kind == "value_error":
+        text = str(context["error"])
+        # What a settings class says of itself begins with a key.
+        return f"{where}.{text}" if where and re.match(r"[\w.]+: ", text) else f"{where}: {text}" if where else text
+    if kind == "missing":
+        text = "required, but not given"
+    elif kind == "literal_error":
+        known = re.findall(r"'([^']*)'", context["expected"])
+        text = f"must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}"
+    elif kind in _EXPECTED:
+        text = f"expected {_EXPECTED[kind]}, got {describe(value)}"
+    elif kind in _LIMITS:
+        word, limit = _LIMITS[kind]
+        text = f"must be {word} {context[limit]:g}, got {value}"
+    else:
+        text = f"{mistake['msg']}, got {describe(value)}"
+    return f"{where}: {text}" if where else text
 
 
 def _place(values, key, assignment):

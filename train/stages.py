@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, set_seed
-from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
+from layalign.base_models import write_down
 from layalign.configuration import STAGES
+from layalign.folders import damage
 from layalign.kernels.files import write_json
 from layalign.loading import load_encoder, load_llm
 from layalign.model import LayAlignForConditionalGeneration
+from layalign.model_card import model_card, write_card
 from layalign.processor import LayAlignProcessor
-from layalign.saving import load_trained_part, reference
-from layalign.train.checkpoints import damage, newest_valid, sealed_folder, sweep
-from layalign.train.collate import Collator, StageData, encode_records
+from layalign.saving import LLM_FOLDER, Weights, load_trained_part
+from layalign.train.card import HISTORY, LANGUAGES, stage_facts
+from layalign.train.checkpoints import newest_valid, sealed_folder, sweep
+from layalign.train.data.collate import Collator, PackedCollator
+from layalign.train.data.stage_data import read_stage_data
+from layalign.train.engines import check_engine, own_environment
 from layalign.train.initial import InitialWeights
 from layalign.train.interruption import Interruption
-from layalign.train.processes import processes
+from layalign.train.parts import model_settings, stage_parts
+from layalign.train.processes import heard_by_all, processes
 from layalign.train.prompts import prompt_template
 from layalign.train.recipe import Recipe
-from layalign.train.run_folder import RunFolder, check_data
-from layalign.train.sources import read_sources
+from layalign.train.report.samples import keep_samples
+from layalign.train.run_folder import RunFolder
 from layalign.train.trainer import StageTrainer
+from layalign.train.watching import TIMINGS
+from layalign.trained_parts import read_trained
 
-HISTORY = "history.json"
 History = list[dict[str, Any]]
 
 
 class Trained(NamedTuple):
-    """What training gives: the model in eval mode, and of each stage one dict for each log and each evaluation."""
+    """What training gives: the model in eval mode, and of each stage one dict for each log and each evaluation.
+
+    Under fsdp2 and deepspeed the model stays as the last stage has left it, sharded; `output/model` is whole.
+    """
 
     model: LayAlignForConditionalGeneration
     processor: LayAlignProcessor
@@ -56,27 +65,43 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
 
     Raises:
         ValueError: an output folder of another run or in use, data that cannot be read or has changed, bases that cannot
-            be loaded, a disk that is full, or a global_batch_size that the processes do not divide.
+            be loaded, a disk that is full, a global_batch_size that the processes do not divide, or an engine (`parallel`) that
+            does not fit these processes or the environment.
         SystemExit: SIGTERM (status 143) or Ctrl-C (status 130), when what has been reached is saved.
     """
     recipe.check_files()
+    check_engine(recipe)
     together = processes(recipe)
     for name, stage in recipe.stages.items():
         try:
             stage.accumulation(together.num_processes)
         except ValueError as error:
             raise ValueError(f"stages.{name}.{error}") from None
-    with Interruption().installed() as interruption, ExitStack() as stack:
-        _take_folder(recipe, together.is_main_process, stack)
+    with Interruption().installed() as interruption, own_environment(), ExitStack() as stack:
+        with heard_by_all():
+            if together.is_main_process:
+                stack.enter_context(RunFolder(recipe))
         stack.enter_context(_without_file_bars())
-        model, processor = build(recipe)
-        history = {}
+        with heard_by_all():
+            model, processor = build(recipe)
+        history: dict[str, History] = {}
+        weights: Weights | None = None
+        before = ""
         for name in STAGES:
-            if name in recipe.stages:
-                history[name] = run_stage(name, recipe, model, processor, callbacks, interruption)
+            if name not in recipe.stages:
+                continue
+            if weights is not None:
+                # What the engine has made of the model cannot be undone; the next stage's engine begins with a whole one.
+                del model
+                gc.collect()
+                model, _ = build(recipe)
+                load_trained_part(model.train_only(stage_parts(recipe, before)), weights, before)
+            before = name
+            history[name], weights = run_stage(name, recipe, model, processor, callbacks, interruption)
         if together.is_main_process:
-            save_model(recipe, model, processor)
+            save_model(recipe, model, processor, weights)
         together.wait_for_everyone()  # the lock is not given up before
+    model.train_only()
     return Trained(model.eval(), processor, history)
 
 
@@ -88,14 +113,19 @@ def build(recipe: Recipe) -> tuple[LayAlignForConditionalGeneration, LayAlignPro
     """
     start = recipe.init_from
     initial = None if start is None else InitialWeights(start.path, start.only)
-    settings = dict(recipe.model)
-    dtype = settings.pop("dtype", None)
-    encoder, llm = load_encoder(recipe.encoder, dtype), load_llm(recipe.llm, dtype)
+    dtype = recipe.model.get("dtype")
+    quantized = recipe.quantization or {}
+    encoder = None if recipe.encoder is None else load_encoder(recipe.encoder, dtype, quantized.get("encoder"))
+    llm = load_llm(recipe.llm, dtype, quantized.get("llm"))
     # Here and not before: the first weights are to depend on nothing that loading may draw.
     set_seed(recipe.seed)
+    # The stage that trains the LLM says so; before it, the LLM is what it was and need not be saved.
+    settings = model_settings(recipe) | {"quantization": None, "train_llm": recipe.train_llm and encoder is None}
     model = LayAlignForConditionalGeneration.from_bases(encoder, llm, llm_input=recipe.llm_input, **settings)
-    model.config.encoder_name_or_path = reference(recipe.encoder, encoder)
-    model.config.llm_name_or_path = reference(recipe.llm, llm)
+    model.config.quantization = recipe.quantization
+    for role, source, module in (("encoder", recipe.encoder, encoder), ("llm", recipe.llm, llm)):
+        if source is not None and module is not None:
+            write_down(model.config, role, source, module)
     if initial is not None:
         initial.load_into(model)
     for name, stage in recipe.stages.items():
@@ -115,7 +145,7 @@ def run_stage(
     processor: LayAlignProcessor,
     callbacks: Sequence[TrainerCallback] = (),
     interruption: Interruption | None = None,
-) -> History:
+) -> tuple[History, Weights | None]:
     """Train one stage to its end, from its newest whole checkpoint if there is one; if it has ended before, load its
     result.
 
@@ -126,93 +156,83 @@ def run_stage(
         interruption: tells of signals; None: these do what they always do.
 
     Returns:
-        its history: one dict for each log and each evaluation.
+        its history, one dict for each log and each evaluation, and its weights where the model is sharded now; else None.
     """
     folder = Path(recipe.output) / name
     final = folder / "final"
+    model.train_only(stage_parts(recipe, name))
     if damage(final) is None:
-        load_trained_part(model, load_file(final / SAFE_WEIGHTS_NAME), str(final))
-        return json.loads((final / HISTORY).read_text(encoding="utf-8"))
+        load_trained_part(model, read_trained(final, model.config), str(final))
+        return json.loads((final / HISTORY).read_text(encoding="utf-8")), None
 
     stage = recipe.stages[name]
-    data = read_stage_data(name, recipe, processor)
-    collator = Collator(processor.encoder_tokenizer.pad_token_id or 0, processor.tokenizer.pad_token_id or 0)
+    with heard_by_all():
+        data = read_stage_data(name, recipe, processor)
+    _check_same_everywhere(name, data)
+    padding = processor.encoder_tokenizer.pad_token_id or 0, processor.tokenizer.pad_token_id or 0
+    collator = PackedCollator() if stage.packing else Collator(*padding)
     if stage.gradient_checkpointing:
         _checkpointing(model, "enable")
     trainer = StageTrainer(model, name, recipe, folder, data, collator, callbacks, interruption)
-    trainer.run(newest_valid(folder))
-    # Under bf16, accelerate has wrapped forward in autocast; the next stage and the caller get the plain one back.
-    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    # With the mark that unwrapping leaves, accelerate would not wrap the model again: the next stage would run in fp32.
-    model.__dict__.pop("_is_accelerate_prepared", None)
+    if trainer.is_world_process_zero():
+        keep_samples(Path(recipe.output), data, processor)
+    weights = trainer.run(newest_valid(folder))
+    if weights is None:
+        # Under bf16, accelerate has wrapped forward in autocast; the next stage and the caller get the plain one back.
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        # With the mark that unwrapping leaves, accelerate would not wrap the model again: the next stage would run in fp32.
+        model.__dict__.pop("_is_accelerate_prepared", None)
     if stage.gradient_checkpointing:
         _checkpointing(model, "disable")
 
     history = [_plain(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     if trainer.is_world_process_zero():
         with sealed_folder(final) as partial:
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=weights)
             write_json(partial / HISTORY, history)
+            write_json(partial / LANGUAGES, sorted(data.train.by_language()))
         sweep(folder)
     trainer.accelerator.wait_for_everyone()
+    trainer.give_up_engine()
     # Told after the last step: what the stage has come to is its checkpoint.
     if interruption is not None and (number := interruption.agree().signal_number):
         interruption.leave(number, f"{name} has ended, and the same command goes on with what follows")
-    return history
+    return history, weights
 
 
-def read_stage_data(name: str, recipe: Recipe, processor: LayAlignProcessor) -> StageData:
-    """Read and tokenise a stage's records.
+def _check_same_everywhere(name, data):
+    """That every process has read what the first one has: on several hosts, files of one name may differ."""
+    digests = gather_object([data.train.digest()])
+    other = [process for process, digest in enumerate(digests) if digest != digests[0]]
+    if other:
+        raise ValueError(
+            f"stages.{name}.data: processes {other} have read other records than the first process (other files, tokenizers or "
+            "versions on their host?); all must read the same"
+        )
 
-    Raises:
-        ValueError: data that cannot be read or has changed, or more held out than there is.
+
+def save_model(
+    recipe: Recipe,
+    model: LayAlignForConditionalGeneration,
+    processor: LayAlignProcessor,
+    weights: Weights | None = None,
+) -> None:
+    """Save model and processor to `recipe.output/model`, unless they stand there whole.
+
+    Args:
+        recipe, model, processor: what was trained.
+        weights: the trained part of a model that is sharded; None: the model has it.
     """
-    stage = recipe.stages[name]
-    with_prompt = recipe.llm_input[name]
-    records, skipped = read_sources(stage.data, recipe.data_root)
-    held_out: list[dict[str, str]] = []
-    if stage.eval_data:
-        held_out, _ = read_sources(stage.eval_data, recipe.data_root)
-    elif stage.hold_out:
-        if stage.hold_out >= len(records):
-            raise ValueError(
-                f"stages.{name}.hold_out: {stage.hold_out} of {len(records)} records leave none to train on"
-            )
-        order = np.random.default_rng(recipe.seed).permutation(len(records))
-        held_out = [records[index] for index in order[: stage.hold_out]]
-        records = [records[index] for index in np.sort(order[stage.hold_out :])]
-    data = encode_records(records, processor, stage, with_prompt, recipe.progress, name)
-    with processes(recipe).main_process_first():
-        check_data(Path(recipe.output) / name, name, records, skipped, data)
-    if not held_out:
-        return StageData(data, None)
-    return StageData(
-        data, encode_records(held_out, processor, stage, with_prompt, recipe.progress, f"{name} evaluation")
-    )
-
-
-def save_model(recipe: Recipe, model: LayAlignForConditionalGeneration, processor: LayAlignProcessor) -> None:
-    """Save model and processor to `recipe.output/model`, unless they stand there whole."""
     folder = Path(recipe.output) / "model"
     if damage(folder) is None:
         return
     with sealed_folder(folder) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
+        write_card(partial, model_card(model, folder.parent.resolve().name, stage_facts(recipe)))
+        if model.config.train_llm:  # an LLM that transformers and `evaluate --llm` take as it is
+            processor.tokenizer.save_pretrained(partial / LLM_FOLDER)
     sweep(folder.parent)
-
-
-def _take_folder(recipe, first, stack):
-    """The first process takes the output folder; where it is refused, all of them say so and end, and none waits for the others."""
-    refusal: list[str | None] = [None]
-    if first:
-        try:
-            stack.enter_context(RunFolder(recipe))
-        except ValueError as error:
-            refusal = [str(error)]
-    (message,) = broadcast_object_list(refusal)
-    if message is not None:
-        raise ValueError(message)
 
 
 @contextmanager
@@ -237,5 +257,4 @@ def _checkpointing(model, action):
 
 def _plain(entry):
     """A log entry without the wall-clock figures, which differ from run to run, its keys in the order that a checkpoint has."""
-    timings = ("runtime", "per_second")
-    return {key: value for key, value in sorted(entry.items()) if not key.endswith(timings)}
+    return {key: value for key, value in sorted(entry.items()) if not key.endswith(TIMINGS)}

@@ -7,34 +7,39 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from layalign.parts import part_of
 from layalign.saving import Weights, load_trained_part
-from layalign.train.checkpoints import prune, publish, seal, writing
+from layalign.shards import part_of_process
+from layalign.train.checkpoints import newest, prune, publish, seal, writing
+from layalign.train.engine_trainer import RUNNING, EngineTrainer
+from layalign.train.engines import engine_arguments
 from layalign.train.flow import EvaluationCut, StageFlow
 from layalign.train.interruption import Agreed, Interruption
+from layalign.train.loaders import StageLoaders, order_of, token_batches
 from layalign.train.processes import on_cpu, processes
 from layalign.train.progress import StageBar, StageLines
+from layalign.train.stage_log import StageLog
+from layalign.train.watching import Watch
+from layalign.trained_parts import read_trained
 
 if TYPE_CHECKING:
     from layalign.model import LayAlignForConditionalGeneration
-    from layalign.train.collate import Collator, StageData
-    from layalign.train.recipe import Recipe, StageRecipe
+    from layalign.train.data.collate import Collator, PackedCollator, StageData
+    from layalign.train.recipe import Recipe
+    from layalign.train.stage_recipe import StageRecipe
 
-_GROUPED_BATCHES = 50
-_RUNNING = "running.json"
 _BEST = "best.safetensors"
 
 
-class StageTrainer(Trainer):
+class StageTrainer(StageLoaders, EngineTrainer):
     """Trains one stage of a recipe.
 
     Args:
@@ -58,11 +63,13 @@ class StageTrainer(Trainer):
         recipe: Recipe,
         folder: str | os.PathLike,
         data: StageData,
-        collator: Collator,
+        collator: Collator | PackedCollator,
         callbacks: Sequence[TrainerCallback] = (),
         interruption: Interruption | None = None,
     ):
-        self.stage, self.order_seed = recipe.stages[name], (recipe.seed, sum(name.encode()))
+        self.stage = recipe.stages[name]
+        self._order = order_of(self.stage, data.train, (recipe.seed, sum(name.encode())))
+        self._token_batches = token_batches(self.stage, data.train, self._order, processes(recipe).num_processes)
         self.stage_name, self._checkpoints_in = name, Path(folder)
         self._save_into: Path | None = None
         self._interruption, self._agreed = interruption or Interruption(), Agreed()
@@ -70,36 +77,48 @@ class StageTrainer(Trainer):
         self._begun_at = 0
         self._best: Weights | None = None
         self.evaluation_due = False
+        self.engine = recipe.parallel
+        self.watch = Watch(name, self.stage, model)
+        self._log_file = StageLog(self._checkpoints_in, self.watch)
         shown = StageBar(name) if recipe.progress else StageLines(name)
         super().__init__(
             model,
-            _arguments(self.stage, recipe, folder),
+            _arguments(
+                self.stage, recipe, folder, model, None if self._token_batches is None else self._token_batches.calls
+            ),
             data_collator=collator,
             train_dataset=data.train,
             eval_dataset=data.held_out,
-            callbacks=[shown, StageFlow(self), *callbacks],
+            callbacks=[shown, StageFlow(self), self._log_file, *callbacks],
         )
         self.remove_callback(PrinterCallback)
-        # The adapter's output stands before the labels, so the first label has a prediction too and counts.
-        self._loss_shifts_labels = False
 
-    def run(self, checkpoint: Path | None) -> None:
+    def run(self, checkpoint: Path | None) -> Weights | None:
         """Train to the stage's end; afterwards the model holds the weights to keep.
 
         Args:
             checkpoint: where to go on from; None: from the beginning.
 
+        Returns:
+            these weights, where the model is sharded and has no place for them as a whole; else None.
+
         Raises:
             SystemExit: a signal; what was reached is saved.
+            ValueError: a checkpoint that cannot be taken up by these processes.
         """
+        if checkpoint is not None:
+            self.refuse_other_engine(checkpoint, self.stage.global_batch_size is not None)
         self._resumed_from = checkpoint
         self._interruption.deferring = True
         try:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             self._interruption.deferring = False
+        if self.sharded:
+            return self.whole_weights() if self._best is None else self._best
         if self._best is not None:
             load_trained_part(self.model, self._best, f"the best weights of {self.stage_name}")
+        return None
 
     def agree(self, save: bool = False) -> Agreed:
         """What all processes do now, where this one wants a checkpoint or not."""
@@ -117,16 +136,17 @@ class StageTrainer(Trainer):
 
     def remember_best(self) -> None:
         """Keep the present weights as the best."""
-        self._best = {name: value.detach().cpu().clone() for name, value in self.model.trained_parameters()}
+        self._best = {name: value.clone() for name, value in self.whole_weights().items()}
 
     def take_up(self) -> None:
         """What a checkpoint of ours holds beside the Trainer's own state, and an evaluation that it still owes."""
         self._begun_at = self.state.global_step
+        self.watch.begin(self._begun_at)
         if self._resumed_from is None:
             return
         if (self._resumed_from / _BEST).exists():
             self._best = load_file(self._resumed_from / _BEST)
-        running = json.loads((self._resumed_from / _RUNNING).read_text(encoding="utf-8"))
+        running = json.loads((self._resumed_from / RUNNING).read_text(encoding="utf-8"))
         sums = running["loss_sums"]
         # Of other processes than these only the mean is of use, which is all that is ever logged.
         same = len(sums) == self.args.world_size
@@ -145,9 +165,45 @@ class StageTrainer(Trainer):
             return
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with what the watch adds, and end the stage where a loss is no number any more.
+
+        Raises:
+            ValueError: a loss or a gradient norm that is not finite.
+        """
+        if "loss" in logs:
+            logs |= self.watch.figures(self.state, lambda tokens: self.accelerator.gather(tokens.to(self.args.device)))
+        super().log(logs, start_time)
+        try:
+            self.watch.check_finite(self.state, logs, self._last_good())
+            self.watch.look(self.state, logs)
+        except ValueError:
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            raise
+        finally:
+            self._log_file.write_warnings(self.state)
+
+    def _track_num_input_tokens(self, inputs):
+        self.watch.count(inputs)
+
+    def _last_good(self):
+        found = newest(self._checkpoints_in)
+        return None if found is None else str(found)
+
+    def _refuse_nan(self):
+        """A checkpoint of weights that are no numbers would only push out a good one."""
+        mine = [part_of_process(value).detach() for _, value in self.model.trained_parameters()]
+        finite = torch.stack([value.isfinite().all() for value in mine]).all()
+        if not self.accelerator.gather(finite.reshape(1)).all():
+            message = self.watch.stop_message(self.state, "there is nan or inf in the weights", self._last_good())
+            self._log_file.write_warnings(self.state)
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            raise ValueError(message)
+
     def _evaluate(self, *args, **kwargs):
         try:
-            return super()._evaluate(*args, **kwargs)
+            with self.watch.paused(evaluation=True):
+                return super()._evaluate(*args, **kwargs)
         except EvaluationCut:
             # Cut again when resumed to make up for it: nothing has changed since the checkpoint.
             if self.state.global_step > self._begun_at:
@@ -155,11 +211,6 @@ class StageTrainer(Trainer):
                 self._save_checkpoint(self.model_wrapped, None)
             self.leave_if_told()
             raise
-
-    def _get_train_sampler(self, train_dataset=None):
-        lengths = self.train_dataset.lengths if self.stage.length_grouped else None
-        self._order = EpochSampler(len(self.train_dataset), self.order_seed, self.stage.batch_size, lengths)
-        return self._order
 
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._save_into is None else str(self._save_into)
@@ -169,6 +220,11 @@ class StageTrainer(Trainer):
         # A stage that has come to its end has no checkpoint any more, its result follows at once.
         if self.control.should_training_stop and not self._agreed.signal_number:
             return
+        self._refuse_nan()
+        with self.watch.paused():
+            self._write_checkpoint(model, trial)
+
+    def _write_checkpoint(self, model, trial):
         partial = self._checkpoints_in / ".partial"
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save and partial.exists():
@@ -180,6 +236,7 @@ class StageTrainer(Trainer):
             "loss_sums": sums,
             "last_logged": self._globalstep_last_logged,
             "evaluation_due": self.evaluation_due,
+            **self.engine_record(),
         }
         with writing(partial, f"{self.stage_name}: {name}"):
             self._save_into = partial
@@ -189,74 +246,53 @@ class StageTrainer(Trainer):
                 self._save_into = None
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                (partial / name / _RUNNING).write_text(json.dumps(running), encoding="utf-8")
+                (partial / name / RUNNING).write_text(json.dumps(running), encoding="utf-8")
                 if self._best is not None:
                     save_file(self._best, partial / name / _BEST)
                 seal(partial / name)
                 publish(partial / name, self._checkpoints_in / name)
-                prune(self._checkpoints_in, self.stage.keep_checkpoints)
+                prune(self._checkpoints_in, self.stage.keep_checkpoints, self._checkpoints_in / name)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self.is_fsdp_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        weights = load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+        weights = read_trained(resume_from_checkpoint, self.model.config)
         return load_trained_part(self.model, weights, resume_from_checkpoint)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, with LoRA and the LLM in groups of their own where the stage gives them a learning rate."""
+        fresh, rate = self.optimizer is None, self.stage.llm_learning_rate
+        optimizer = super().create_optimizer(model)
+        if fresh and rate is not None:
+            named = (self.model if model is None else model).named_parameters()
+            ours = {id(own) for name, own in named if part_of(name.removeprefix("module.")) in ("lora", "llm")}
+            for group in list(optimizer.param_groups):
+                moved = [own for own in group["params"] if id(own) in ours]
+                group["params"] = [own for own in group["params"] if id(own) not in ours]
+                if moved:
+                    optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        return optimizer
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the Trainer's estimate walks over all parameters at every step, and takes them all for trained."""
         return 0
 
 
-class EpochSampler(torch.utils.data.Sampler):
-    """A permutation of the records that is a function of seed and epoch, so that a resumed run needs no random state
-    for it.
-
-    Args:
-        size: number of records.
-        seed: int or tuple of ints.
-        batch_size: records in one forward call.
-        lengths: (size,) length of each record, to batch similar ones together; None: any with any.
-    """
-
-    def __init__(self, size: int, seed: int | tuple[int, ...], batch_size: int, lengths: np.ndarray | None = None):
-        self.size, self.seed, self.batch_size, self.lengths, self.epoch = size, seed, batch_size, lengths, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng([*np.atleast_1d(self.seed), self.epoch])
-        order = generator.permutation(self.size)
-        if self.lengths is not None:
-            order = self._group(order, generator)
-        return iter(order.tolist())
-
-    def _group(self, order, generator):
-        """Sort by length within runs of some batches, and shuffle the batches. Only the last batch may be a short
-        one.
-        """
-        run = self.batch_size * _GROUPED_BATCHES
-        runs = [order[start : start + run] for start in range(0, self.size, run)]
-        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in runs])
-        whole = self.size - self.size % self.batch_size
-        batches = order[:whole].reshape(-1, self.batch_size)
-        return np.concatenate([generator.permutation(batches).reshape(-1), order[whole:]])
-
-
-def _arguments(stage: StageRecipe, recipe: Recipe, folder: str | os.PathLike) -> TrainingArguments:
+def _arguments(
+    stage: StageRecipe,
+    recipe: Recipe,
+    folder: str | os.PathLike,
+    model: LayAlignForConditionalGeneration,
+    calls: int | None = None,
+) -> TrainingArguments:
+    """calls: forward calls of one process in one step, where the stage does not say it."""
     evaluate = bool(stage.eval_steps)
-    arguments = TrainingArguments(
+    values: dict[str, Any] = dict(
         output_dir=str(folder),
         max_steps=stage.steps or -1,
         num_train_epochs=stage.epochs or 0,
         per_device_train_batch_size=stage.batch_size,
         per_device_eval_batch_size=stage.eval_batch_size or stage.batch_size,
-        gradient_accumulation_steps=stage.accumulation(processes(recipe).num_processes),
+        gradient_accumulation_steps=calls or stage.accumulation(processes(recipe).num_processes),
         learning_rate=stage.learning_rate,
         lr_scheduler_type="constant_with_warmup" if stage.schedule == "constant" else stage.schedule,
         warmup_steps=stage.warmup_ratio,
@@ -284,6 +320,7 @@ def _arguments(stage: StageRecipe, recipe: Recipe, folder: str | os.PathLike) ->
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    arguments = TrainingArguments(**values | engine_arguments(recipe, stage, model))
     if arguments.device.type == "cpu":
         # Several processes have "cpu:0", where transformers 5.17 cannot load an optimizer's state to.
         vars(arguments)["_setup_devices"] = torch.device("cpu")

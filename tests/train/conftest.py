@@ -1,6 +1,7 @@
 """Tiny random bases with word-level tokenizers, and recipes over them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,15 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory):
+    """A cache of the tests' own, for the processes they start as well."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAYALIGN_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
     """Folders of a tiny encoder and a tiny LLM with random weights."""
@@ -26,6 +36,29 @@ def bases(tmp_path_factory):
         word_tokenizer([*NUMBERS, *WORDS], end_after_text=True),
         word_tokenizer([*WORDS, *NUMBERS], end_after_text=False),
     )
+
+
+@pytest.fixture
+def program(forks):
+    """(name of a program beside this file, its arguments) -> what it prints in the end, read as JSON."""
+
+    def run(name, *arguments):
+        done = forks.run([Path(__file__).with_name(name), *arguments])
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture
+def together(program):
+    """(recipe, jobs) -> what each job has come to, see together.py; a job is (processes, overrides, the rest)."""
+
+    def run(recipe, *jobs):
+        given = [{"processes": processes, "overrides": overrides, **rest} for processes, overrides, rest in jobs]
+        return program("together.py", recipe, json.dumps(given))
+
+    return run
 
 
 @pytest.fixture

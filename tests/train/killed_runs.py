@@ -1,9 +1,9 @@
 """Trains a recipe to its end in spite of kills. Run as `python killed_runs.py RECIPE.yaml OUTPUT KILL ...`.
 
 Each KILL is where one attempt is killed with SIGKILL: `sync:N`, at its N-th fsync (every state of the files that a
-crash can leave), `batch:N`, in its N-th forward call, or `time:S`, after S seconds. The last attempt runs to its end.
-Printed as JSON: the kills that took place, the seconds and the history of the last attempt. Attempts are forks of one
-process, so that torch and transformers are imported once.
+crash can leave), `save:N`, in the middle of its N-th torch.save, `batch:N`, in its N-th forward call, or `time:S`, after
+S seconds. The last attempt runs to its end. Printed as JSON: the kills that took place, the seconds and the history of
+the last attempt. Attempts are forks of one process, so that torch and transformers are imported once.
 """
 
 import json
@@ -30,16 +30,29 @@ def arm(kill):
         threading.Timer(float(number), die).start()
     elif kind == "sync":
         os.fsync = dying_at(int(number), os.fsync)
+    elif kind == "save":
+        torch.save = dying_at(int(number), torch.save, after=half)
     else:
-        LayAlignForConditionalGeneration.encode = dying_at(int(number), LayAlignForConditionalGeneration.encode)
+        for name in ("encode", "encode_packed"):
+            function = getattr(LayAlignForConditionalGeneration, name)
+            setattr(LayAlignForConditionalGeneration, name, dying_at(int(number), function))
 
 
-def dying_at(count, function):
+def half(_, path):
+    """Cut a written file in two, as one is that is being written."""
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def dying_at(count, function, after=None):
+    """The function, which at its `count`-th call kills the process: before it does anything, or after it and `after`."""
     calls = []
 
     def counting(*args, **kwargs):
         calls.append(1)
         if len(calls) == count:
+            if after is not None:
+                function(*args, **kwargs)
+                after(*args)
             die()
         return function(*args, **kwargs)
 

@@ -1,12 +1,15 @@
 import logging
 
+import numpy as np
 import pytest
 import torch
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
-from layalign.train.collate import Collator, encode_records
+from layalign.train.data.collate import Collator
+from layalign.train.data.encoding import RecordEncoder, encode_records
+from layalign.train.data.sources import stream_sources
 from layalign.train.prompts import fill_prompt
-from layalign.train.recipe import StageRecipe
+from layalign.train.stage_recipe import StageRecipe
 
 
 @pytest.fixture
@@ -16,7 +19,7 @@ def processor(bases):
 
 def batches(processor, records, with_prompt, **settings):
     stage = StageRecipe(data={"records": records}, prompt="answer : {source}", **settings)
-    data = encode_records(records, processor, stage, with_prompt)
+    data = encode_records(stream_sources(stage.data, None, print), RecordEncoder(processor, stage, with_prompt))
     ours = Collator()([data[index] for index in range(len(records))])
     prompts = [fill_prompt(stage.prompt, record) for record in records] if with_prompt else None
     sources, targets = [record["source"] for record in records], [record["target"] for record in records]
@@ -29,7 +32,7 @@ def rows(batch, key, mask):
 
 @pytest.mark.parametrize("with_prompt", [False, True])
 def test_batches_hold_what_the_processor_makes(processor, records, bases, with_prompt):
-    records = records * 60  # more than one chunk
+    records = records * 120  # more than one chunk
     ours, theirs, _ = batches(processor, records, with_prompt)
     assert rows(ours, "encoder_input_ids", "encoder_attention_mask") == rows(
         theirs, "encoder_input_ids", "encoder_attention_mask"
@@ -71,3 +74,32 @@ def test_the_digest_tells_other_data(processor, records):
     assert batches(processor, records, True)[2].digest() == digest
     assert batches(processor, records[1:], True)[2].digest() != digest
     assert batches(processor, records, False)[2].digest() != digest
+
+
+def test_subsets_and_languages(processor, records):
+    for place, record in enumerate(records):
+        record["lang"] = ("sw", "de", "")[place % 3]
+    data = batches(processor, records, True)[2]
+    assert [data.language_names[place] for place in data.languages] == [record["lang"] for record in records]
+    some = data.subset(np.array([7, 2, 5]))
+    assert len(some) == 3
+    for place, index in enumerate((7, 2, 5)):
+        assert all(np.array_equal(one, other) for one, other in zip(some[place], data[index], strict=True))
+        assert some.lengths[place] == data.lengths[index]
+        assert some.language_names[some.languages[place]] == records[index]["lang"]
+    assert {name: list(found.indices) for name, found in data.by_language().items()} == {
+        "unknown": [2, 5, 8],
+        "de": [1, 4, 7],
+        "sw": [0, 3, 6, 9],
+    }
+    assert list(some.by_language()) == ["unknown", "de"]
+    digests = [data.digest(), some.digest(), data.subset(np.array([7, 5, 2])).digest()]
+    assert len(set(digests)) == 3
+    assert data.subset(np.array([7, 2, 5])).digest() == digests[1]
+
+
+def test_a_language_without_a_name_or_token_is_told_with_its_place(processor, records):
+    records[4]["lang"] = "xx"
+    stage = StageRecipe(data={"records": records}, prompt="{language} : {source}")
+    with pytest.raises(ValueError, match=r"^records\[4\]: no English name known for language 'xx'"):
+        encode_records(stream_sources(stage.data, None, print), RecordEncoder(processor, stage, True))

@@ -1,11 +1,14 @@
 import dataclasses
+import json
 
 import pytest
 import yaml
 
 from layalign.train import recipe as recipe_module
-from layalign.train.recipe import SHIPPED, DataSource, Recipe, StageRecipe, load_recipe
+from layalign.train.data.data_source import DataSource
+from layalign.train.recipe import SHIPPED, InitFrom, Recipe, load_recipe, recipe_schema
 from layalign.train.settings import build
+from layalign.train.stage_recipe import StageRecipe
 from tests.train.wrong_settings import MISSING_PACKAGES, WRONG
 
 
@@ -87,7 +90,10 @@ def test_files_that_are_no_recipes(tmp_path, content, message):
 
 
 def test_a_missing_file_names_the_shipped_recipes(tmp_path):
-    with pytest.raises(ValueError, match=r"no such recipe file; shipped recipes: math, small_real, xcsqa, xnli"):
+    with pytest.raises(
+        ValueError,
+        match=r"no such recipe file; shipped recipes: math, math_english, math_qwen, small_real, xcsqa, xnli",
+    ):
         load_recipe(tmp_path / "absent.yaml")
 
 
@@ -160,13 +166,14 @@ def test_a_path_with_a_language_stands_for_one_file_each(tmp_path):
     assert len(source.files(tmp_path)) == 4
 
 
-PUBLISHED_LANGUAGES = {"math": 9, "xcsqa": 15, "xnli": 14}
+PUBLISHED_LANGUAGES = {"math": 9, "math_english": 9, "math_qwen": 9, "xcsqa": 15, "xnli": 14}
 
 
-@pytest.mark.parametrize("name", ["math", "xcsqa", "xnli"])
+@pytest.mark.parametrize("name", PUBLISHED_LANGUAGES)
 def test_shipped_recipes_have_the_published_settings(name):
     recipe = load_recipe(name, check_files=False)
     translation, task = recipe.stages["translation"], recipe.stages["task"]
+    assert (recipe.encoder, recipe.model["adapter"], recipe.model["aligner"]) == ("google/mt5-xl", "mlp", "linear")
     assert (translation.learning_rate, task.learning_rate) == (4e-5, 3e-5)
     for stage in (translation, task):
         assert stage.global_batch_size == 128
@@ -174,14 +181,31 @@ def test_shipped_recipes_have_the_published_settings(name):
             assert stage.accumulation(processes) * stage.batch_size * processes == 128
         assert (stage.epochs, stage.hold_out, stage.precision, stage.max_grad_norm) == (3, 3000, "bf16", 1.0)
         assert (stage.betas, stage.eps, stage.weight_decay, stage.warmup_ratio) == ([0.8, 0.999], 1e-8, 3e-7, 0.05)
+        assert stage.schedule == "cosine"
     assert len(translation.data[0].languages) == PUBLISHED_LANGUAGES[name]
     assert translation.data[0].limit == 100_000
-    assert task.source_max_length == task.target_max_length == (512 if name == "math" else 200)
-    assert recipe.llm_input == {"translation": False, "task": True}
+    assert translation.source_max_length == translation.target_max_length == 200
+    assert task.source_max_length == task.target_max_length == (512 if name.startswith("math") else 200)
+    # English questions would be a shortcut past the encoder (Table 6).
+    assert recipe.llm_input == {"translation": False, "task": name != "math_english"}
+    assert recipe.output == f"runs/{name}"
+
+
+def test_recipes_over_the_same_data_differ_where_the_paper_says():
+    """Table 6: the task data and what the LLM reads of them. Figure 3: the LLM."""
+    math, english, qwen = (
+        dataclasses.asdict(load_recipe(name, check_files=False)) for name in ("math", "math_english", "math_qwen")
+    )
+    assert english["stages"]["translation"] == math["stages"]["translation"]
+    differing = {key for key, value in math["stages"]["task"].items() if english["stages"]["task"][key] != value}
+    assert differing == {"data", "prompt"}
+    assert {key for key, value in math.items() if qwen[key] != value} == {"llm", "output"}
 
 
 def test_every_shipped_recipe_is_tested():
     assert {file.stem for file in SHIPPED.glob("*.yaml")} == {*PUBLISHED_LANGUAGES, "small_real"}
+    small = load_recipe("small_real", check_files=False)
+    assert [stage.steps for stage in small.stages.values()] == [200, 800]
 
 
 def test_shipped_recipes_name_missing_data(tmp_path):
@@ -192,3 +216,61 @@ def test_shipped_recipes_name_missing_data(tmp_path):
 def test_recipes_survive_a_round_trip(recipe_file):
     recipe = load_recipe(recipe_file)
     assert build(Recipe, dataclasses.asdict(recipe)) == recipe
+
+
+def test_no_setting_takes_a_boolean_for_a_number_or_a_word_for_a_boolean(recipe_file):
+    """pydantic's own int, float and bool do; a field added with one of these is found here."""
+    values = dataclasses.asdict(load_recipe(recipe_file))
+    stage = values["stages"]["task"]
+    places = [(Recipe, values), (StageRecipe, stage), (DataSource, stage["data"][0]), (InitFrom, {"path": "a"})]
+    tried = 0
+    for kind, whole in places:
+        for field in dataclasses.fields(kind):
+            annotation = str(field.type)
+            for wrong, type_name in ((True, "int"), (True, "float"), ("yes", "bool")):
+                if type_name in annotation and "dict" not in annotation and "list" not in annotation:
+                    with pytest.raises(ValueError, match=f"^{field.name}: expected"):
+                        build(kind, {**whole, field.name: wrong})
+                    tried += 1
+    assert tried >= 25
+
+
+def test_all_wrong_settings_are_named_at_once(recipe_file):
+    overrides = [
+        "seed=-1",
+        "stages.task.steps=0",
+        "stages.translation.betas=[2, 0.9]",
+        "llm_input.task=maybe",
+        "stages.tasks={}",
+    ]
+    with pytest.raises(ValueError) as caught:
+        load_recipe(recipe_file, overrides)
+    lines = str(caught.value).partition(": ")[2].split("\n  ")
+    assert sorted(line.partition(":")[0] for line in lines) == [
+        "llm_input.task",
+        "seed",
+        "stages.task.steps",
+        "stages.tasks",
+        "stages.translation.betas.0",
+    ]
+
+
+def test_the_shipped_schema_is_that_of_recipes():
+    """Where it is not: python -m layalign.train.recipe > train/recipes/schema.json"""
+    assert json.loads((SHIPPED / "schema.json").read_text()) == recipe_schema()
+
+
+def test_the_schema_explains_every_setting_that_its_name_does_not():
+    kinds = recipe_schema()["$defs"] | {"Recipe": recipe_schema()}
+    bare = {
+        f"{kind}.{name}"
+        for kind in kinds
+        for name, field in kinds[kind]["properties"].items()
+        if "description" not in field
+    }
+    assert bare == {"StageRecipe.learning_rate", "StageRecipe.gradient_checkpointing"}
+
+
+def test_shipped_recipes_name_their_schema_for_editors():
+    for file in SHIPPED.glob("*.yaml"):
+        assert file.read_text().startswith("# yaml-language-server: $schema=schema.json\n")

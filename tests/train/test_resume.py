@@ -1,8 +1,4 @@
-import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,30 +22,34 @@ def long_recipe(recipe_file):
     return recipe_file
 
 
-def run(recipe, output, *kills):
-    command = [sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(recipe), str(output), *kills]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def weights(output):
     return (Path(output) / "model" / "model.safetensors").read_bytes()
 
 
+BY_TOKENS = {"packing": True, "batch_tokens": 40, "global_batch_size": 4}
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_the_run_ends_bit_identical(long_recipe, tmp_path):
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_killed_at_any_moment_the_run_ends_bit_identical(long_recipe, program, tmp_path, packed):
     """One uninterrupted run against one killed in its writes, in its steps and, at last, at times that chance decides."""
     settings = yaml.safe_load(long_recipe.read_text())
     settings["stages"]["translation"]["steps"], settings["stages"]["task"]["steps"] = 8, 30
+    if packed:
+        for stage in settings["stages"].values():
+            for key in ("batch_size", "gradient_accumulation", "length_grouped"):
+                stage.pop(key, None)
+            stage |= BY_TOKENS
     long_recipe.write_text(yaml.safe_dump(settings))
-    whole = run(long_recipe, tmp_path / "whole")
+    whole = program("killed_runs.py", long_recipe, tmp_path / "whole")
     generator = random.Random(0)
     sure = [f"sync:{number}" for number in (1, 2, 3, 14, 15, 16, *(generator.randrange(1, 14) for _ in range(3)))]
     sure += [f"batch:{number}" for number in (1, 4, 7)]
+    if packed:  # the writes are those of the padded run
+        sure = sure[3:5] + sure[-3:]
     generator.shuffle(sure)
     times = [f"time:{generator.random() * whole['seconds']:.3f}" for _ in range(2)]
-    broken = run(long_recipe, tmp_path / "broken", *sure, *times)
+    broken = program("killed_runs.py", long_recipe, tmp_path / "broken", *sure, *times)
     assert broken["killed"][: len(sure)] == sure
     assert broken["history"] == whole["history"]
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,12 @@ with RunFolder(load_recipe(sys.argv[1])):
 
 
 @pytest.fixture
-def holder(recipe_file):
+def holder(recipe_file, forks):
     """Another process that holds the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(recipe_file)], stdout=subprocess.PIPE, text=True)
+    process = forks.start(["-c", HOLD, recipe_file], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout.readline() == "held\n"
     yield process
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
 
 
@@ -49,9 +48,8 @@ def test_a_second_run_is_refused_by_name_and_the_lock_dies_with_its_process(reci
         assert (Path(recipe.output) / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_the_command_refuses_a_folder_in_use(recipe_file, holder):
-    command = [sys.executable, "-m", "layalign", "train", str(recipe_file)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_the_command_refuses_a_folder_in_use(recipe_file, forks, holder):
+    done = forks.run(["-m", "layalign", "train", recipe_file])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert f"is in use by another run (process {holder.pid} on " in done.stderr

@@ -1,12 +1,10 @@
 """SIGTERM and Ctrl-C, at any place: what has been reached is saved, and the run goes on as if there had been none."""
 
-import json
 import os
 import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,8 +13,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
+from layalign.folders import damage
 from layalign.train import interruption
-from layalign.train.checkpoints import damage
 from layalign.train.interruption import Interruption
 from layalign.train.recipe import load_recipe
 from layalign.train.stages import train
@@ -31,13 +29,6 @@ def plain_recipe(recipe_file):
     settings["stages"]["task"] |= {"hold_out": 3, "eval_steps": 3, "eval_batch_size": 1, "keep": "best"}
     recipe_file.write_text(yaml.safe_dump(settings))
     return recipe_file
-
-
-def run(recipe, output, *signals):
-    command = [sys.executable, str(Path(__file__).with_name("signalled_runs.py")), str(recipe), str(output), *signals]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def weights(output):
@@ -60,9 +51,9 @@ PLACES = [
 
 
 @pytest.mark.slow
-def test_signalled_anywhere_the_run_ends_bit_identical(plain_recipe, tmp_path):
-    whole = run(plain_recipe, tmp_path / "whole")
-    broken = run(plain_recipe, tmp_path / "broken", *(place for place, _ in PLACES))
+def test_signalled_anywhere_the_run_ends_bit_identical(plain_recipe, program, tmp_path):
+    whole = program("signalled_runs.py", plain_recipe, tmp_path / "whole")
+    broken = program("signalled_runs.py", plain_recipe, tmp_path / "broken", *(place for place, _ in PLACES))
     for (place, saved), (status, line) in zip(PLACES, broken["ended"], strict=True):
         number, name = (143, "SIGTERM") if place.startswith("TERM") else (130, "Ctrl-C")
         assert (status, line) == (
@@ -75,11 +66,11 @@ def test_signalled_anywhere_the_run_ends_bit_identical(plain_recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_signalled_at_random_moments_the_run_ends_bit_identical(plain_recipe, tmp_path):
-    whole = run(plain_recipe, tmp_path / "whole")
+def test_signalled_at_random_moments_the_run_ends_bit_identical(plain_recipe, program, tmp_path):
+    whole = program("signalled_runs.py", plain_recipe, tmp_path / "whole")
     generator = random.Random(2)
     times = [f"{generator.choice(['TERM', 'INT'])}@time:{generator.uniform(0, 1):.3f}" for _ in range(8)]
-    broken = run(plain_recipe, tmp_path / "broken", *times)
+    broken = program("signalled_runs.py", plain_recipe, tmp_path / "broken", *times)
     for place, (status, _) in zip(times, broken["ended"], strict=True):
         # 0: the run had come to its end before.
         assert status in (143 if place.startswith("TERM") else 130, 0)
@@ -94,11 +85,11 @@ def test_signalled_at_random_moments_the_run_ends_bit_identical(plain_recipe, tm
     ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
 )
 @pytest.mark.parametrize("progress", ["true", "false"])
-def test_the_command_ends_with_the_status_of_its_signal(plain_recipe, tmp_path, number, status, name, progress):
+def test_the_command_ends_with_the_status_of_its_signal(plain_recipe, forks, tmp_path, number, status, name, progress):
     """One line tells what is saved; no bar stands in it, no traceback follows."""
     settings = [f"output={tmp_path / 'run'}", "stages.translation.steps=100000", f"progress={progress}"]
-    command = [sys.executable, "-m", "layalign", "train", str(plain_recipe), *settings]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = ["-m", "layalign", "train", plain_recipe, *settings]
+    process = forks.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     # Some step has been made, as a bar or a line tells.
     shown = ""
     while not re.search(r"translation:?[^\r\n]* [1-9]\d*/100000", shown[-200:]):

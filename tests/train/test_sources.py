@@ -1,3 +1,5 @@
+import bz2
+import gzip
 import json
 import logging
 
@@ -5,8 +7,9 @@ import pytest
 
 from layalign.prompts import PUBLISHED
 from layalign.tasks import prompts
-from layalign.train.recipe import DataSource, load_recipe
-from layalign.train.sources import read_sources
+from layalign.train.data.data_source import DataSource
+from layalign.train.data.sources import read_sources, stream_sources
+from layalign.train.recipe import load_recipe
 
 GOOD = [{"source": "moja", "target": "one", "lang": "sw"}, {"source": "mbili", "target": "two", "lang": "sw"}]
 
@@ -53,6 +56,103 @@ def test_a_folder_of_files_is_read_by_datasets(tmp_path, monkeypatch):
     assert read_sources([DataSource(format="dataset", path=str(folder))])[0] == GOOD
 
 
+def stream(folder, **settings):
+    return read_sources([DataSource(format="dataset", path=str(folder), streaming=True, **settings)])
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A folder of two Parquet files of 500 records each."""
+    import datasets
+
+    folder = tmp_path / "parquet"
+    for part in range(2):
+        rows = [{"source": f"neno {part} {row}", "target": "word", "lang": "sw"} for row in range(500)]
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"train-{part:05}-of-00002.parquet", batch_size=100)
+    return folder
+
+
+def test_datasets_are_streamed(tmp_path, parquet, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "none"))
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "train.jsonl").write_text(lines(*GOOD))
+    assert stream(tmp_path / "json")[0] == GOOD
+    assert [record["source"] for record in stream(parquet)[0]][::999] == ["neno 0 0", "neno 1 499"]
+    assert len(stream(parquet, limit=3)[0]) == 3
+    assert len(stream(parquet / "train-00001-of-00002.parquet")[0]) == 500
+    assert not list((tmp_path / "none").rglob("*.arrow")), "nothing was converted first"
+
+
+def test_datasets_that_cannot_be_streamed_are_named(tmp_path, parquet):
+    with pytest.raises(ValueError, match=r"split 'dev'\): Bad split: dev"):
+        stream(parquet, split="dev")
+    with pytest.raises(ValueError, match=r"row 0: no field 'source'; fields: a"):
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "train.jsonl").write_text('{"a": 1}\n')
+        stream(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"cannot be read on after 1 rows|split 'train'\): "):
+        (tmp_path / "other" / "train.jsonl").write_text('{"source": "a", "target": "b"}\n{"source": \n')
+        stream(tmp_path / "other")
+    file = parquet / "train-00001-of-00002.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(
+        ValueError, match=r"dataset '.*' \(subset None, split 'train'\): cannot be read on after 500 rows"
+    ):
+        stream(parquet)
+    with pytest.raises(ValueError, match=r"a file called \*.md; datasets reads .parquet"):
+        (tmp_path / "a.md").write_text("")
+        stream(tmp_path / "a.md")
+
+
+def test_a_long_list_is_decoded_piece_by_piece(tmp_path, monkeypatch):
+    """Blocks that end anywhere: within a number, an escape, a character of several bytes, a literal, white space."""
+    rows = [
+        {
+            "source": f"a\u00e9\u4e2d{'x' * (7 * row % 50)}",
+            "target": 'b "\\"',
+            "lang": "sw",
+            "n": [row * 1.5, True, None, -(10**row)],
+        }
+        for row in range(20)
+    ]
+    expected = [{key: row[key] for key in ("source", "target", "lang")} for row in rows]
+    for indent in (None, 1):
+        for escaped in (False, True):
+            text = json.dumps(rows, indent=indent, ensure_ascii=escaped)
+            for block in (1, 2, 3, 7, 64):
+                monkeypatch.setattr("layalign.train.data.rows._BLOCK", block)
+                assert read(tmp_path, "\ufeff \n" + text + "\n", "data.json")[0] == expected
+    broken = json.dumps(rows, indent=1).replace('"target"', "target", 1)
+    for block in (3, 64, 1 << 20):
+        monkeypatch.setattr("layalign.train.data.rows._BLOCK", block)
+        with pytest.raises(ValueError, match=r"data\.json:4: not JSON: Expecting property name .* at column 3"):
+            read(tmp_path, broken, "data.json")
+        with pytest.raises(ValueError, match=r"data\.json:3: no field 'target'"):
+            read(tmp_path, '[\n\n{"source": "a"}]', "data.json")
+    monkeypatch.setattr("layalign.train.data.rows._BLOCK", 5)
+    assert read(tmp_path, "[1, 23, 456, " + json.dumps(GOOD)[1:], "data.json", on_bad_line="skip")[0] == GOOD
+
+
+def test_a_list_longer_than_memory_is_not_held(tmp_path):
+    import tracemalloc
+
+    file = tmp_path / "long.json"
+    with open(file, "w") as long:
+        long.write("[")
+        for _ in range(40_000):
+            long.write(f"{json.dumps({**GOOD[0], 'filler': 'x' * 500})},\n")
+        long.write(json.dumps(GOOD[1]) + "]")
+    tracemalloc.start()
+    count = sum(1 for _ in stream_sources([DataSource(format="json", path=str(file))], None, print))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 40_001
+    assert most < file.stat().st_size / 3, "22 MB are read in blocks of 1"
+
+
 # (file, content, settings, what the message must say)
 BAD_FILES = [
     ("a.jsonl", "", {}, "a.jsonl: empty file"),
@@ -92,6 +192,39 @@ BAD_FILES = [
     ("a.tsv", "source\ttarget\na\tb\nc\n", {}, "a.tsv:3: 1 columns, expected 2"),
     ("a.tsv", "question\tanswer\na\tb\n", {}, "a.tsv:2: no field 'source'; fields: question, answer"),
     ("a.tsv", b"source\ttarget\n\xc3(\tb\n", {}, "a.tsv:2: not UTF-8 (byte 1 of the line)"),
+    ("a.tsv", "source\ttarget\tsource\na\tb\tc\n", {}, "a.tsv:1: columns ['source'] are there more than once"),
+    ("a.tsv", "source\ttarget\n\n", {}, "a.tsv:2: 1 columns, expected 2"),
+    ("a.tsv", gzip.compress(b"source\ttarget\n"), {}, "a.tsv: is compressed (gzip); unpack it"),
+    ("a.jsonl", gzip.compress(lines(*GOOD).encode()), {"on_bad_line": "skip"}, "a.jsonl: is compressed (gzip)"),
+    ("a.json", bz2.compress(json.dumps(GOOD).encode()), {}, "a.json: is compressed (bzip2)"),
+    ("a.jsonl", lines(*GOOD).encode("utf-16"), {}, "a.jsonl:1: not UTF-8 (byte 1 of the line)"),
+    ("a.jsonl", '{"source": "\\ud83d", "target": "b"}\n', {}, "a.jsonl:1: field 'source' holds a surrogate"),
+    (
+        "a.jsonl",
+        '{"source": "a", "target": "b\\udc00"}\n',
+        {},
+        "holds a surrogate, which is no character (character 2)",
+    ),
+    ("a.jsonl", '{"source": NaN, "target": "b"}\n', {}, "a.jsonl:1: field 'source' holds nan, not text"),
+    ("a.jsonl", '{"source": "a", "target": -Infinity}\n', {}, "a.jsonl:1: field 'target' holds -inf, not text"),
+    ("a.jsonl", '{"source": true, "target": "b"}\n', {}, "a.jsonl:1: field 'source' holds bool, not text"),
+    ("a.jsonl", "[" * 200_000 + "\n", {}, "a.jsonl:1: JSON that cannot be held"),
+    (
+        "a.jsonl",
+        f'{{"source": {"9" * 5000}, "target": "b"}}\n',
+        {},
+        "a.jsonl:1: JSON that cannot be held: Exceeds the limit",
+    ),
+    ("a.jsonl", '{"source": "a", "target": "b"} {}\n', {}, "a.jsonl:1: not JSON: Extra data at column 32"),
+    ("a.jsonl", "null\n", {}, "a.jsonl:1: expected an object with fields, got NoneType"),
+    ("a.jsonl", lines({**GOOD[0], "lang": None}), {}, "a.jsonl:1: field 'lang' holds NoneType, not text"),
+    ("a.json", json.dumps(GOOD)[:-30], {}, "a.json:1: not JSON: Unterminated string"),
+    ("a.json", json.dumps(GOOD) + "\n[]", {}, "a.json:2: not JSON: more text after the list"),
+    ("a.json", "[" + "[" * 200_000, {}, "a.json:1: JSON that cannot be held"),
+    ("a.json", f'[{{"source": {"9" * 5000}}}]', {}, "a.json:1: JSON that cannot be held"),
+    ("a.json", b"[\n" + json.dumps(GOOD[0]).encode("utf-16"), {}, "a.json:2: not UTF-8"),
+    ("a.json", "[{}", {}, "a.json:1: no field 'source'; fields: none"),
+    ("a.json", "[", {}, "a.json:1: not JSON: Expecting value"),
 ]
 
 

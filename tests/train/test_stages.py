@@ -9,10 +9,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel, TrainerCallback
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 from layalign.train import stages
+from layalign.train.data.sampling import EpochSampler
 from layalign.train.recipe import Recipe, load_recipe
 from layalign.train.settings import build
 from layalign.train.stages import train
-from layalign.train.trainer import EpochSampler
 
 
 def recipe(settings, **changes):
@@ -53,6 +53,16 @@ def test_both_stages_learn_by_heart_and_only_the_trained_part_changes(settings, 
         LayAlignProcessor.from_pretrained(saved),
     )
     assert loaded_processor.prompt_template == processor.prompt_template == "answer : {text}"
+    card = (Path(saved) / "README.md").read_text()
+    assert "# run\n" in card and "language:\n- sw\n" in card, card
+    assert card.count("| languages | sw |") == 2, card
+    for line in (
+        "## Training: translation stage",
+        "## Training: task stage",
+        "| steps | 60 |",
+        "| training loss at the end | 0.",
+    ):
+        assert line in card, card
     assert all(torch.equal(value, trained(loaded)[name]) for name, value in trained(model).items())
     record = run.stages["task"].data[0].records[3]
     ids = loaded.generate(**loaded_processor(record["source"]), max_new_tokens=8, do_sample=False)
@@ -227,7 +237,7 @@ def test_foreign_and_unusable_output_folders_are_refused(settings, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "recipe.json").write_text("{")
     run.output = str(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"recipe.json is unreadable"):
+    with pytest.raises(ValueError, match=r"recipe.json: not JSON that can be read"):
         train(run)
     assert (tmp_path / "other" / "recipe.json").read_text() == "{"
     (tmp_path / "other" / "recipe.json").write_text('{"flour": 500}')

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from layalign.folders import damage
 from layalign.train import flow, trainer
-from layalign.train.checkpoints import damage, newest_valid
+from layalign.train.checkpoints import newest_valid
 from layalign.train.recipe import load_recipe
 from layalign.train.stages import train
 
@@ -183,12 +182,11 @@ SIZES = {"weights": 1000, "optimizer": 40_000}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", SIZES.values(), ids=SIZES)
-def test_a_disk_that_refuses_a_checkpoint_leaves_the_one_before(overfitting, tmp_path, limit):
+def test_a_disk_that_refuses_a_checkpoint_leaves_the_one_before(overfitting, forks, tmp_path, limit):
     """For true, by the system: each library that writes meets the error in its own way."""
     output = tmp_path / "full"
     settings = ["stages.task.save_steps=2", f"output={output}"]
-    command = [sys.executable, "-c", LIMITED, str(overfitting), str(limit), *settings]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = forks.run(["-c", LIMITED, overfitting, limit, *settings])
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith(f"task: checkpoint-4 could not be written below {output / 'task'} (")
     assert "File too large" in done.stdout or "a write failed: " in done.stdout

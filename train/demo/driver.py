@@ -5,10 +5,12 @@ Each run has a folder: a stage's checkpoints, model/, log.jsonl, evaluation/PIEC
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from layalign.kernels.files import write_json
+from layalign.folders import damage
+from layalign.kernels.files import append_line, read_json, regular, write_json
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
 from layalign.train.demo.systems import System
@@ -73,7 +76,7 @@ class Comparison(ABC):
             self.evaluate_llm(self.llm_folder)
         self.finished()
         for run in self.runs:
-            if not (run.folder / DONE).exists():
+            if kept(run.folder / DONE) is None or damage(run.folder / "model") is not None:
                 self._make(run)
                 self.finished()
 
@@ -98,21 +101,43 @@ class Comparison(ABC):
             "gates": None if model.aligner is None else model.gates().tolist(),
             "history": history,
         }
-        write_json(run.folder / DONE, done)
+        keep(run.folder / DONE, done)
 
 
 def made(folder: Path, pieces: Mapping[str, Callable[[], Any]], progress: bool = True) -> dict[str, Any]:
-    """Every piece of an evaluation, {piece: result}; those that are in folder/evaluation are read, not made again."""
+    """Every piece of an evaluation, {piece: result}; those that are whole in folder/evaluation are read, not made again."""
     results = {}
     for name, make in pieces.items():
         file = piece_file(folder, name)
-        if not file.exists():
+        found = kept(file)
+        if found is None:
             if progress:
                 print(f"{folder.name}: {name}", flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, make())
-        results[name] = json.loads(file.read_text(encoding="utf-8"))
+            keep(file, make())
+            found = kept(file)
+        results[name] = found
     return results
+
+
+def keep(file: Path, value: Any) -> None:
+    """Write a result down, whole, with its hash."""
+    regular(file, "output")
+    write_json(file, {"sha256": _hash(value), "value": value})
+
+
+def kept(file: Path) -> Any:
+    """What `keep` wrote; None where there is nothing, or it has been damaged since: it is to be made again."""
+    try:
+        found = read_json(file)
+    except (FileNotFoundError, ValueError):
+        return None
+    whole = found.keys() == {"sha256", "value"} and found["sha256"] == _hash(found["value"])
+    return found["value"] if whole else None
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def piece_file(folder: Path, name: str) -> Path:
@@ -139,14 +164,17 @@ class StepLog(TrainerCallback):
         line = {"stage": Path(args.output_dir).name, "step": state.global_step, "loss": logs["loss"]}
         line |= {"learning_rate": logs.get("learning_rate"), "seconds": round(now - self.last, 3)}
         self.last = now
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, json.dumps(line))
 
 
 def training_seconds(folder: Path) -> dict[str, float]:
-    """Wall seconds of a run's training by stage, repeated steps of resumed runs included: {stage: seconds}."""
+    """Wall seconds of a run's training by stage, repeated steps of resumed runs included: {stage: seconds}. Lines that were damaged
+    are not counted."""
     seconds: dict[str, float] = {}
-    for line in (folder / LOG).read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
+    for line in (
+        (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines() if (folder / LOG).is_file() else ()
+    ):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            entry = json.loads(line)
+            seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
     return {stage: round(value, 1) for stage, value in seconds.items()}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,9 @@ from layalign.analysis.plots import plot_components, plot_english
 from layalign.analysis.run import english_tables
 from layalign.evaluation.report import markdown_table, plot_accuracy, plot_gates, plot_losses, print_table
 from layalign.kernels.files import write_json, write_text
-from layalign.train.demo.driver import DONE, piece_file
+from layalign.train.demo.driver import DONE, kept, piece_file
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, TITLES
+from layalign.versions import versions
 
 TASKS = {
     "held_out": "Held-out problems: unseen combinations of patterns, unseen pairs of numbers",
@@ -49,15 +47,15 @@ class Finished:
     @classmethod
     def among(cls, folders: Iterable[Path]) -> Finished:
         """Of these folders, the LLM's first, those with a done.json."""
-        kept = {folder.name: folder for folder in folders}
-        done = {name: folder / DONE for name, folder in kept.items() if name != LLM_ALONE}
-        runs = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in done.items() if file.exists()}
-        return cls({name: folder for name, folder in kept.items() if name in runs or name == LLM_ALONE}, runs)
+        named = {folder.name: folder for folder in folders}
+        done = {name: folder / DONE for name, folder in named.items() if name != LLM_ALONE}
+        runs = {name: found for name, file in done.items() if (found := kept(file)) is not None}
+        return cls({name: folder for name, folder in named.items() if name in runs or name == LLM_ALONE}, runs)
 
     def pieces(self, name: str) -> dict[str, Any]:
         """{run: this piece of its evaluation}, of those that have it."""
         files = {run: piece_file(folder, name) for run, folder in self.folders.items()}
-        return {run: json.loads(file.read_text(encoding="utf-8")) for run, file in files.items() if file.exists()}
+        return {run: found for run, file in files.items() if (found := kept(file)) is not None}
 
     def draw(
         self, plots: Path, accuracy: dict[str, tuple[str, dict]], gates_title: str, titles: dict[str, str]
@@ -166,8 +164,7 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
         "steps": plan["steps"],
         "arguments": {key: value for key, value in plan["arguments"].items() if key != "data"},
         "data": data_report,
-        "versions": {name: version(name) for name in ("layalign", "torch", "transformers")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
     }
     write_text(output / "table.md", _tables(results))
     plots = output / "plots"

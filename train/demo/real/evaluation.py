@@ -15,6 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layalign.analysis.run import measured, measured_alone
 from layalign.analysis.texts import parallel_questions
+from layalign.arguments import NO_CODE
 from layalign.evaluation.loop import evaluate_problems
 from layalign.generation.texts import Answerer, LLMAnswerer
 from layalign.model import LayAlignForConditionalGeneration
@@ -97,7 +98,8 @@ def evaluate_llm(llm: str, folder: Path, sets: EvaluationSets, seed: int = 0) ->
 
     @cache
     def loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return AutoModelForCausalLM.from_pretrained(llm).eval(), AutoTokenizer.from_pretrained(llm)
+        model = AutoModelForCausalLM.from_pretrained(llm, **NO_CODE)
+        return model.eval(), AutoTokenizer.from_pretrained(llm, **NO_CODE)
 
     def answers(name: str) -> dict[str, Any]:
         return _few_shot(*loaded(), sets[name], seed)

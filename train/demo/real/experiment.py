@@ -9,10 +9,10 @@ from typing import Literal
 
 from transformers import TrainerCallback
 
-from layalign.kernels.files import write_json
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
-from layalign.train.demo.driver import Comparison, Run
+from layalign.train.data.sources import read_sources
+from layalign.train.demo.driver import Comparison, Run, keep
 from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.data import prepare
@@ -22,7 +22,6 @@ from layalign.train.demo.real.plan import PLAN, SHARES, Settings, plan_steps, re
 from layalign.train.demo.report import write_experiment
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, System, runs_of
 from layalign.train.recipe import Recipe, load_recipe
-from layalign.train.sources import read_sources
 
 RECIPE = "small_real"
 SYSTEMS_OF_THE_PAPER = ("layalign", "mindmerger", "langbridge", LLM_ALONE)
@@ -67,7 +66,7 @@ def run_experiment(
     if plan is None:
         plan = {"arguments": arguments, "steps": _planned(arguments, bases)}
         output.mkdir(parents=True, exist_ok=True)
-        write_json(output / PLAN, plan)
+        keep(output / PLAN, plan)
     data_report = prepare(
         output / "data", _record_counts(plan["steps"], runs, bases), settings.data, settings.real_share
     )

@@ -10,8 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from layalign.kernels.files import cache_folder, whole_file
-from layalign.train.checkpoints import sha256_of
+from layalign.kernels.files import cache_folder, sha256_of, whole_file
 
 
 class FetchError(ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from layalign.train.demo.driver import kept
 from layalign.train.demo.real.data import REAL_SHARE
 from layalign.train.recipe import Recipe
 from layalign.train.stages import build
@@ -100,10 +100,10 @@ def read_plan(output: Path, arguments: dict) -> dict | None:
             raise ValueError(f"output: {output} is not empty and holds no {PLAN} of a real run; choose another folder")
         return None
     try:
-        plan = json.loads(file.read_text(encoding="utf-8"))
+        plan = kept(file)
         before = plan["arguments"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"output: {file} is unreadable ({error}); choose another folder") from error
+    except (KeyError, TypeError):
+        raise ValueError(f"output: {file} is damaged, or of another version; choose another folder") from None
     differing = [
         f"{key} {before.get(key)!r} there, {arguments[key]!r} here"
         for key in arguments

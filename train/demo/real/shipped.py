@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from layalign.folders import damage
 from layalign.generation.texts import Answerer
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
-from layalign.train.checkpoints import damage
 from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.bases import encoder_folder, llm_folder
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layalign.train.recipe import DataSource
-from layalign.train.sources import read_sources
+from layalign.train.data.data_source import DataSource
+from layalign.train.data.sources import read_sources
 
 PER_LANGUAGE = 3000
 CODES = {

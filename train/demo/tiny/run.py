@@ -15,11 +15,13 @@ from layalign.kernels.files import write_json
 from layalign.loading import load_llm
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
+from layalign.train.data.data_source import DataSource
 from layalign.train.demo.driver import Comparison, Run, made
 from layalign.train.demo.problems import TINY
 from layalign.train.demo.report import show_demo, write_demo
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, TITLES
-from layalign.train.recipe import DataSource, Recipe, StageRecipe
+from layalign.train.recipe import Recipe
+from layalign.train.stage_recipe import StageRecipe
 
 ENCODER, LLM = "layalign:tiny_encoder", "layalign:tiny_llm"
 PROMPT = "{source} Answer:"

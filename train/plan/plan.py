@@ -1,0 +1,349 @@
+"""What a recipe would do, before anything of it is done: parameters, data, steps, memory and time, without loading weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from layalign.arguments import NO_CODE
+from layalign.configuration import STAGES, LayAlignConfig
+from layalign.loading import DTYPES, build_encoder, read_config, resolve
+from layalign.model import LayAlignForConditionalGeneration
+from layalign.processor import LayAlignProcessor
+from layalign.train.data.batches import TokenBatches
+from layalign.train.data.collate import EncodedRecords
+from layalign.train.data.data_source import DataSource
+from layalign.train.data.encoding import RecordEncoder, encode_records
+from layalign.train.data.mixing import mixture
+from layalign.train.data.sources import Line, stream_sources
+from layalign.train.engines import read_deepspeed
+from layalign.train.loaders import AROUND, order_of, token_batches
+from layalign.train.parts import model_settings, stage_parts
+from layalign.train.plan.cost import GPU_OVERHEAD, Batch, arithmetic, memory, sharded, sizes_of
+from layalign.train.plan.machine import Machine, this_machine
+from layalign.train.recipe import Recipe
+from layalign.train.stage_recipe import StageRecipe
+
+SAMPLE = 2000
+
+
+def make_plan(recipe: Recipe, processes: int | None = None, machine: Machine | None = None) -> dict[str, Any]:
+    """A recipe's plan.
+
+    Args:
+        recipe: its data files need not be there.
+        processes: that are to train together; None: those that were started (torchrun), else one.
+        machine: where each process is to run; None: here.
+
+    Returns:
+        JSON values: "parameters", "bases", "processes", "parallel", "machine", "stages" by name (examples, tokens, steps, memory in bytes
+        a process, seconds), "seconds" (None where a stage's are not known) and "notes", what could not be known and why.
+
+    Raises:
+        ValueError: bases without a configuration, or a global_batch_size that the processes do not divide.
+    """
+    processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    notes: list[str] = []
+    model = empty_model(recipe)
+    sizes = sizes_of(model)
+    processor = _processor(recipe, notes)
+    on_cpu = recipe.device == "cpu"
+    machine = machine or this_machine(any(stage.precision == "bf16" for stage in recipe.stages.values()), on_cpu)
+    stages = {}
+    for name in STAGES:
+        if name in recipe.stages:
+            stages[name] = _stage(name, recipe, sizes, processor, processes, machine, notes)
+    seconds = [stage["seconds"] for stage in stages.values()]
+    return {
+        "output": recipe.output,
+        "bases": _bases(recipe, model, sizes),
+        "parameters": {
+            "trained": {
+                **{part: getattr(sizes, part) for part in ("adapter", "aligner", "gates")},
+                **({"lora": sizes.lora} if recipe.lora else {}),
+                **({"llm": sizes.llm} if recipe.train_llm else {}),
+                "total": sizes.trained + (sizes.llm if recipe.train_llm else 0),
+            },
+            "frozen": {
+                "encoder": sizes.encoder,
+                "llm": 0 if recipe.train_llm else sizes.llm,
+                "total": sizes.encoder + (0 if recipe.train_llm else sizes.llm),
+            },
+        },
+        "processes": processes,
+        "parallel": recipe.parallel if processes > 1 else "none",
+        "machine": {"name": machine.name, "memory": machine.memory, "flops_per_second": machine.flops_per_second},
+        "stages": stages,
+        "seconds": None if None in seconds else sum(seconds),
+        "notes": notes,
+    }
+
+
+def empty_model(recipe: Recipe) -> LayAlignForConditionalGeneration:
+    """The recipe's model on the meta device: shapes and dtypes without values, from the bases' config.json alone.
+
+    Raises:
+        ValueError: bases without one, or that cannot be joined.
+    """
+    dtype = DTYPES.get(str(recipe.model.get("dtype")).removeprefix("torch."))
+    with torch.device("meta"):
+        encoder = None
+        if recipe.encoder is not None:
+            config = read_config(resolve(recipe.encoder), "encoder")
+            encoder = build_encoder(config).to(dtype or config.dtype or torch.float32)
+        config = read_config(resolve(recipe.llm), "llm")
+        llm = AutoModelForCausalLM.from_config(config, **NO_CODE).to(dtype or config.dtype or torch.float32)
+        # Quantised layers cannot be made here: the plan counts them.
+        settings = model_settings(recipe) | {"quantization": None, "train_llm": recipe.train_llm and encoder is None}
+        config = LayAlignConfig(
+            encoder_config=None if encoder is None else encoder.config,
+            llm_config=llm.config,
+            llm_input=recipe.llm_input,
+            **settings,
+        )
+        return LayAlignForConditionalGeneration(config, encoder, llm)
+
+
+def _bases(recipe, model, sizes):
+    found = {}
+    for role, base in (("encoder", model.encoder), ("llm", model.llm)):
+        if base is not None:
+            bits = (recipe.quantization or {}).get(role, {}).get("bits")
+            dtype = str(base.dtype).removeprefix("torch.")
+            name, count = getattr(recipe, role), getattr(sizes, role)
+            kind = "trained" if role == "llm" and recipe.train_llm else "frozen"
+            found[role] = {
+                "name": name,
+                "class": type(base).__name__,
+                "parameters": count,
+                "dtype": bits or dtype,
+                "is": kind,
+            }
+    return found
+
+
+def steps_of(stage: StageRecipe, examples: int, processes: int) -> int:
+    """Optimizer steps of a stage, as the Trainer counts them.
+
+    Args:
+        stage: its recipe.
+        examples: that are trained on.
+        processes: that train together.
+    """
+    if stage.steps is not None:
+        return stage.steps
+    if stage.batch_tokens is not None and stage.global_batch_size is not None:
+        return math.ceil((stage.epochs or 0) * math.ceil(examples / stage.global_batch_size))
+    calls = math.ceil(math.ceil(examples / stage.batch_size) / processes)
+    return math.ceil((stage.epochs or 0) * max(math.ceil(calls / stage.accumulation(processes)), 1))
+
+
+def _stage(name, recipe, sizes, processor, processes, machine, notes):
+    stage = recipe.stages[name]
+    try:
+        accumulation = stage.accumulation(processes)
+    except ValueError as error:
+        raise ValueError(f"stages.{name}.{error}") from None
+    found, held_out = _records(name, recipe, notes)
+    examples, at_most = (_limit(stage), True) if found is None else (found.epoch, False)
+    encoded = None if found is None or processor is None else _encode(name, recipe, found.sample, processor, notes)
+    if stage.batch_tokens is None:
+        mean, longest = _batches(stage, encoded, recipe.llm_input[name])
+    else:
+        seed = (recipe.seed, sum(name.encode()))
+        with_prompt = recipe.llm_input[name]
+        mean, longest, accumulation = _budgets(stage, encoded, examples, with_prompt, processes, seed)
+    steps = stage.steps if examples is None else steps_of(stage, examples, processes)
+    autocast, checkpointing = stage.precision == "bf16", stage.gradient_checkpointing
+    parts = stage_parts(recipe, name)
+    held = memory(sizes, longest, autocast, checkpointing, machine.is_cpu, parts, recipe.quantization)
+    held = sharded(held, sizes, _engine(recipe), processes)
+    other = memory(sizes, longest, autocast, not checkpointing, machine.is_cpu, parts)["activations"]
+    overhead = 0 if machine.is_cpu else GPU_OVERHEAD
+    operations = arithmetic(sizes, mean, checkpointing, parts) * accumulation
+    seconds = None if steps is None else steps * operations / machine.flops_per_second
+    tokens = None
+    if encoded is not None:
+        source, text = encoded.questions.lengths(), encoded.texts.lengths()
+        tokens = {
+            "encoder": round(float(source.mean()) * examples),
+            "llm": round(float(text.mean()) * examples),
+            "sampled": len(encoded) < examples,
+        }
+    return {
+        "examples": examples,
+        "at_most": at_most,
+        "held_out": held_out,
+        "epochs": stage.epochs,
+        "tokens_an_epoch": tokens,
+        "steps": steps,
+        "global_batch": stage.global_batch_size or stage.batch_size * processes * accumulation,
+        "batch_size": None if stage.batch_tokens else stage.batch_size,
+        "batch_tokens": stage.batch_tokens,
+        "accumulation": accumulation,
+        "longest_batch": {"rows": round(longest.rows), "encoder": round(longest.source), "llm": round(longest.text)},
+        "memory": {**held, "overhead": overhead, "total": sum(held.values()) + overhead},
+        "activations_if_checkpointing" if not checkpointing else "activations_without_checkpointing": other,
+        "operations_a_step": operations * processes,
+        "seconds": seconds,
+    }
+
+
+def _records(name, recipe, notes):
+    """What is trained on, None where it is not there, and how many records are held out."""
+    stage = recipe.stages[name]
+    sources = (*stage.data, *(stage.eval_data or ()))
+    missing = [str(path) for source in sources for path in source.files(recipe.data_root) if not path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        notes.append(f"{name}: data files are missing: {', '.join(missing[:3])}{more}")
+        return None, stage.hold_out or None
+    if recipe.decontaminate is not None:
+        notes.append(f"{name}: decontaminate is not applied here; the examples may be fewer")
+    try:
+        languages, sample = _read(stage.data, recipe.data_root)
+        held_out = _read(stage.eval_data, recipe.data_root)[0].total() if stage.eval_data else stage.hold_out
+    except (ValueError, ImportError) as error:
+        notes.append(f"{name}: the data cannot be read: {error}")
+        return None, stage.hold_out or None
+    count = languages.total()
+    left = count - (0 if stage.eval_data else stage.hold_out)
+    if left <= 0:
+        notes.append(f"{name}: hold_out {stage.hold_out} of {count} records leave none to train on")
+        return None, stage.hold_out
+    if stage.mixing is not None:
+        names = sorted(languages)
+        places = np.repeat(np.arange(len(names)), [languages[code] for code in names])
+        left = min(int(mixture(stage.mixing, places, names, name).counts.sum()), left)
+    return _Found(left, sample[:left]), held_out
+
+
+class _Found(NamedTuple):
+    """Examples of an epoch, and some of them."""
+
+    epoch: int
+    sample: list[Line]
+
+
+def _read(sources: Sequence[DataSource], data_root: str | None) -> tuple[Counter[str], list[Line]]:
+    """How many records of each language there are, and SAMPLE of them, each as likely as any other; never all in memory."""
+    languages: Counter[str] = Counter()
+    sample: list[Line] = []
+    draw = np.random.default_rng(0)
+    for seen, line in enumerate(stream_sources(sources, data_root, lambda _: None)):
+        languages[line.record["lang"]] += 1
+        if seen < SAMPLE:
+            sample.append(line)
+        elif (place := int(draw.integers(seen + 1))) < SAMPLE:
+            sample[place] = line
+    return languages, sample
+
+
+def _engine(recipe: Recipe) -> str:
+    """The recipe's engine, with the stage of DeepSpeed."""
+    if recipe.parallel != "deepspeed":
+        return recipe.parallel
+    zero = read_deepspeed(recipe.deepspeed or "zero3").get("zero_optimization", {})
+    return f"zero{zero.get('stage', 0)}"
+
+
+def _limit(stage):
+    """The most examples that the recipe takes of data that are not there; None: any number."""
+    count = 0
+    for source in stage.data:
+        parts = len(source.languages or ()) if source.path and "{lang" in source.path else 1
+        if source.limit is not None:
+            count += parts * source.limit
+        elif source.limit_per_language is not None and source.languages:
+            count += len(source.languages) * source.limit_per_language
+        else:
+            return None
+    return max(count - (0 if stage.eval_data else stage.hold_out), 1)
+
+
+def _processor(recipe, notes):
+    try:
+        return LayAlignProcessor.from_bases(recipe.encoder, recipe.llm)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        reason = str(error).splitlines()[0].rstrip(" :")
+        notes.append(
+            f"a tokenizer is missing ({reason}): lengths are taken for the recipe's limits, the most that can come"
+        )
+        return None
+
+
+def _encode(name, recipe, sample, processor, notes):
+    quiet = logging.getLogger("layalign.train.data.encoding")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # how many of a sample are cut is of no use
+    try:
+        return encode_records(sample, RecordEncoder(processor, recipe.stages[name], recipe.llm_input[name]))
+    except ValueError as error:
+        notes.append(f"{name}: {error}")
+        return None
+    finally:
+        quiet.setLevel(level)
+
+
+def _batches(stage: StageRecipe, encoded: EncodedRecords | None, with_prompt: bool) -> tuple[Batch, Batch]:
+    """The mean and the longest forward call of an epoch of the sample, filled up as training does it: packed ones are not."""
+    if encoded is None:
+        most = _most(stage, with_prompt)
+        return most, most
+    order = np.array(list(order_of(stage, encoded, (0,))))
+    calls = [order[start : start + stage.batch_size] for start in range(0, len(order), stage.batch_size)]
+    sides = _sides(encoded)
+    one = np.mean if stage.packing else np.max
+    shapes = np.array([[one(values[call]) for values in sides] for call in calls])
+    return Batch(stage.batch_size, *shapes.mean(0)), Batch(stage.batch_size, *shapes[shapes.sum(1).argmax()])
+
+
+def _budgets(
+    stage: StageRecipe,
+    encoded: EncodedRecords | None,
+    examples: int | None,
+    with_prompt: bool,
+    processes: int,
+    seed: tuple[int, ...],
+) -> tuple[Batch, Batch, int]:
+    """The mean and the fullest forward call of a stage with batch_tokens, and the calls of one process in a step: those of training,
+    where the sample is all there is.
+    """
+    wanted, budget = stage.global_batch_size or 1, stage.batch_tokens or 1
+    if encoded is None:
+        most = _most(stage, with_prompt)
+        rows = max(budget // int(most.source + most.text + AROUND), 1)
+        most = replace(most, rows=rows)
+        return most, most, math.ceil(wanted / rows / processes)
+    means = [float(values.mean()) for values in _sides(encoded)]
+    order = order_of(stage, encoded, seed)
+    if len(encoded) == examples:
+        batches = token_batches(stage, encoded, order, processes)
+        calls = batches.calls if batches is not None else 1
+    else:
+        sampled = min(wanted, len(encoded))
+        batches = TokenBatches(order, encoded.lengths + AROUND, sampled, budget, processes, 1)
+        calls = math.ceil(batches.calls * wanted / sampled)
+    fullest = budget / (means[0] + means[1] + AROUND)
+    return Batch(wanted / processes / calls, *means), Batch(fullest, *means), calls
+
+
+def _most(stage: StageRecipe, with_prompt: bool) -> Batch:
+    prompt = stage.source_max_length if with_prompt else 0
+    target = stage.target_max_length
+    return Batch(stage.batch_size, stage.source_max_length, prompt + target, target)
+
+
+def _sides(encoded: EncodedRecords) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths of each record: of its source, its text and its target."""
+    text = encoded.texts.lengths()
+    return encoded.questions.lengths(), text, text - encoded.prompt_lengths
