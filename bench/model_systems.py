@@ -78,6 +78,13 @@ class LayAlign(System):
                 gate.fill_(0.05 + 0.1 * index / len(gates))
         super().__init__(llm, Trained(self.model.adapter, self.model.aligner, gates))
 
+    def take(self, trained: Trained) -> LayAlign:
+        """This system with the values of another's trained part."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.trained.parameters(), trained.parameters(), strict=True):
+                mine.copy_(theirs)
+        return self
+
     def loss(self) -> Tensor:
         """Of the targets' tokens."""
         return self.model(**self.batch).loss
@@ -148,6 +155,26 @@ class BareLLM:
         """hidden (N, Dl), targets (N,)."""
         logits = self.llm.lm_head(hidden)
         return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), targets)
+
+
+class PackedBareLLM(BareLLM):
+    """The plain LLM on the rows end to end, kept apart by transformers' own way, positions that begin anew; the plain encoder reads
+    padded rows."""
+
+    def __init__(self, encoder: PreTrainedModel, llm: PreTrainedModel, batch: dict[str, Tensor], trained: Trained):
+        super().__init__(encoder, llm, batch, trained)
+        mask = self.prompted.mask
+        self.positions = ((mask.long().cumsum(dim=1) - 1)[mask])[None]
+        embeddings = self.prompted.embeddings.detach()[mask][None].requires_grad_()
+        self.prompted = Prompted(embeddings, mask[mask][None], self.prompted.labels[mask][None])
+
+    def llm_loss(self, prompted: Prompted) -> Tensor:
+        """Of the columns alone that predict a label."""
+        following = prompted.labels[0, 1:]
+        columns = (following != -100).nonzero().flatten()
+        inputs = {"inputs_embeds": prompted.embeddings, "position_ids": self.positions, "use_cache": False}
+        hidden = self.llm.model(**inputs).last_hidden_state
+        return self.head_loss(hidden[0, columns], following[columns])
 
 
 class ForcedTokens(LogitsProcessor):

@@ -5,7 +5,7 @@ what a request has written is appended to its prompt. An answer is that of `gene
 
 What this does not support, or does not do well:
 - transformers' own continuous batching (`generate_batch`, `cache_implementation="paged"`): its paged cache packs all requests into one
-  row, where each would need its own cross keys and values, so LayAlign refuses it. Nor is there vLLM, TGI or a HTTP server.
+  row, where each would need its own cross keys and values, so LayAlign refuses it. `layalign serve` has paged caches, and HTTP, by vLLM.
 - Keeping caches between rounds: every round encodes the questions and reads the prompts again. That costs one prefill a round;
   `tokens_per_round` weighs it against the time a new request waits.
 - Sampling (greedy only), beams, streaming within a round, cancelling, several GPUs, sharing prefixes, limits on memory other than

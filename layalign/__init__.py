@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from layalign.auto_classes import watch
+
 TYPE_CHECKING = False  # a name that checkers know: importing typing would double the time that this file takes
 if TYPE_CHECKING:  # the names below as they see them
     from types import ModuleType
     from typing import Any
 
+    from layalign import nn as nn
     from layalign.configuration import LayAlignConfig as LayAlignConfig
+    from layalign.fusing import fuse as fuse
+    from layalign.fusing import unfuse as unfuse
     from layalign.generation.pipeline import LayAlignPipeline as LayAlignPipeline
     from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention as adaptive_fusion_attention
     from layalign.kernels.adaptive_fusion_attention import (
@@ -46,20 +51,23 @@ _OPERATORS = {
     "fold_key_values_reference": "layalign.kernels.layerwise_aligner",
 }
 _EXPORTS = _OPERATORS | {
-    "LayAlignConfig": "layalign.configuration",
+    "LayAlignConfig": "layalign.model",  # so that AutoModel.from_config knows its model
     "LayAlignForConditionalGeneration": "layalign.model",
     "LayAlignPipeline": "layalign.generation.pipeline",
     "LayAlignProcessor": "layalign.processor",
+    "fuse": "layalign.fusing",
+    "unfuse": "layalign.fusing",
 }
+_MODULES = ("nn",)
 _TRAIN_EXPORTS = {
     "train": "layalign.train.stages",
     "load_recipe": "layalign.train.recipe",
     "Recipe": "layalign.train.recipe",
-    "StageRecipe": "layalign.train.recipe",
-    "DataSource": "layalign.train.recipe",
+    "StageRecipe": "layalign.train.stage_recipe",
+    "DataSource": "layalign.train.data.data_source",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 
 def _exported(module: ModuleType, exports: dict[str, str], name: str) -> Any:
@@ -81,6 +89,8 @@ def _export(name: str, exports: dict[str, str]) -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     return _exported(import_module(__name__), _EXPORTS, name)
 
 
@@ -91,3 +101,5 @@ def __dir__() -> list[str]:
 # Not the attention: `layalign.kernels.adaptive_fusion_attention` is its folder, which a function must not shadow.
 _export("layalign.kernels", {name: home for name, home in _OPERATORS.items() if name != home.rpartition(".")[2]})
 _export("layalign.train", _TRAIN_EXPORTS)
+# transformers' auto classes and pipelines, when they are there.
+watch()

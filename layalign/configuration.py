@@ -1,8 +1,11 @@
 """LayAlignConfig: one model's settings, among them the paper's baselines and ablations."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin
 
 from transformers import AutoConfig, PreTrainedConfig
+
+from layalign.lora import checked_lora
+from layalign.quantization import checked_quantization
 
 ALIGNERS = ("linear", "mlp", None)
 ADAPTERS = ("mlp", "gelu", "linear", None)
@@ -10,6 +13,7 @@ GATES = ("scalar", "head", "dynamic")
 ENCODER_STATES = ("all", "last", "mean")
 BACKENDS = ("auto", "triton", "torch", "flash", "reference")
 STAGES = ("translation", "task")
+FLAGS = ("mask_cross_padding", "published_training", "fold_at_inference", "train_llm")
 
 
 class LayAlignConfig(PreTrainedConfig):
@@ -19,6 +23,10 @@ class LayAlignConfig(PreTrainedConfig):
         encoder_config, llm_config: configurations of the two frozen bases (a transformers config or its dict).
         encoder_name_or_path, llm_name_or_path: where the bases come from: a hub name, a folder, or `layalign:NAME` for a base
             shipped with the package. Only these references are saved, never the bases themselves.
+        base_sources: what else finds them, {"encoder" or "llm": {"revision", "subfolder", "beside"}}: of a hub name the commit, of a
+            folder its path from the model's own. Written when a model is made and saved.
+        base_samples: a few of the bases' weights, {"encoder" or "llm": sample}, by which they are known again, see
+            `layalign.base_samples`. Written when a model is made and saved.
         adapter: "mlp" (linear, ReLU, linear: the paper's), "linear" (LangBridge), "gelu" (linear, GELU, linear: what LangBridge's
             code calls ffn) or None (no soft prompt; the paper's ablation).
         aligner: "linear" (mix over encoder layers, ReLU, linear: the paper's), "mlp" (a further ReLU and linear) or None
@@ -37,6 +45,11 @@ class LayAlignConfig(PreTrainedConfig):
         fold_at_inference: keep the aligner's projection multiplied into the LLM's key and value projections while nothing is
             trained, which answers faster, whatever the number of tokens. Takes 2 L kv De values: 1 GB in bf16 for mT5-xl and a 7B
             LLM with 32 key/value heads, 0.27 GB with 8.
+        quantization: of the bases when they are loaded by name, see `layalign.quantization.checked_quantization`; None: none.
+        lora: LoRA on the LLM, see `layalign.lora.checked_lora`; None: none. Keys and values of cross states go through it as the
+            LLM's own do.
+        train_llm: whether the LLM is trained too; it is then saved with the trained part. With it or lora, adapter and aligner may
+            both be None, and there is no encoder: an LLM alone.
 
     Raises:
         ValueError: a setting outside the values above, or indices outside the base's layers.
@@ -45,11 +58,21 @@ class LayAlignConfig(PreTrainedConfig):
     model_type = "layalign"
     sub_configs: ClassVar[dict[str, Any]] = {"encoder_config": AutoConfig, "llm_config": AutoConfig}
     is_composition: ClassVar[bool] = True
+    # Of what forward returns, for transformers' Trainer: predictions are the logits alone.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "labels",
+        "attention_mask",
+        "past_key_values",
+        "cache",
+        "cu_seqlens",
+    ]
 
     encoder_config: Any = None
     llm_config: Any = None
     encoder_name_or_path: str | None = None
     llm_name_or_path: str | None = None
+    base_sources: Any = None
+    base_samples: Any = None
     adapter: str | None = "mlp"
     aligner: str | None = "linear"
     gate: str = "scalar"
@@ -61,13 +84,31 @@ class LayAlignConfig(PreTrainedConfig):
     published_training: bool = False
     attention_backend: str = "auto"
     fold_at_inference: bool = True
+    quantization: Any = None
+    lora: Any = None
+    train_llm: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.encoder_config = _as_config(self.encoder_config, "encoder_config")
         self.llm_config = _as_config(self.llm_config, "llm_config")
-        self.llm_input = {"translation": False, "task": True} | dict(self.llm_input or {})
+        self._in_one_form()
         super().__post_init__(**kwargs)
         self._check()
+
+    def checked(self) -> None:
+        """Check settings that were changed after they were made, and bring them into their one form.
+
+        Raises:
+            ValueError: a wrong one.
+        """
+        self._in_one_form()
+        self._check()
+
+    def _in_one_form(self) -> None:
+        if not isinstance(self.llm_input, (dict, type(None))):
+            raise ValueError(f"llm_input takes {STAGES} with true or false, got {self.llm_input!r}")
+        self.llm_input = {"translation": False, "task": True} | (self.llm_input or {})
+        self.quantization, self.lora = checked_quantization(self.quantization), checked_lora(self.lora)
 
     def _check(self) -> None:
         for name, allowed in (
@@ -78,11 +119,33 @@ class LayAlignConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.train_llm and self.lora is not None:
+            raise ValueError(
+                "train_llm and lora: all of the LLM's weights are trained, or LoRA beside them; give one of both"
+            )
+        if self.train_llm and "llm" in (self.quantization or {}):
+            raise ValueError(
+                "train_llm and quantization: a quantised LLM is only ever frozen; train lora on it instead"
+            )
         if self.adapter is None and self.aligner is None:
-            raise ValueError("adapter and aligner are both None: nothing would join the encoder to the LLM")
+            if not (self.train_llm or self.lora):
+                raise ValueError(
+                    "adapter and aligner are both None: nothing would join the encoder to the LLM, and without lora or train_llm "
+                    "nothing would be trained"
+                )
+            if self.encoder_config is not None:
+                raise ValueError("adapter and aligner are both None, an LLM alone: it takes no encoder")
         if not isinstance(self.encoder_states, (list, tuple)) and self.encoder_states not in ENCODER_STATES:
             raise ValueError(
                 f"encoder_states must be one of {ENCODER_STATES} or a list of state indices, got {self.encoder_states!r}"
+            )
+        if self.encoder_layers is not None and self.encoder_states not in ("all", "mean"):
+            raise ValueError(
+                f"encoder_states and encoder_layers: encoder_states={self.encoder_states!r} says which states are read already; "
+                f"leave out encoder_layers={self.encoder_layers!r}, which is for 'all' and 'mean'"
             )
         for stage, value in self.llm_input.items():
             if stage not in STAGES or not isinstance(value, bool):
@@ -101,8 +164,17 @@ class LayAlignConfig(PreTrainedConfig):
 
     @_attn_implementation.setter
     def _attn_implementation(self, value: str | dict[str, str] | None) -> None:
-        """Own value only. transformers' setter also overwrites the bases': with None they would drop their padding masks silently."""
-        self._attn_implementation_internal = value.get("") if isinstance(value, dict) else value
+        """Own value only, which is the encoder's where a model is loaded. transformers' setter also overwrites the bases': with None they
+        would drop their padding masks silently."""
+        if isinstance(value, dict):
+            value = value.get("", value.get("encoder_config"))
+        self._attn_implementation_internal = value
+
+    @property
+    def lacks_bases(self) -> bool:
+        """Whether the configuration of the LLM is missing, or that of the encoder where there is one."""
+        alone = self.adapter is None and self.aligner is None
+        return self.llm_config is None or (self.encoder_config is None and not alone)
 
     @property
     def mixed_states(self) -> list[int]:
@@ -112,7 +184,7 @@ class LayAlignConfig(PreTrainedConfig):
             return list(self.encoder_states)
         if self.encoder_states == "last":
             return [depth]
-        return list(range(depth)) if self.encoder_layers is None else list(self.encoder_layers)
+        return list(range(depth)) if self.encoder_layers is None else _as_list("encoder_layers", self.encoder_layers)
 
     @property
     def fused_layers(self) -> list[int]:
@@ -120,7 +192,7 @@ class LayAlignConfig(PreTrainedConfig):
         if self.aligner is None:
             return []
         if self.llm_layers is not None:
-            return list(self.llm_layers)
+            return _as_list("llm_layers", self.llm_layers)
         return list(range(self.llm_config.get_text_config().num_hidden_layers))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
@@ -130,6 +202,15 @@ class LayAlignConfig(PreTrainedConfig):
         if encoder and not decoder:
             return self.encoder_config
         return self.llm_config.get_text_config(decoder=True)
+
+
+# What a caller chooses; the rest is of the bases, and written down when a model is made.
+OF_BASES = ("encoder_config", "llm_config", "encoder_name_or_path", "llm_name_or_path", "base_sources", "base_samples")
+SETTINGS = tuple(
+    name
+    for name, kind in LayAlignConfig.__annotations__.items()
+    if get_origin(kind) is not ClassVar and name not in OF_BASES
+)
 
 
 def encoder_depth(config: PreTrainedConfig) -> int:
@@ -149,8 +230,14 @@ def _as_config(value: Any, name: str) -> PreTrainedConfig | None:
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
+def _as_list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple, range)):
+        raise ValueError(f"{name} must be a list of indices or None, got {value!r}")
+    return list(value)
+
+
 def _check_indices(name: str, indices: list[Any], count: int, what: str) -> None:
-    wrong = [index for index in indices if not isinstance(index, int) or not 0 <= index < count]
+    wrong = [index for index in indices if type(index) is not int or not 0 <= index < count]
     if wrong or len(set(indices)) != len(indices) or (not indices and name == "encoder_states"):
         raise ValueError(f"{name} must be distinct indices from 0 to {count - 1} ({count} {what}), got {indices}")
 

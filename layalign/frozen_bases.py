@@ -9,20 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from layalign import fusion, loading
+from layalign import fusion, limits, loading, sharing
+from layalign.adapters import check_adapters
+from layalign.arguments import NO_CODE
 from layalign.configuration import LayAlignConfig
+from layalign.offloading import execution_device
+from layalign.trained_parts import TrainedParts
 
 
-class FrozenBases(PreTrainedModel):
-    """Two pretrained bases, of which nothing is trained.
+class FrozenBases(TrainedParts):
+    """Two pretrained bases, frozen until something of the LLM is trained with the trained part.
 
     Args:
         config: settings; its configurations become those of the bases.
         encoder, llm: the bases, used as they are; None: of the configuration, with random weights.
 
     Attributes:
-        encoder_limit: the most tokens that an encoder with learned positions reads; None: any number.
+        encoder_limit, llm_limit: the most tokens that a base with learned positions reads; None: any number.
     """
 
     config_class = LayAlignConfig
@@ -37,21 +42,39 @@ class FrozenBases(PreTrainedModel):
     def __init__(
         self, config: LayAlignConfig, encoder: PreTrainedModel | None = None, llm: PreTrainedModel | None = None
     ):
-        if config.encoder_config is None or config.llm_config is None:
+        if config.lacks_bases:
             raise ValueError(
                 "LayAlignConfig needs encoder_config and llm_config; LayAlignForConditionalGeneration.from_bases sets both"
             )
+        if llm is not None:
+            fusion.check_free(llm)
         super().__init__(config)
-        self.encoder = loading.build_encoder(config.encoder_config) if encoder is None else encoder
-        self.llm = AutoModelForCausalLM.from_config(config.llm_config) if llm is None else llm
-        config.encoder_config, config.llm_config = self.encoder.config, self.llm.config
-        self._no_split_modules = sorted({*(self.encoder._no_split_modules or []), *(self.llm._no_split_modules or [])})
-        self.encoder.requires_grad_(False)
+        self.encoder: Any = None
+        self.encoder_limit: int | None = None
+        if config.encoder_config is not None:
+            self.encoder = loading.build_encoder(config.encoder_config) if encoder is None else encoder
+            config.encoder_config = self.encoder.config
+            self.encoder.requires_grad_(False)
+            # A first call would, under a lock that torch.compile cannot trace.
+            maybe_install_capturing_hooks(self.encoder)
+            self.encoder_limit = limits.position_limit(self.encoder)
+            takes_cache = "use_cache" in inspect.signature(self.encoder.forward).parameters
+            self._encoder_arguments = {"use_cache": False} if takes_cache else {}
+        self.llm = (
+            AutoModelForCausalLM.from_config(config.llm_config, **NO_CODE) if llm is None else sharing.own_modules(llm)
+        )
+        if config.train_llm and sharing.is_shared(self.llm):
+            raise ValueError(sharing.TRAINED)
+        config.llm_config = self.llm.config
         self.llm.requires_grad_(False)
-        self.encoder_limit = loading.encoder_limit(self.encoder)
-        takes_cache = "use_cache" in inspect.signature(self.encoder.forward).parameters
-        self._encoder_arguments = {"use_cache": False} if takes_cache else {}
+        self.llm_limit = limits.position_limit(self.llm)
+        bases = [base for base in (self.encoder, self.llm) if base is not None]
+        self._no_split_modules = sorted({name for base in bases for name in base._no_split_modules or []})
         self.generation_config = self.llm.generation_config
+        # transformers takes it from the class's name, and its Trainer then counts label tokens as if the first column had nothing before
+        # it. A label there is predicted by the beginning of sequence or the soft prompts, unless there are neither.
+        first_is_predicted = config.adapter is not None or config.get_text_config().bos_token_id is not None
+        self.loss_type = None if first_is_predicted else "ForCausalLM"
 
     @torch.no_grad()
     def encoder_states(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Any:
@@ -81,6 +104,12 @@ class FrozenBases(PreTrainedModel):
     def enable_input_require_grads(self) -> None:
         """Nothing to do: the adapter's output already requires gradients."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong: with the first parameter, or, where that is offloaded, where accelerate's hooks bring it."""
+        device = super().device
+        return device if device.type != "meta" else execution_device(self) or device
+
     def get_input_embeddings(self) -> nn.Module:
         """The LLM's."""
         return self.llm.get_input_embeddings()
@@ -93,15 +122,66 @@ class FrozenBases(PreTrainedModel):
         """Replace the LLM's."""
         self.llm.set_input_embeddings(value)
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's."""
+        self.llm.set_output_embeddings(value)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Another size of the LLM's vocabulary, where the LLM is trained and saved with the model. Arguments as in transformers.
+
+        Raises:
+            ValueError: a frozen LLM, of which new tokens' embeddings would be neither trained nor saved.
+        """
+        embeddings = self.llm.get_input_embeddings()
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return embeddings
+        wanted = embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of:
+            wanted = -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
+        if wanted == embeddings.num_embeddings:
+            return embeddings
+        if not self.config.train_llm:
+            raise ValueError(
+                f"resize_token_embeddings: got {wanted} tokens, the frozen LLM has {embeddings.num_embeddings}, and new embeddings would "
+                "be neither trained nor saved with it; resize and save the LLM and build on that (from_bases), or train it (train_llm=True)"
+            )
+        return self.llm.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
+    def _ask_for_states(self, arguments: dict[str, Any]) -> None:
+        """Leave in a call's arguments what the LLM is asked for beside logits.
+
+        Raises:
+            ValueError: attention weights of an LLM whose attention is LayAlign's.
+        """
+        for name in ("output_hidden_states", "output_attentions"):
+            asked = arguments.pop(name, None)
+            if asked if asked is not None else getattr(self.config, name):
+                arguments[name] = True
+        if (
+            "output_attentions" in arguments
+            and self.llm.config.get_text_config(decoder=True)._attn_implementation == fusion.NAME
+        ):
+            raise ValueError(
+                "output_attentions: the fused attention never makes the attention weights; leave it out (layalign analyze measures what "
+                "the cross-attention adds)"
+            )
+
     def train(self, mode: bool = True) -> FrozenBases:
-        """Training mode for the trained part. The encoder stays in eval mode, and dropout in the frozen LLM stays off: the LLM's
-        own flag must follow `mode`, as gradient checkpointing looks at it."""
+        """Training mode for the trained part. The encoder stays in eval mode, and dropout in a frozen LLM stays off: the LLM's
+        own flag must follow `mode`, as gradient checkpointing looks at it.
+
+        Raises:
+            ValueError: adapters on the LLM that came after the model was made.
+        """
         super().train(mode)
-        if hasattr(self, "encoder") and hasattr(self, "llm"):
-            self.encoder.eval()
-            for module in self.llm.modules():
-                if isinstance(module, nn.Dropout):
-                    module.eval()
+        if hasattr(self, "llm"):
+            if mode:
+                check_adapters(self, saving=False)
+            if self.encoder is not None:
+                self.encoder.eval()
+            self._dropout(mode)
         return self
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str], **kwargs: Any) -> None:
@@ -114,7 +194,7 @@ class FrozenBases(PreTrainedModel):
             attn_implementation if isinstance(attn_implementation, dict) else {"encoder_config": attn_implementation}
         )
         for part, name in wanted.items():
-            if part == "encoder_config":
+            if part == "encoder_config" and self.encoder is not None:
                 self.encoder.set_attn_implementation(name, **kwargs)
             elif part == "llm_config" and (not self.config.fused_layers or name == fusion.NAME):
                 self.llm.set_attn_implementation(name, **kwargs)

@@ -7,7 +7,7 @@ only the gate lives on the attention module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +23,10 @@ from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 from layalign.sequence import Padding
 
 NAME = "layalign"
+FUSED = "_layalign_fused"  # attribute of an LLM that `layalign.fuse` has patched
 UNCOVERED = (
     "this LLM asks for an attention pattern that LayAlign's fused attention does not cover (chunked, blockwise, bidirectional or "
-    "packed by position_ids); causal and sliding-window causal attention are"
+    "packed by position_ids); causal and sliding-window causal attention are, and sequences packed by cu_seqlens"
 )
 
 
@@ -36,6 +37,7 @@ class FusionMask(NamedTuple):
     query_start: int | torch.Tensor  # key index of the first query
     window: int | None
     key_offset: int | torch.Tensor = 0  # of the sequence's positions that a sliding cache has dropped
+    states: Any = None  # the call's CrossStates, where a layer hands on its mask alone, see families.bring_arguments
 
 
 class CrossInputs(NamedTuple):
@@ -48,25 +50,42 @@ class CrossInputs(NamedTuple):
     own: Padding | None = None  # of the LLM's sequence, B rows; None: only its attention mask says
 
 
+class Packing(NamedTuple):
+    """Where packed sequences begin and end in their row, (n + 1,) int32 each, as the operator takes it."""
+
+    own: torch.Tensor  # in what the LLM reads
+    cross: torch.Tensor  # in the cross keys
+
+    def to(self, device: torch.device) -> Packing:
+        """On another device."""
+        return Packing(self.own.to(device), self.cross.to(device))
+
+
 class CrossStates:
-    """One forward call's cross keys and values, layer by layer, and which layers used them.
+    """One forward call's cross keys and values, layer by layer, which layers used them, and how its row is packed.
 
     Args:
-        cross: the keys, values and mask.
+        cross: the keys, values and mask; None: there are none.
         layers: indices of the L fused layers.
         backend: of the fused operator.
+        packing: of a row of packed sequences; None: every row is one sequence.
     """
 
-    def __init__(self, cross: CrossInputs, layers: Sequence[int], backend: str):
-        # Taken apart once: indexing in every layer would make a full-size gradient of zeros for each.
-        self.keys, self.values = cross.keys.unbind(1), cross.values.unbind(1)
-        spans = takes_spans(backend, cross.keys.device)
-        self.span = cross.span if spans else None
-        self.mask = None if cross.mask is None or self.span is not None else drop_full(cross.mask)
-        self.own = cross.own if spans else None
+    def __init__(self, cross: CrossInputs | None, layers: Sequence[int], backend: str, packing: Packing | None = None):
+        self.keys: Sequence[torch.Tensor] = ()
+        self.values: Sequence[torch.Tensor] = ()
+        self.span = self.mask = self.own = None
+        self.packing = packing
+        if cross is not None:
+            # Taken apart once: indexing in every layer would make a full-size gradient of zeros for each.
+            self.keys, self.values = cross.keys.unbind(1), cross.values.unbind(1)
+            spans = takes_spans(backend, cross.keys.device)
+            self.span = cross.span if spans else None
+            self.mask = None if cross.mask is None or self.span is not None else drop_full(cross.mask)
+            self.own = cross.own if spans else None
         self._own_spans: dict[tuple[int, Any], torch.Tensor] = {}
         self.backend = backend
-        self.indices = {layer: index for index, layer in enumerate(layers)}
+        self.indices = {layer: index for index, layer in enumerate(layers if cross is not None else ())}
         self.used: set[int] = set()
 
     def hidden_keys(self, mask: FusionMask, rows: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -75,7 +94,7 @@ class CrossStates:
             return mask.key_mask, None
         if self.own.span is None:
             return None, None
-        moved = mask.key_offset if isinstance(mask.key_offset, int) else id(mask)
+        moved = mask.key_offset if isinstance(mask.key_offset, int) else id(mask.key_offset)
         if (rows, moved) not in self._own_spans:
             span = self.own.span
             if rows != len(span):  # beams and samples of an example
@@ -84,6 +103,16 @@ class CrossStates:
                 span = (span - mask.key_offset).to(torch.int32)
             self._own_spans[rows, moved] = span
         return None, self._own_spans[rows, moved]
+
+    def gate(self, module: Any, call: Mapping[str, Any]) -> torch.Tensor:
+        """The gate of a fused layer's call, as the operator takes it.
+
+        Args:
+            module: the attention module.
+            call: the attention function's other keyword arguments, among them what `dynamic_gate_hook` has made.
+        """
+        made = call.get("fusion_gate")
+        return module.fusion_gate(None) if made is None else made
 
 
 def takes_spans(backend: str, device: torch.device) -> bool:
@@ -103,6 +132,16 @@ def swap_attention(llm: PreTrainedModel) -> None:
             f"{type(llm).__name__} does not let its attention be set: it does not go through transformers' attention interface, "
             "so LayAlign cannot be joined to it"
         )
+
+
+def check_free(llm: PreTrainedModel) -> None:
+    """Before an LLM becomes part of a LayAlign model, or is fused.
+
+    Raises:
+        ValueError: `layalign.fuse` has fused it.
+    """
+    if hasattr(llm, FUSED):
+        raise ValueError(f"this {type(llm).__name__} is fused already; layalign.unfuse(llm) gives the bare LLM back")
 
 
 def check_swapped(llm: PreTrainedModel) -> None:
@@ -196,10 +235,7 @@ def fused_attention(
             f"{type(module).__name__} got an attention mask of type {type(attention_mask).__name__} that LayAlign's mask function did "
             "not make; padding would be lost. LLMs must build their masks with transformers.masking_utils"
         )
-    if kwargs.get("s_aux") is not None:
-        raise ValueError(
-            f"{type(module).__name__} uses attention sinks, which LayAlign's fused attention does not support"
-        )
+    sink = kwargs.get("s_aux")  # transformers' name for attention sinks (gpt-oss)
     index = None if fusion is None else fusion.indices.get(module.layer_idx)
     if fusion is None or index is None:
         empty = key[:, :, :0]
@@ -207,11 +243,17 @@ def fused_attention(
     else:
         cross_key, cross_value = fusion.keys[index], fusion.values[index]
         cross_mask, cross_span = fusion.mask, fusion.span
-        made = kwargs.get("fusion_gate")
-        gate = module.fusion_gate(None) if made is None else made
+        gate = fusion.gate(module, kwargs).to(query.device)
         fusion.used.add(module.layer_idx)
     key_mask, key_span = attention_mask.key_mask, None
-    if fusion is not None:
+    query_start: int | torch.Tensor | None = attention_mask.query_start
+    packing = None if fusion is None else fusion.packing
+    if packing is not None:
+        packing = packing.to(query.device)
+        if index is None:
+            packing = packing._replace(cross=torch.zeros_like(packing.own))
+        key_mask = query_start = None
+    elif fusion is not None:
         key_mask, key_span = fusion.hidden_keys(attention_mask, len(query))
     if (
         cross_key.device != query.device
@@ -228,6 +270,7 @@ def fused_attention(
         cross_key,
         cross_value,
         gate,
+        sink=sink if sink is None or sink.dtype == query.dtype else sink.float(),
         causal=True,
         scale=scaling,
         window=attention_mask.window,
@@ -236,7 +279,9 @@ def fused_attention(
         cross_mask=cross_mask,
         key_span=key_span,
         cross_span=cross_span,
-        query_start=attention_mask.query_start,
+        query_start=query_start,
+        cu_seqlens=None if packing is None else packing.own,
+        cross_cu_seqlens=None if packing is None else packing.cross,
         backend="auto" if fusion is None else fusion.backend,
     )
     return out.transpose(1, 2), None

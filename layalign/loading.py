@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -17,6 +19,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+
+from layalign.adapters import unwrapped
+from layalign.arguments import BASES, NO_CODE, PLACE, SHARED, found_by
+from layalign.folders import read_from
+from layalign.quantization import is_quantized, quantization_config
+from layalign.spreading import check_names, spread
 
 if TYPE_CHECKING:
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
@@ -42,20 +50,31 @@ def resolve(name: str | Path) -> str:
     return str(folder)
 
 
-def load_encoder(source: str | Path | torch.nn.Module, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_encoder(
+    source: str | Path | torch.nn.Module,
+    dtype: torch.dtype | None = None,
+    quantization: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
     """The multilingual encoder as a module whose forward takes (input_ids, attention_mask): of an encoder-decoder, its encoder half.
 
     Args:
         source: hub name, folder, `layalign:NAME` or a transformers model.
         dtype: dtype of its weights; None: as stored. A module keeps its own.
+        quantization: how its weights are quantised, see `layalign.quantization`; None: as they are stored.
+        kwargs: of transformers' `from_pretrained`, see `layalign.arguments`.
 
     Raises:
-        ValueError: no model there, one that lacks weights, or a module that is not transformers'.
+        ValueError: no model there, one that lacks weights, a module that is not transformers' or, with quantization or another
+            dtype, any, or a library for that which is not installed.
     """
     if isinstance(source, torch.nn.Module):
+        _use_as_it_is("encoder", source, dtype, quantization, kwargs)
         return encoder_half(source)
     path = resolve(source)
-    return encoder_half(load_checked(encoder_class(_read_config(path, "encoder")), path, "encoder", dtype))
+    config = read_config(path, "encoder", **found_by(kwargs))
+    quantized = _quantized("encoder", path, config, dtype, quantization)
+    return encoder_half(load_checked(encoder_class(config), path, "encoder", dtype, **kwargs, **quantized))
 
 
 def encoder_half(module: torch.nn.Module) -> PreTrainedModel:
@@ -73,23 +92,24 @@ def encoder_half(module: torch.nn.Module) -> PreTrainedModel:
     return stack if two_halves and isinstance(stack, PreTrainedModel) else module
 
 
-def encoder_limit(encoder: PreTrainedModel) -> int | None:
-    """The most tokens the encoder reads, where it looks positions up in a learned table (BERT, XLM-R, BART, GPT-2); None: any number."""
-    for name, module in encoder.named_modules():
-        name = name.rpartition(".")[2]
-        if isinstance(module, torch.nn.Embedding) and ("position" in name or name == "wpe"):
-            # RoBERTa and its like count positions from the one behind their padding's.
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            return encoder.config.max_position_embeddings - unused
-    return None
-
-
-def load_llm(source: str | Path | torch.nn.Module, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_llm(
+    source: str | Path | torch.nn.Module,
+    dtype: torch.dtype | None = None,
+    quantization: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
     """The LLM, with its language-model head. Arguments and errors as in `load_encoder`."""
     if not isinstance(source, torch.nn.Module):
         path = resolve(source)
-        _read_config(path, "llm")
-        return load_checked(AutoModelForCausalLM, path, "llm", dtype)
+        config = read_config(path, "llm", **found_by(kwargs))
+        if isinstance(kwargs.get("device_map"), dict) and set(kwargs["device_map"]) != {""}:
+            trust = kwargs.get("trust_remote_code", False)
+            with torch.device("meta"):
+                check_names(kwargs["device_map"], AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+        quantized = _quantized("llm", path, config, dtype, quantization)
+        return load_checked(AutoModelForCausalLM, path, "llm", dtype, **kwargs, **quantized)
+    source = unwrapped(source)
+    _use_as_it_is("llm", source, dtype, quantization, kwargs)
     if not isinstance(source, PreTrainedModel) or source.get_output_embeddings() is None:
         raise ValueError(f"llm must be a transformers causal language model with its head, got {type(source).__name__}")
     return source
@@ -97,25 +117,28 @@ def load_llm(source: str | Path | torch.nn.Module, dtype: torch.dtype | None = N
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """An encoder with fresh random weights."""
-    return encoder_half(encoder_class(config).from_config(config))
+    return encoder_half(encoder_class(config).from_config(config, **NO_CODE))
 
 
 def load_model(
     model_path: str | os.PathLike,
-    dtype: str | None = None,
+    dtype: Any = None,
     device: str | torch.device | None = None,
     devices: str | None = None,
+    **kwargs: Any,
 ) -> tuple[LayAlignForConditionalGeneration, LayAlignProcessor]:
     """A saved model and its processor, in evaluation mode.
 
     Args:
         model_path: folder or hub name.
-        dtype: None or "auto" as stored, "float32", "bfloat16" or "float16".
+        dtype: None or "auto" as stored, "float32", "bfloat16" or "float16", or as `from_pretrained` takes it.
         device: where to; None: CUDA where there is one, else the CPU.
         devices: instead of `device`: spread the LLM's layers over all devices, see `layalign.spreading.spread`.
+        kwargs: other arguments of `LayAlignForConditionalGeneration.from_pretrained`; with its device_map neither device nor devices.
 
     Raises:
-        ValueError: no model there, a dtype or device that there is not, or both of device and devices.
+        ValueError: no model there, a dtype or device that there is not, two of device, devices and device_map, or what
+            `from_pretrained` refuses.
     """
     # By the package's lazy names: the model itself loads its bases by this module.
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
@@ -123,15 +146,18 @@ def load_model(
     check_model_path(model_path)
     if device is not None and devices is not None:
         raise ValueError(f"devices: got {devices!r} and device {str(device)!r}, takes one of them")
-    device, wanted = torch_device(device), torch_dtype(dtype)
-    model = LayAlignForConditionalGeneration.from_pretrained(str(model_path), dtype=wanted).eval()
-    if devices is None:
-        model = model.to(device)
-    else:
-        from layalign.spreading import spread
-
+    placed = kwargs.get("device_map") is not None
+    if placed and (device is not None or devices is not None):
+        raise ValueError("device and device_map, devices and device_map: two ways of one thing; give one")
+    device = torch_device("cpu" if placed else device)
+    wanted = torch_dtype(dtype) if isinstance(dtype, str) else dtype
+    model = LayAlignForConditionalGeneration.from_pretrained(str(model_path), dtype=wanted, **kwargs).eval()
+    if devices is not None:
         spread(model, devices)
-    return model, LayAlignProcessor.from_pretrained(str(model_path))
+    elif not placed:
+        model = model.to(device)
+    finds = {name: value for name, value in kwargs.items() if name in SHARED or name in PLACE}
+    return model, LayAlignProcessor.from_pretrained(str(model_path), **finds)
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
@@ -184,7 +210,8 @@ def fingerprint(model_path: str | os.PathLike) -> str:
         return str(model_path)
     names = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json")
     digest = hashlib.sha256()
-    for path in sorted([*(folder / name for name in names), *folder.glob("*.safetensors")]):
+    weights = (*folder.glob("*.safetensors"), *folder.glob("llm/*.safetensors"))
+    for path in sorted([*(folder / name for name in names), *weights]):
         if path.is_file():
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -195,7 +222,7 @@ def encoder_class(config: PreTrainedConfig) -> Any:
     return AutoModelForTextEncoding if type(config) in AutoModelForTextEncoding._model_mapping else AutoModel
 
 
-def load_checked(auto: Any, path: str, role: str, dtype: torch.dtype | None) -> PreTrainedModel:
+def load_checked(auto: Any, path: str, role: str, dtype: torch.dtype | None, **kwargs: Any) -> PreTrainedModel:
     """A pretrained model with all of its weights: transformers fills those that a checkpoint lacks with random numbers and only
     logs it.
 
@@ -204,11 +231,35 @@ def load_checked(auto: Any, path: str, role: str, dtype: torch.dtype | None) -> 
         path: folder or hub name.
         role: what it is called in messages.
         dtype: of its weights; None: as stored.
+        kwargs: other arguments of `from_pretrained`.
 
     Raises:
-        ValueError: weights that are missing, other than those of a pooler, which LayAlign does not use.
+        ValueError: no weights there, some that are missing, other than those of a pooler, which LayAlign does not use, or that
+            cannot be quantised, or a package that is not installed.
     """
-    module, found = auto.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True)
+    # transformers looks for an adapter, too, and there it does not pass these on itself.
+    finds = {name: kwargs[name] for name in (*SHARED, *PLACE) if name in kwargs}
+    finds = {"adapter_kwargs": finds} if finds else {}
+    kwargs = NO_CODE | kwargs
+    try:
+        with read_from(path, role):
+            module, found = auto.from_pretrained(
+                path, dtype=dtype or "auto", output_loading_info=True, **finds, **kwargs
+            )
+    except (OSError, ImportError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{role} {path!r} cannot be loaded: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "quantization_config" not in kwargs:
+            # Which weight it was stands in transformers' report before it.
+            raise ValueError(
+                f"{role} {path!r} cannot be loaded, its weights are damaged or do not fit its config.json: {error}"
+            ) from error
+        # Which layer it was stands in transformers' report before it.
+        raise ValueError(
+            f"quantization: {role} {path!r} cannot be quantised so ({error}); torchao's group_size must divide the width of every layer"
+        ) from error
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     if missing:
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -216,10 +267,54 @@ def load_checked(auto: Any, path: str, role: str, dtype: torch.dtype | None) -> 
     return module
 
 
-def _read_config(path: str, role: str) -> PreTrainedConfig:
+def read_config(path: str, role: str, **kwargs: Any) -> PreTrainedConfig:
+    """The configuration of a base.
+
+    Args:
+        path: folder or hub name.
+        role: what it is called in messages.
+        kwargs: that find it, as transformers takes them (revision, subfolder, ...).
+
+    Raises:
+        ValueError: none there.
+    """
     try:
-        return AutoConfig.from_pretrained(path)
+        with read_from(path, role):
+            return AutoConfig.from_pretrained(path, **NO_CODE | kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{role} {path!r} is neither a folder with a transformers config.json nor a model that can be fetched: {error}"
         ) from error
+
+
+def _quantized(role, path, config, dtype, settings):
+    """The arguments of `from_pretrained` that quantise a base. Its layers compute in the dtype they would have."""
+    if settings is None:
+        return {}
+    if is_quantized(config):
+        kind = config.quantization_config
+        kind = kind.get("quant_method") if isinstance(kind, dict) else kind.quant_method
+        raise ValueError(f"quantization: {role} {path!r} is quantised already ({kind}); leave it out for the {role}")
+    stored = getattr(config, "dtype", None) or torch.float32
+    dtype = dtype or stored
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return {"quantization_config": quantization_config(settings, dtype)}
+
+
+def _use_as_it_is(role, module, dtype, settings, kwargs):
+    """That nothing is asked of a module, which is used as it is; how files are found does not concern it."""
+    if settings is not None:
+        raise ValueError(
+            f"quantization: the {role} is a module, which is used as it is; give its name or folder, or a quantised module"
+        )
+    if (
+        dtype is not None
+        and (own := next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)) != dtype
+    ):
+        raise ValueError(
+            f"dtype: the {role} is a module of {own}, which is used as it is, got {dtype}; give its name or folder, or "
+            f"module.to({dtype})"
+        )
+    asked = sorted(set(kwargs) - set(SHARED) - set(BASES))
+    if asked:
+        raise ValueError(f"{asked[0]}: the {role} is a module, which is used as it is; give its name or folder")

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.utils import can_return_tuple
 
-from layalign import fusion, saving, sequence
-from layalign.configuration import LayAlignConfig
-from layalign.frozen_bases import FrozenBases
+from layalign import families, fusion, label_loss, limits, packing, saving, sequence
+from layalign.adapters import take_adapter, unwrapped
+from layalign.arguments import PLACE, Arguments, sorted_arguments
+from layalign.assembling import AssemblingModel
+from layalign.base_models import Source, load_base, write_down
+from layalign.compatibility import CACHE
+from layalign.configuration import SETTINGS, LayAlignConfig
 from layalign.generation.mixin import LayAlignGenerationMixin
-from layalign.kernels.dispatch import autocast_dtype
-from layalign.loading import load_encoder, load_llm
+from layalign.label_loss import LabelLoss
+from layalign.lora import add_lora, check_bare
 from layalign.modules import Adapter, Gate, LayerwiseAligner
-from layalign.outputs import Encoded, LayAlignOutput
-from layalign.projections import attention_modules, key_value_projection, split_heads
+from layalign.offloading import at_hand, working_device
+from layalign.outputs import LayAlignOutput
+from layalign.packing import PackedInputs
+from layalign.parts import let_train, parts_of
+from layalign.projections import attention_modules, key_value_projections
 from layalign.published import PublishedCheckpoint, write_published
-from layalign.saving import Source, Weights
-from layalign.sequence import Assembled, Lengths, Part
+from layalign.quantization import with_libraries
+from layalign.sequence import Lengths
+from layalign.spreading import gather_parts
+
+DType = torch.dtype | str | dict[str, Any] | None
 
 
-class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
+class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin):
     """LayAlign (arXiv 2502.11405) over any transformers encoder and LLM. Build it with `from_bases`, `from_pretrained` or
-    `from_published`; only adapter, aligner and gates are trained and saved.
+    `from_published`; only adapter, aligner and gates are trained and saved, and, where asked for, LoRA on the LLM or the LLM.
 
     Args:
         config: settings, with the configurations of both bases.
@@ -42,60 +52,84 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
     ):
         super().__init__(config, encoder, llm)
         text = config.get_text_config()
-        encoder_size, llm_size = config.encoder_config.hidden_size, text.hidden_size
+        encoder_size, llm_size = getattr(config.encoder_config, "hidden_size", 0), text.hidden_size
         layers = config.fused_layers
         self.adapter = Adapter(config.adapter, encoder_size, llm_size) if config.adapter else None
         self.aligner = None
         if self.adapter is not None:
-            nn.init.normal_(self.adapter.boundary, std=self.llm.get_input_embeddings().weight.float().std().item())
+            self.adapter.draw_boundary(at_hand(self.llm.get_input_embeddings(), "weight"))
         if config.aligner and layers:
             states, average = len(config.mixed_states), config.encoder_states == "mean"
             self.aligner = LayerwiseAligner(config.aligner, states, len(layers), encoder_size, llm_size, average)
             self._attach(layers, text)
-        self._seen_fused = False
+        check_bare(self.llm)
+        if config.lora is not None:
+            add_lora(self.llm, config.lora)
+        self._seen_fused = self._packable = False
+        self._label_loss = LabelLoss()
         self.post_init()
+        let_train(self, parts_of(config))
         self.train(self.training)
 
     def _attach(self, layers: list[int], text: Any) -> None:
         modules = attention_modules(self.llm)
-        self._projections = [key_value_projection(modules[layer], text) for layer in layers]
-        for layer in layers:
+        self._projections = key_value_projections(self.llm, layers)
+        families.bring_arguments(self.llm, [modules[layer] for layer in layers])
+        for layer, projection in zip(layers, self._projections, strict=True):
             gate = Gate(self.config.gate, text.num_attention_heads, text.hidden_size)
-            modules[layer].fusion_gate = gate.to(self.device)
+            place = working_device(projection.modules[0], self.device)
+            modules[layer].fusion_gate = gate.to(place)
             if self.config.gate == "dynamic":
                 modules[layer].register_forward_pre_hook(fusion.dynamic_gate_hook, with_kwargs=True)
         fusion.swap_attention(self.llm)
 
     @classmethod
     def from_bases(
-        cls, encoder: Source, llm: Source, *, dtype: torch.dtype | None = None, **settings: Any
+        cls, encoder: Source | None, llm: Source, *, dtype: DType = None, **arguments: Any
     ) -> LayAlignForConditionalGeneration:
         """Join two pretrained bases with a fresh trained part.
 
         Args:
-            encoder: name, folder, `layalign:NAME` or module of the multilingual encoder.
+            encoder: name, folder, `layalign:NAME` or module of the multilingual encoder; None: an LLM alone.
             llm: the same for the causal LLM. A module is used as it is: its attention implementation is set to LayAlign's and
-                gates are added to its attention modules.
-            dtype: dtype of the bases (default: as stored). The trained part is made in fp32.
-            settings: LayAlignConfig settings.
+                gates are added to its attention modules; an adapter on it (PEFT's LoRA) becomes the setting `lora`, trained and
+                saved with the model. A further model of the same LLM shares its weights and nothing else.
+            dtype: dtype of the bases, {"encoder": ..., "llm": ...} for each its own (default: as stored). The trained part is
+                made in fp32.
+            arguments: LayAlignConfig settings, and those of `from_pretrained` but revision and subfolder, which are each base's own
+                (encoder_kwargs, llm_kwargs).
 
         Raises:
-            ValueError: a base that cannot be loaded or whose attention cannot be swapped, or a wrong setting.
+            ValueError: a base that cannot be loaded or whose attention cannot be swapped, or a wrong argument.
         """
-        unknown = sorted(settings.keys() - LayAlignConfig.__annotations__.keys())
-        if unknown:
-            raise ValueError(
-                f"unknown LayAlignConfig settings {unknown}; it takes {sorted(LayAlignConfig.__annotations__)}"
-            )
-        encoder_module, llm_module = load_encoder(encoder, dtype), load_llm(llm, dtype)
+        given = sorted_arguments("from_bases", arguments | {"dtype": dtype}, SETTINGS, own_files=False)
+        settings = given.settings
+        if encoder is None:
+            settings = {"adapter": None, "aligner": None} | settings
+        # Checked before anything is loaded; what is loaded is then checked against it.
+        config = LayAlignConfig(**settings)
+        settings["quantization"] = with_libraries((config.quantization or {}) | given.quantization or None)
+        modules = {
+            role: load_base(role, source, given, settings["quantization"])
+            for role, source in (("encoder", encoder), ("llm", llm))
+            if source is not None
+        }
+        encoder_module, llm_module = modules.get("encoder"), modules["llm"]
         config = LayAlignConfig(
-            encoder_config=encoder_module.config,
+            encoder_config=None if encoder_module is None else encoder_module.config,
             llm_config=llm_module.config,
-            encoder_name_or_path=saving.reference(encoder, encoder_module),
-            llm_name_or_path=saving.reference(llm, llm_module),
             **settings,
         )
-        return cls(config, encoder_module, llm_module)
+        if encoder is not None:
+            write_down(config, "encoder", encoder, modules["encoder"], given.encoder)
+        write_down(config, "llm", unwrapped(llm), llm_module, given.llm)
+        taken = take_adapter(llm_module) if config.lora is None else None
+        if taken is None:
+            return cls(config, encoder_module, llm_module)._placed(given).train_only()
+        with taken:
+            config.lora = taken.settings
+            model = cls(config, encoder_module, llm_module)
+        return model._placed(given).train_only()
 
     @classmethod
     def from_pretrained(
@@ -105,8 +139,10 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         encoder: Source | None = None,
         llm: Source | None = None,
         config: LayAlignConfig | None = None,
-        dtype: torch.dtype | None = None,
-        **kwargs: Any,
+        dtype: DType = None,
+        quantization: Any = None,
+        check_bases: bool = True,
+        **arguments: Any,
     ) -> LayAlignForConditionalGeneration:
         """Load a saved trained part and the bases it refers to.
 
@@ -114,17 +150,29 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
             path: folder or hub name written by `save_pretrained`.
             encoder, llm: other places (or modules) for the same bases.
             config: settings instead of the saved ones.
-            dtype: dtype of the bases; the trained part takes it as well unless it is None.
-            kwargs: what transformers passes along; unused.
+            dtype: of the weights, torch's or by name, {"encoder": ..., "llm": ...} for each base its own; the trained part takes
+                the LLM's. None or "auto": as stored.
+            quantization: of the bases, see LayAlignConfig; None: as saved; "none": none.
+            check_bases: refuse bases of other weights than those trained with, as far as a few values tell (`layalign.base_samples`).
+            arguments: transformers' device_map, max_memory, offload_folder, offload_buffers (of the LLM; encoder and trained part go
+                where it reads its inputs), quantization_config (of the LLM, or {"encoder": ..., "llm": ...}), attn_implementation
+                (of the encoder); revision and subfolder (of `path`); token, cache_dir, local_files_only, force_download, proxies (of
+                `path` and the bases); trust_remote_code, use_safetensors, weights_only, variant (of the bases); encoder_kwargs and
+                llm_kwargs, mappings of these for one base; and LayAlignConfig settings in place of the saved ones.
 
         Raises:
             ValueError: no LayAlign model at `path`, a base that cannot be found or does not fit, weights that are damaged or do
-                not fit.
+                not fit, an argument that is none of these or says nothing here.
         """
-        saved = saving.read_saved(str(path), encoder, llm, config, dtype)
-        model = cls(saved.config, saved.encoder, saved.llm)
-        saving.load_trained_part(model, saved.trained, str(path))
-        if dtype is not None:
+        given = sorted_arguments(
+            "from_pretrained", arguments | {"dtype": dtype, "quantization": quantization}, SETTINGS
+        )
+        if config is not None and given.attn_implementation is None:
+            given = replace(given, attn_implementation=getattr(config, "_attn_implementation", None))
+        saved = saving.read_saved(str(path), encoder, llm, config, given, check_bases)
+        model = cls(saved.config, saved.encoder, saved.llm)._placed(given)
+        saving.load_trained_part(model, saved.trained, str(path), with_llm=False)
+        if given.llm_dtype is not None:
             for _, parameter in model.trained_parameters():
                 parameter.data = parameter.data.to(saved.llm.dtype)
         return model.eval()._folded_on_accelerator()
@@ -138,185 +186,52 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         llm: Source,
         compatible: bool = False,
         check_bases: bool = True,
-        **settings: Any,
+        **arguments: Any,
     ) -> LayAlignForConditionalGeneration:
         """Load the authors' checkpoint onto its two bases.
 
         Args:
-            checkpoint: path of `pytorch_model.bin`. Only tensors are read: a pickle with code in it is refused, unexecuted.
+            checkpoint: path of `pytorch_model.bin`, its folder or hub name. It is mapped, not read into memory. Only tensors are
+                read: a pickle with code in it is refused, unexecuted.
             encoder, llm: the bases it was trained on (names, folders or modules).
             compatible: reproduce the published code's quirks: no padding mask in the cross-attention, and what `published_training`
                 in LayAlignConfig describes. Off, answers and losses do not depend on the batch.
             check_bases: compare the bases inside the checkpoint with the given ones.
-            settings: of `from_bases`.
+            arguments: of `from_bases`, and revision and subfolder of the checkpoint.
 
         Raises:
             ValueError: not such a checkpoint, a damaged or unsafe file, or bases that are not the ones in it.
         """
-        published = PublishedCheckpoint.read(checkpoint)
+        own = sorted_arguments("from_published", arguments, SETTINGS).own
+        published = PublishedCheckpoint.read(checkpoint, **own)
+        rest = {name: value for name, value in arguments.items() if name not in PLACE}
         if compatible:
-            settings |= {"mask_cross_padding": False, "published_training": True}
+            rest |= {"mask_cross_padding": False, "published_training": True}
         model = cls.from_bases(
-            encoder, llm, aligner=published.aligner, encoder_layers=published.encoder_layers, **settings
+            encoder, llm, **{"aligner": published.aligner, "encoder_layers": published.encoder_layers, **rest}
         )
         saving.load_trained_part(model, published.trained_part(model.llm, model.config), str(checkpoint))
         if check_bases:
             published.check_bases(model.encoder, model.llm)
         return model.eval()._folded_on_accelerator()
 
-    def save_pretrained(self, save_directory: str | Path, *, state_dict: Weights | None = None, **kwargs: Any) -> None:
-        """Write config.json and the trained part (safetensors); the bases are only referred to. Arguments as in transformers."""
-        super().save_pretrained(save_directory, state_dict=self.trained_state_dict(state_dict), **kwargs)
-
-    def save_published(self, path: str | Path) -> None:
-        """Write the authors' format: the whole state dict, bases included. See `layalign.published.write_published`."""
-        write_published(path, self.config, self.encoder, self.llm, self.trained_state_dict())
-
-    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(name, parameter) of adapter, aligner and gates; every other parameter is frozen."""
-        return saving.trained_parameters(self)
-
-    def trained_state_dict(self, state_dict: Weights | None = None) -> Weights:
-        """The trained part of a state dict (default: this model's)."""
-        state_dict = self.state_dict() if state_dict is None else state_dict
-        return {name: value for name, value in state_dict.items() if saving.is_trained(name)}
-
-    @property
-    def num_trained_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(parameter.numel() for _, parameter in self.trained_parameters())
-
-    def gates(self) -> torch.Tensor:
-        """The gates of the fused layers: (L, 1) for "scalar", (L, Hq) for "head".
-
-        Raises:
-            ValueError: dynamic gates, which have no value apart from an input, or a model without an aligner.
-        """
-        if self.aligner is None or self.config.gate == "dynamic":
-            raise ValueError(f"gates() needs an aligner and gate 'scalar' or 'head', got gate {self.config.gate!r}")
-        modules = attention_modules(self.llm)
-        return torch.stack([modules[layer].fusion_gate.value.detach().float() for layer in self.config.fused_layers])
-
-    def encode(
-        self,
-        encoder_input_ids: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None = None,
-        lengths: Sequence[int] | None = None,
-    ) -> Encoded:
-        """Everything the LLM needs from the encoder, once per input.
-
-        Where much padding is left after squeezing, adapter and aligner run on the real tokens only, and the results are zeros at
-        padding.
-
-        Args:
-            encoder_input_ids: (B, T) long.
-            encoder_attention_mask: (B, T), True or 1 = real token, any pattern; None = all real.
-            lengths: the number of real tokens of each row, see `Lengths`.
-
-        Raises:
-            ValueError: more tokens than `encoder_limit`, the most that an encoder with learned positions reads; None: any number.
-        """
-        ids, mask = sequence.ids_and_mask(
-            "encoder_input_ids",
-            encoder_input_ids,
-            encoder_attention_mask,
-            self.encoder.get_input_embeddings().num_embeddings,
-        )
-        places = padding = None
-        if self.config.mask_cross_padding:
-            order, mask, tokens, padding = sequence.squeeze(mask, "right", lengths)
-            ids = ids.gather(1, order)
-            places = sequence.real_tokens(mask, tokens)
-        out = self.encoder_states(ids, None if padding is not None and padding.span is None else mask)
-        soft = None
-        if self.adapter is not None:
-            soft = self.adapter(sequence.pack(out.last_hidden_state, places)).to(self.llm.dtype)
-            soft = sequence.unpack(soft, places, mask)
-        if self.aligner is None:
-            return Encoded(soft, mask, padding=padding)
-        keys, values = self.aligner(
-            [sequence.pack(out.hidden_states[index], places) for index in self.config.mixed_states],
-            self._projections,
-            self._compute_dtype(),
-            self._aligner_backend(),
-            fold=self.config.fold_at_inference,
-        )
-        keys, values = split_heads(self._projections, keys, values)
-        keys, values = (sequence.unpack(part, places, mask, dim=1).permute(1, 0, 3, 2, 4) for part in (keys, values))
-        return Encoded(soft, mask, keys, values, padding)
-
-    def fold(self) -> LayAlignForConditionalGeneration:
-        """This model, its aligner folded into the key and value projections now, as the first inference call else does.
-
-        It takes 4 L kv Dl De operations (4.4 TFLOP for mT5-xl and a 7B LLM with MHA: a minute on a CPU) and keeps 2 L kv De values
-        until a weight changes, the model is moved or trained. Nothing happens where inference would not use them: in training
-        mode, with `fold_at_inference=False`, an aligner that is not "linear" or projections that are not plain linear layers.
-        """
-        if self.aligner is not None and self.config.fold_at_inference:
-            with torch.no_grad():
-                self.aligner.folded_weights(self._projections, self._compute_dtype(), self._aligner_backend())
+    def _placed(self, arguments: Arguments) -> LayAlignForConditionalGeneration:
+        """This model, its parts where the LLM's device map has them and its encoder's attention as asked for."""
+        if arguments.devices:
+            gather_parts(self)
+        if arguments.attn_implementation is not None:
+            try:
+                self.set_attn_implementation(arguments.attn_implementation)
+            except (ValueError, ImportError) as error:
+                raise ValueError(f"attn_implementation: {error}") from error
         return self
 
-    def _folded_on_accelerator(self) -> LayAlignForConditionalGeneration:
-        """Folded after loading, unless weights are on a CPU, where the model may be about to move."""
-        devices = {parameter.device.type for parameter in self.parameters()}
-        return self if devices & {"cpu", "meta"} else self.fold()
+    def save_published(self, path: str | Path) -> None:
+        """Write the authors' format: the whole state dict, bases included. See `layalign.published.write_published`; LoRA has no
+        place in it, `merge_lora` first."""
+        write_published(path, self.config, self.encoder, self.llm, self.trained_state_dict())
 
-    def _compute_dtype(self) -> torch.dtype:
-        """The dtype of cross keys and values: autocast's, or the LLM's."""
-        return autocast_dtype(self.llm.get_input_embeddings().weight) or self.llm.dtype
-
-    def _aligner_backend(self) -> str:
-        """The attention's, where the aligner's operators have it."""
-        backend = self.config.attention_backend
-        return "auto" if backend == "flash" else backend
-
-    def assemble(
-        self,
-        soft: torch.Tensor | None,
-        soft_mask: torch.Tensor,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        lengths: Lengths | None = None,
-    ) -> Assembled:
-        """The LLM's input sequence: `[bos][soft prompts][boundary][input_ids]`, padding squeezed to the left.
-
-        Args:
-            soft: (B, T, Dl), soft prompts, or None.
-            soft_mask: (B, T) bool, their mask; without soft prompts it tells the number of rows.
-            input_ids: (B, M) long.
-            attention_mask: (B, M), True or 1 = real token; None = all real.
-            labels: (B, M) long, -100 where no loss.
-            lengths: see `Lengths`.
-
-        Raises:
-            ValueError: rows or labels that do not fit, or nothing to read.
-        """
-        embed = self.llm.get_input_embeddings()
-        rows, ones = len(soft_mask), soft_mask.new_ones(len(soft_mask), 1)
-        of_soft, of_text, _ = lengths or (None, None, None)
-        parts = []
-        bos = self.config.get_text_config().bos_token_id
-        if bos is not None:
-            bos = bos[0] if isinstance(bos, (list, tuple)) else bos
-            parts.append(Part(embed(torch.full((rows, 1), bos, device=soft_mask.device)), ones, [1] * rows))
-        if soft is not None and self.adapter is not None:
-            boundary = self.adapter.boundary.to(soft.dtype).expand(rows, 1, -1)
-            parts += [Part(soft, soft_mask, of_soft), Part(boundary, ones, [1] * rows)]
-        if input_ids is not None:
-            ids, mask = sequence.ids_and_mask("input_ids", input_ids, attention_mask, embed.num_embeddings)
-            if ids.shape[0] != rows:
-                found = f"input_ids has {ids.shape[0]} rows, encoder_input_ids {rows}"
-                raise ValueError(f"{found}; both need one row per example")
-            parts.append(Part(embed(ids), mask, of_text))
-        if not parts:
-            raise ValueError("nothing for the LLM to read: no bos token, no adapter and no input_ids")
-        if labels is not None and (input_ids is None or labels.shape != input_ids.shape):
-            got = None if input_ids is None else tuple(input_ids.shape)
-            raise ValueError(f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {got}")
-        return sequence.join(parts, self.llm.dtype, labels, self.config.published_training)
-
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -330,6 +245,8 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         cross: fusion.CrossInputs | None = None,
         lengths: Lengths | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cu_seqlens: torch.Tensor | None = None,
+        encoder_cu_seqlens: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> LayAlignOutput:
         """Loss and logits of `[bos][soft prompts][boundary][input_ids]`.
@@ -341,31 +258,65 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
                 inputs of `generate`'s steps, as `encode` and `assemble` make them; with them input_ids are continuation tokens.
             lengths: see `Lengths`.
             logits_to_keep: as in transformers; ignored where labels are given.
-            kwargs: `num_items_in_batch`, the label tokens in the whole optimizer step (gradient accumulation; default: in this
-                call), `use_cache` (default: False), and what else the LLM takes.
+            cu_seqlens, encoder_cu_seqlens: (n + 1,) int32, from 0 up to M and to T: n examples packed end to end, without padding and
+                without masks, in one row of input_ids and labels (1, M) and one of encoder_input_ids (1, T). Each sees itself alone.
+            kwargs: `cache`, the newer name of past_key_values; `num_items_in_batch`, the label tokens in the whole optimizer step
+                (gradient accumulation; default: in this call); without labels it means that the caller makes the loss of them, as a
+                Trainer does that smooths labels, and logits (B, M, V) come out as if all of input_ids were labels; `skip_logits`,
+                whether labels are scored without all their logits at once and no logits are returned (default: in training
+                mode); `only_scored`, see LayAlignOutput; `use_cache` (default: False); `return_dict`, `output_hidden_states`, and
+                what else the LLM takes.
 
         Raises:
-            ValueError: inputs that do not go together.
+            ValueError: inputs that do not go together, more than the LLM's positions, packed ones for an LLM that does not keep
+                them apart, or output_attentions, which the fused attention has not.
             RuntimeError: an LLM that does not use LayAlign's attention.
         """
         if self.aligner is not None:
             fusion.check_swapped(self.llm)
         label_count = kwargs.pop("num_items_in_batch", None)
         use_cache = bool(kwargs.pop("use_cache", None))
-        targets = None
+        skip_logits, only_scored = kwargs.pop("skip_logits", None), kwargs.pop("only_scored", False)
+        self._ask_for_states(kwargs)
+        loss_outside = False
+        if labels is None and label_count is not None and input_ids is not None and encoder_input_ids is not None:
+            loss_outside = True
+            labels = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -100)
+        if labels is not None:
+            labels = sequence.checked_labels(labels, self.config.get_text_config().vocab_size)
+        label_places = None if labels is None else sequence.label_places(labels)
+        wanted: Any = labels
+        places: Any = None
+        cache = kwargs.pop("cache", None)
+        if cache is not None and past_key_values is not None:
+            raise ValueError("past_key_values and cache are two names for one thing: give one of them")
+        past_key_values = cache if past_key_values is None else past_key_values
+        columns: Any = None
+        bounds: Any = None
         if encoder_input_ids is not None:
             if inputs_embeds is not None or past_key_values is not None or cross is not None:
                 raise ValueError(
                     "encoder_input_ids starts a new sequence: do not give inputs_embeds, past_key_values or cross with it"
                 )
-            asked = (encoder_input_ids, encoder_attention_mask), (input_ids, attention_mask), labels
-            lengths = lengths or sequence.measure(*asked, self.config.published_training)
-            encoded = self.encode(encoder_input_ids, encoder_attention_mask, lengths and lengths.encoder)
-            assembled = self.assemble(encoded.soft, encoded.mask, input_ids, attention_mask, labels, lengths)
-            inputs_embeds, attention_mask, aligned, padding = assembled
-            cross, input_ids = encoded.cross(padding), None
-            if aligned is not None and labels is not None:
-                targets, logits_to_keep = sequence.predicting_columns(aligned, lengths, labels.shape[1])
+            question, text = (encoder_input_ids, encoder_attention_mask), (input_ids, attention_mask)
+            if cu_seqlens is not None or encoder_cu_seqlens is not None:
+                if attention_mask is not None or encoder_attention_mask is not None or use_cache:
+                    raise ValueError(
+                        "packed inputs have no padding and no cache: do not give masks or use_cache with cu_seqlens"
+                    )
+                packed = PackedInputs(encoder_input_ids, encoder_cu_seqlens, input_ids, cu_seqlens, label_places)
+                inputs_embeds, position_ids, cross, bounds, places, columns = self._read_packed(packed, lengths)
+                # All real, so that transformers looks for no packing of its own in position_ids.
+                attention_mask = torch.ones_like(position_ids, dtype=torch.bool)
+            else:
+                lengths = lengths or sequence.measure(question, text, labels, self.config.published_training)
+                encoded = self.encode(*question, lengths and lengths.encoder)
+                assembled = self.assemble(encoded.soft, encoded.mask, *text, label_places, lengths)
+                inputs_embeds, attention_mask, aligned, padding = assembled
+                cross = encoded.cross(padding)
+                if aligned is not None and labels is not None:
+                    places, columns = sequence.predicting_columns(aligned, lengths, labels.shape[1])
+            input_ids = None
         elif labels is not None:
             raise ValueError("labels need encoder_input_ids: the loss is computed over the assembled sequence")
         elif past_key_values is None and inputs_embeds is None:
@@ -373,26 +324,70 @@ class LayAlignForConditionalGeneration(FrozenBases, LayAlignGenerationMixin):
         if position_ids is None and past_key_values is None and attention_mask is not None:
             count_padding = labels is not None and self.config.published_training
             position_ids = sequence.positions(attention_mask, count_padding)
+        if bounds is None:
+            read: Any = inputs_embeds if input_ids is None else input_ids
+            limits.check_positions(self.llm_limit, read, position_ids, past_key_values)
         states = None
-        if cross is not None:
-            cross = cross if self.config.mask_cross_padding else cross._replace(mask=None, span=None)
-            states = fusion.CrossStates(cross, self.config.fused_layers, self.config.attention_backend)
+        if cross is not None or bounds is not None:
+            if cross is not None and not self.config.mask_cross_padding:
+                cross = cross._replace(mask=None, span=None)
+            states = fusion.CrossStates(cross, self.config.fused_layers, self.config.attention_backend, bounds)
             kwargs["fusion"] = states
-        out = self.llm(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
-        if states is not None and not self._seen_fused:
+        arguments = kwargs | {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            CACHE: past_key_values,
+            "use_cache": use_cache,
+        }
+        loss = None
+        targets: Any = None if places is None else sequence.at_places(wanted, places)
+        if loss_outside:
+            skip_logits = False
+        if targets is not None and (self.training if skip_logits is None else skip_logits):
+            out, total = self._label_loss.run(self.llm, arguments, targets, columns)
+            out.logits = None
+        else:
+            out, total = self.llm(**arguments, logits_to_keep=logits_to_keep if columns is None else columns), None
+        # Compiled, it costs nothing, and a flag would be a second graph.
+        compiling = torch.compiler.is_compiling()
+        if states is not None and (compiling or not self._seen_fused):
             fusion.check_used(self.llm, states)
-            self._seen_fused = True
-        loss = None if targets is None else sequence.token_loss(out.logits, targets, label_count)
-        return LayAlignOutput(loss, out.logits, targets, attention_mask, out.past_key_values)
+            families.check_unproven(self.llm, self._projections if states.indices else ())
+            if not compiling:
+                self._seen_fused = True
+        if targets is not None and not loss_outside:
+            total = label_loss.summed(out.logits.flatten(0, 1), targets.flatten()) if total is None else total
+            loss = sequence.mean_loss(total, targets, label_count)
+        logits = out.logits
+        if targets is not None and logits is not None and not only_scored:
+            logits, targets = sequence.back_in_place(logits, places, wanted)
+        return LayAlignOutput(
+            loss=loss,
+            logits=logits,
+            labels=None if loss_outside else targets,
+            attention_mask=attention_mask,
+            cu_seqlens=None if bounds is None else bounds.own,
+            hidden_states=getattr(out, "hidden_states", None),
+            attentions=getattr(out, "attentions", None),
+            **{CACHE: getattr(out, CACHE)},
+        )
+
+    @torch.compiler.disable(
+        reason="packed rows have shapes by the values of cu_seqlens: compile without fullgraph=True"
+    )
+    def _read_packed(self, packed: PackedInputs, lengths: Lengths | None) -> tuple[Any, ...]:
+        """Embeddings, positions, cross inputs, bounds, targets and their columns, of packed inputs."""
+        lengths = packing.check_inputs(self, packed, lengths)
+        if not self._packable:
+            packing.check_packable(self)
+            self._packable = True
+        encoded = self.encode_packed(packed.encoder_input_ids, lengths.encoder)
+        row = packing.assemble(self, encoded.soft, packed, lengths)
+        assert packed.encoder_cu_seqlens is not None, "check_inputs refuses this"
+        bounds = fusion.Packing(row.cu_seqlens, packed.encoder_cu_seqlens.to(torch.int32))
+        return row.embeddings, row.position_ids, packing.cross_inputs(encoded), bounds, row.targets, row.columns
 
 
 AutoModel.register(LayAlignConfig, LayAlignForConditionalGeneration)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import ModelOutput
 
+from layalign.compatibility import CACHE
 from layalign.fusion import CrossInputs
 from layalign.sequence import Padding
 
@@ -18,18 +19,29 @@ class LayAlignOutput(ModelOutput):
 
     Attributes:
         loss: mean cross-entropy per label token, where labels were given.
-        logits: (B, C, V). Without labels C is the length of the assembled sequence (padding on the left). With labels only the C
-            columns that predict a label in some row were computed; `labels` (B, C) holds their targets, -100 where a row has none.
-        labels: see logits.
+        logits: with labels (B, M, V): logits[:, j] predicts labels[:, j], as in encoder-decoders, and is 0 where there is no label,
+            for only what predicts a label was computed. None where they were skipped, as in training. Without labels (B, S, V),
+            of the assembled sequence (padding on the left): logits[:, j] predicts what comes after position j.
+        labels: (B, M), those that count in the loss, -100 elsewhere. Where logits were skipped or only_scored was asked for, (B, C),
+            of the C positions that predict a label in some row, as are the logits then.
         attention_mask: (B, S) bool of the assembled sequence.
-        past_key_values: the LLM's cache, where asked for.
+        past_key_values: the LLM's cache, where asked for; from transformers 5.24 on `cache`, with the old name as an alias.
+        hidden_states: of the LLM, (B, S, Dl) each, where asked for.
+        attentions: of an LLM without cross-attention, where asked for.
+        cu_seqlens: (n + 1,) int32, where each assembled sequence of a packed row begins, then S.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
-    past_key_values: Any = None
+    if CACHE == "cache":
+        cache: Any = None
+    else:
+        past_key_values: Any = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cu_seqlens: torch.Tensor | None = None
 
 
 class Encoded(NamedTuple):

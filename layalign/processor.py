@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,12 +15,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.utils import cached_file
 
+from layalign.arguments import NO_CODE, PLACE, SHARED, found_by, sorted_arguments
 from layalign.configuration import LayAlignConfig
+from layalign.folders import check_sealed, read_from
 from layalign.loading import resolve
 from layalign.prompts import checked_prompt, fill_prompts
 from layalign.source_languages import source_code, takes_source_language
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 DEFAULT: Any = object()  # a prompt that was left out: None is one that says nothing
 
 
@@ -108,7 +112,7 @@ class LayAlignProcessor(ProcessorMixin):
         encoded = self._encoded(read, languages, encoder_max_length)
         batch = {"encoder_input_ids": encoded["input_ids"], "encoder_attention_mask": encoded["attention_mask"]}
         if prompts is not None or targets is not None:
-            rows = [self._row(i, prompts, targets, max_length) for i in range(len(texts))]
+            rows = [_cut(row, max_length) for row in self.text_rows(prompts, targets)]
             batch |= self._pad(rows, targets is not None, padding_side)
         return BatchFeature(batch)
 
@@ -118,6 +122,12 @@ class LayAlignProcessor(ProcessorMixin):
         limits = {"truncation": max_length is not None, "max_length": max_length}
         if languages is None or not takes_source_language(tokenizer):
             return tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", **limits)
+        rows = self._by_language(texts, languages, limits)
+        return tokenizer.pad({"input_ids": rows}, padding=True, padding_side="right", return_tensors="pt")
+
+    def _by_language(self, texts: Sequence[str], languages: Sequence[str], limits: dict[str, Any]) -> list[list[int]]:
+        """The encoder's ids of each text; the tokenizer is told one language at a time."""
+        tokenizer = self.encoder_tokenizer
         codes = [source_code(tokenizer, language) for language in languages]
         rows: list[Any] = [None] * len(texts)
         before = tokenizer.src_lang
@@ -130,21 +140,41 @@ class LayAlignProcessor(ProcessorMixin):
                     rows[place] = ids
         finally:
             tokenizer.src_lang = before
-        return tokenizer.pad({"input_ids": rows}, padding=True, padding_side="right", return_tensors="pt")
+        return rows
 
-    def _row(self, index: int, prompts: list[str] | None, targets: list[str] | None, max_length: int | None) -> Row:
-        """One example, cut to max_length."""
-        prompt = [] if prompts is None else self.tokenizer(prompts[index], add_special_tokens=False)["input_ids"]
-        target = []
-        if targets is not None:
-            target = self.tokenizer(targets[index], add_special_tokens=False)["input_ids"]
-            if self.tokenizer.eos_token_id is not None:
-                target = [*target, self.tokenizer.eos_token_id]
-        if max_length is not None:
-            target = target[:max_length]
-            room = max_length - len(target)
-            prompt = prompt[-room:] if room else []
-        return Row(prompt, target)
+    def encoder_rows(
+        self, text: Sequence[str], lang: Sequence[str] | None = None, max_length: int | None = None
+    ) -> list[list[int]]:
+        """What the encoder reads of each text, without padding: the ids of a call's encoder_input_ids.
+
+        Args:
+            text, lang: texts and the language of each, as in a call.
+            max_length: the longest row, in tokens; None: any length.
+
+        Raises:
+            ValueError: a language that the encoder's tokenizer does not know.
+        """
+        read = list(text) if self.encoder_template is None else fill_prompts(self.encoder_template, text, lang)
+        limits = {"truncation": max_length is not None, "max_length": max_length}
+        if lang is None or not takes_source_language(self.encoder_tokenizer):
+            return self.encoder_tokenizer(read, **limits)["input_ids"]
+        return self._by_language(read, lang, limits)
+
+    def text_rows(self, prompt: Sequence[str] | None, target: Sequence[str] | None) -> list[Row]:
+        """What the LLM reads and writes, without padding and uncut; one of the two may be left out.
+
+        Args:
+            prompt, target: a text each; the target gets its end of sequence.
+        """
+        prompts, targets = self._ids(prompt), self._ids(target)
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        if targets is None:
+            return [Row(ids, []) for ids in prompts or ()]
+        targets = [ids + end for ids in targets]
+        return [Row(*pair) for pair in zip(prompts or [[] for _ in targets], targets, strict=True)]
+
+    def _ids(self, texts: Sequence[str] | None) -> list[list[int]] | None:
+        return None if texts is None else self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def _pad(self, rows: list[Row], with_labels: bool, side: str) -> dict[str, torch.Tensor]:
         width = max(len(prompt) + len(target) for prompt, target in rows)
@@ -175,23 +205,71 @@ class LayAlignProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **kwargs: Any) -> LayAlignProcessor:
-        """Load what `save_pretrained` wrote.
+        """Load what `save_pretrained` wrote; arguments as in transformers.
 
         Raises:
-            ValueError: no processor at `path`.
+            ValueError: no processor at `path`, or one of its two tokenizers alone.
         """
         try:
-            return super().from_pretrained(str(path), **kwargs)
+            finds = {name: kwargs[name] for name in (*SHARED, *PLACE) if name in kwargs}
+            inside = "/".join(part for part in (finds.pop("subfolder", None), "encoder_tokenizer") if part)
+            # Where it is missing, transformers gives the LLM's in its place and only logs it.
+            cached_file(str(path), TOKENIZER_CONFIG, subfolder=inside, **finds)
+            check_sealed(path, weights=False)
+            with read_from(path, "processor"):
+                return super().from_pretrained(str(path), **NO_CODE | kwargs)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{str(path)!r} holds no processor (a folder or hub name with both tokenizers): {error}"
             ) from error
 
     @classmethod
-    def from_bases(cls, encoder: str | Path, llm: str | Path, prompt_template: str | None = None) -> LayAlignProcessor:
-        """The processor of two bases, given by name, folder or `layalign:NAME`."""
-        tokenizer = AutoTokenizer.from_pretrained(resolve(llm))
-        return cls(tokenizer, AutoTokenizer.from_pretrained(resolve(encoder)), prompt_template)
+    def from_bases(
+        cls, encoder: str | Path | None, llm: str | Path, prompt_template: str | None = None, **kwargs: Any
+    ) -> LayAlignProcessor:
+        """The processor of two bases.
+
+        Args:
+            encoder, llm: names, folders or `layalign:NAME`. Without an encoder, for an LLM alone, the LLM's tokenizer stands for its too:
+                what it makes of a question is not read.
+            prompt_template: see LayAlignProcessor.
+            kwargs: what finds the bases, as `LayAlignForConditionalGeneration.from_bases` takes it (token, cache_dir, ...,
+                encoder_kwargs, llm_kwargs).
+
+        Raises:
+            ValueError: an argument that is none of these.
+        """
+        given = sorted_arguments("from_bases", kwargs, (), own_files=False)
+        of_llm = found_by(given.llm)
+        tokenizer = _tokenizer("llm", llm, of_llm)
+        finds = of_llm if encoder is None else found_by(given.encoder)
+        of_encoder = _tokenizer("encoder", llm if encoder is None else encoder, finds)
+        if encoder is None and of_encoder.pad_token is None:
+            of_encoder.pad_token = of_encoder.eos_token
+        return cls(tokenizer, of_encoder, prompt_template)
+
+
+def _tokenizer(role: str, path: str | Path, finds: Mapping[str, Any]) -> Any:
+    """A base's tokenizer."""
+    place = resolve(path)
+    try:
+        with read_from(place, role):
+            return AutoTokenizer.from_pretrained(place, **finds)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # tokenizers raises errors of no class of its own
+        raise ValueError(
+            f"{role} {str(path)!r}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _cut(row: Row, max_length: int | None) -> Row:
+    """One example, cut to max_length: its prompt from the beginning, then its target from the end."""
+    if max_length is None:
+        return row
+    target = row.target[:max_length]
+    room = max_length - len(target)
+    return Row(row.prompt[-room:] if room else [], target)
 
 
 def _as_list(name: str, value: Any, count: int | None = None) -> list[str] | None:

@@ -5,7 +5,7 @@ This file reads, checks and writes it and builds no model: `model.py` does.
 
 from __future__ import annotations
 
-import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import WEIGHTS_NAME, cached_file
 
+from layalign import mapped
 from layalign.configuration import LayAlignConfig
 from layalign.kernels.files import whole_file
 from layalign.projections import attention_modules
+from layalign.quantization import is_quantized
 from layalign.saving import Weights
 
 RENAMED = {
@@ -28,9 +31,10 @@ RENAMED = {
 }
 BOUNDARY = "mapping.end_boundary"
 GATE = "model_llm.model.model.layers.{}.self_attn.adaption_gate"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FAMILIES = ("llama", "mistral")
-# How files begin that torch.save wrote without a zip archive around them; they cannot be mapped.
-OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# How zip archives begin; what torch.save wrote without one around it cannot be mapped.
+ARCHIVE = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,17 @@ class PublishedCheckpoint:
     state: Weights
 
     @classmethod
-    def read(cls, checkpoint: str | Path) -> PublishedCheckpoint:
+    def read(cls, checkpoint: str | Path, **kwargs: Any) -> PublishedCheckpoint:
         """Read the tensors of a `pytorch_model.bin`: a pickle with code in it is refused, unexecuted.
+
+        Args:
+            checkpoint: the file, its folder or a hub name.
+            kwargs: that find it, as transformers takes them (revision, subfolder, ...).
 
         Raises:
             ValueError: not such a checkpoint, a damaged or an unsafe file.
         """
-        state = read_tensors(checkpoint)
+        state = read_tensors(published_file(checkpoint, **kwargs))
         if "encoder_aligner.projector.fc1.weight" not in state or "mapping.mlp.linear1.weight" not in state:
             raise ValueError(
                 f"{checkpoint}: not a published LayAlign state dict (no encoder_aligner.projector.fc1 or mapping.mlp)"
@@ -93,8 +101,13 @@ class PublishedCheckpoint:
             ValueError: they are not the same.
         """
         for name, value in _published_bases(encoder, llm):
+            if value.is_meta:
+                raise ValueError(
+                    f"{self.path}: {name} of the given base lies on the disk (device_map) and cannot be compared; "
+                    "check_bases=False skips this"
+                )
             theirs = self.state.get(name)
-            if theirs is None or theirs.shape != value.shape or not torch.equal(theirs.to(value.dtype), value.cpu()):
+            if theirs is None or theirs.shape != value.shape or not mapped.equal(theirs, value):
                 why = (
                     "is missing"
                     if theirs is None
@@ -111,6 +124,29 @@ class PublishedCheckpoint:
         return self.state[name]
 
 
+def published_file(checkpoint: str | Path, **kwargs: Any) -> Path:
+    """The file of a published checkpoint.
+
+    Args:
+        checkpoint: the file, its folder or a hub name.
+        kwargs: that find it on the hub, as transformers takes them (revision, subfolder, ...).
+
+    Raises:
+        ValueError: none there.
+    """
+    path = Path(checkpoint)
+    if (
+        path.is_file()
+        or path.suffix in (".bin", ".pt", ".pth")
+        or not (path.is_dir() or HUB_NAME.fullmatch(str(checkpoint)))
+    ):
+        return path
+    try:
+        return Path(cached_file(str(checkpoint), WEIGHTS_NAME, **kwargs) or "")
+    except OSError as error:
+        raise ValueError(f"{checkpoint}: neither a folder nor a hub name with a {WEIGHTS_NAME}: {error}") from error
+
+
 def read_tensors(checkpoint: str | Path, entry: str | None = None) -> Weights:
     """The tensors of a pickled state dict, memory-mapped where its format allows: a pickle with code in it is refused, unexecuted.
 
@@ -122,14 +158,19 @@ def read_tensors(checkpoint: str | Path, entry: str | None = None) -> Weights:
         ValueError: no such file, a damaged or an unsafe one, or one that holds something else.
     """
     if not Path(checkpoint).is_file():
-        raise ValueError(f"no file {checkpoint}: give the path of the published pytorch_model.bin")
+        raise ValueError(
+            f"no file {checkpoint}: give the path of the published {WEIGHTS_NAME}, its folder or its name on the hub"
+        )
     try:
         with open(checkpoint, "rb") as file:
-            old_format = file.read(len(OLD_FORMAT)) == OLD_FORMAT
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=not old_format)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            archived = file.read(len(ARCHIVE)) == ARCHIVE
+        state = mapped.load(checkpoint) if archived else torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a file that is no pickle the reader raises whatever it stumbles over
+        said = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{checkpoint}: damaged, or holds more than tensors (such pickles are not executed): {error}"
+            f"{checkpoint}: damaged, or holds more than tensors (such pickles are not executed): {said}"
         ) from error
     if entry is not None:
         if not isinstance(state, dict) or entry not in state:
@@ -155,6 +196,8 @@ def write_published(
         ValueError: a model their code cannot express (other LLM families, gates, adapters or a part of the layers).
     """
     _check_expressible(config)
+    if is_quantized(llm.config) or is_quantized(encoder.config):
+        raise ValueError("the published format holds the bases' own weights, and a base is quantised; load it as it is")
     state = dict(_published_bases(encoder, llm))
     for theirs, ours in RENAMED.items():
         state |= {theirs + name.removeprefix(ours): value for name, value in trained.items() if name.startswith(ours)}
@@ -178,6 +221,8 @@ def _check_expressible(config: LayAlignConfig) -> None:
         for name, value in {"adapter": "mlp", "gate": "scalar", "llm_layers": None}.items()
         if getattr(config, name) != value
     ]
+    if config.lora is not None:
+        raise ValueError("the published format has no place for LoRA: merge_lora() adds it to the LLM's weights")
     states = config.mixed_states
     if wrong or config.aligner is None or states != list(range(len(states))) or config.encoder_states == "mean":
         raise ValueError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,17 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
-from layalign.configuration import LayAlignConfig, encoder_depth
-from layalign.loading import PREFIX, load_encoder, load_llm
+from layalign.arguments import Arguments
+from layalign.base_models import Source, check_fit, load_base, write_down, written_down
+from layalign.base_samples import check_same, sample
+from layalign.configuration import LayAlignConfig
+from layalign.folders import check_sealed, read_from
+from layalign.loading import load_llm
+from layalign.parts import is_trained, trained_parameters
+from layalign.quantization import with_libraries
 
-Source = str | Path | torch.nn.Module
+# Where a trained LLM lies in a model's folder.
+LLM_FOLDER = "llm"
 Weights = dict[str, torch.Tensor]
 
 
@@ -26,12 +32,17 @@ class SavedModel:
 
     config: LayAlignConfig
     trained: Weights
-    encoder: PreTrainedModel
+    encoder: PreTrainedModel | None
     llm: PreTrainedModel
 
 
 def read_saved(
-    path: str, encoder: Source | None, llm: Source | None, config: LayAlignConfig | None, dtype: torch.dtype | None
+    path: str,
+    encoder: Source | None,
+    llm: Source | None,
+    config: LayAlignConfig | None,
+    arguments: Arguments,
+    check_bases: bool = True,
 ) -> SavedModel:
     """Read what `save_pretrained` wrote, and the bases it refers to.
 
@@ -39,111 +50,149 @@ def read_saved(
         path: folder or hub name.
         encoder, llm: other places (or modules) for the same bases.
         config: settings instead of those at `path`.
-        dtype: dtype of the bases; None: as stored.
+        arguments: of the call.
+        check_bases: compare the bases' weights with those trained with.
 
     Raises:
         ValueError: no LayAlign model at `path`, a base that cannot be found or does not fit, weights that are damaged.
     """
+    config = read_settings(path, config, arguments)
+    given = {"encoder": encoder, "llm": llm}
+    quantized = (config.quantization or {}) | arguments.quantization
+    kept = {base: own for base, own in quantized.items() if not isinstance(given[base], torch.nn.Module)}
+    config.quantization = with_libraries(kept or None)
+    trained = trained_weights(path, **arguments.own)
+    modules: dict[str, PreTrainedModel | None] = {"encoder": None}
+    for role in ("encoder", "llm"):
+        expected = getattr(config, f"{role}_config")
+        if expected is None:
+            continue
+        if role == "llm" and config.train_llm and llm is None:
+            modules[role] = own = load_own_llm(path, arguments)
+            check_fit(role, f"{path}/{LLM_FOLDER}", own.config, expected)
+            continue
+        source, asked = given[role], getattr(arguments, role)
+        if source is None:
+            source, place = written_down(role, config, path)
+            asked = place | asked
+        modules[role] = own = load_base(role, source, replace(arguments, **{role: asked}), config.quantization)
+        check_fit(role, source, own.config, expected)
+        if check_bases:
+            shown = type(source).__name__ if isinstance(source, torch.nn.Module) else source
+            check_same(role, shown, config.base_samples, {role: sample(own)})
+        write_down(config, role, source, own, asked)
+    loaded = modules["llm"]
+    assert loaded is not None, "read_settings refuses this"
+    return SavedModel(config, trained, modules["encoder"], loaded)
+
+
+def read_settings(path: str, config: LayAlignConfig | None, arguments: Arguments) -> LayAlignConfig:
+    """The settings of a saved model, with those of a call in their place.
+
+    Args:
+        path: folder or hub name.
+        config: instead of those at `path`.
+        arguments: of the call.
+
+    Raises:
+        ValueError: no LayAlign model there, or a wrong setting.
+    """
     if config is None:
         try:
-            config = LayAlignConfig.from_pretrained(path)
+            with read_from(path, "model"):
+                config = LayAlignConfig.from_pretrained(path, **arguments.own)
         except (OSError, KeyError) as error:
             raise ValueError(
                 f"{path!r} holds no LayAlign model (a folder or hub name with a config.json): {error}"
             ) from error
-    if config.model_type == LayAlignConfig.model_type and None in (config.encoder_config, config.llm_config):
-        raise ValueError(f"{path!r} holds no LayAlign model: it has no config.json that names two bases")
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f"config: takes a LayAlignConfig, got {config!r}")
     if config.model_type != LayAlignConfig.model_type:
         raise ValueError(f"{path!r} holds a {config.model_type!r} model, not a LayAlign model")
-    trained = _trained_weights(path)
-    encoder = _base("encoder", encoder, config.encoder_name_or_path)
-    llm = _base("llm", llm, config.llm_name_or_path)
-    encoder_module, llm_module = load_encoder(encoder, dtype), load_llm(llm, dtype)
-    _check_fit("encoder", encoder, encoder_module.config, config.encoder_config)
-    _check_fit("llm", llm, llm_module.config, config.llm_config)
-    config.encoder_name_or_path = reference(encoder, encoder_module)
-    config.llm_name_or_path = reference(llm, llm_module)
-    return SavedModel(config, trained, encoder_module, llm_module)
+    if config.lacks_bases:
+        raise ValueError(f"{path!r} holds no LayAlign model: it has no config.json that names two bases")
+    for name, value in arguments.settings.items():
+        if not (name == "quantization" and value is None):  # as saved
+            setattr(config, name, value)
+    config.checked()
+    return config
 
 
-def is_trained(name: str) -> bool:
-    """Whether a state-dict key belongs to the trained part: adapter, aligner or a gate."""
-    return name.startswith(("adapter.", "aligner.")) or ".fusion_gate." in name
+def load_own_llm(path: str, arguments: Arguments | None = None) -> PreTrainedModel:
+    """The LLM that was trained with a model and saved with it.
+
+    Args:
+        path: the model's folder or hub name.
+        arguments: of the call; None: as it is stored, on the CPU.
+
+    Raises:
+        ValueError: none there, or a damaged one.
+    """
+    arguments = arguments or Arguments()
+    folder = "/".join(part for part in (arguments.own.get("subfolder"), LLM_FOLDER) if part)
+    asked = arguments.llm | arguments.own | arguments.devices | {"subfolder": folder}
+    try:
+        return load_llm(path, arguments.llm_dtype, **asked)
+    except (ValueError, SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{path!r}: its LLM, trained with it, is not whole in {LLM_FOLDER}/: {error}") from error
 
 
-def trained_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """(name, parameter) of a model's adapter, aligner and gates."""
-    return ((name, parameter) for name, parameter in model.named_parameters() if is_trained(name))
-
-
-def load_trained_part(model: torch.nn.Module, weights: Weights, origin: str) -> None:
+def load_trained_part(model: torch.nn.Module, weights: Weights, origin: str, with_llm: bool = True) -> None:
     """Copy a trained part into a model, strictly.
 
     Args:
         model: a LayAlignForConditionalGeneration.
         weights: a tensor for each of its trained parameters.
         origin: where the weights come from, for messages.
+        with_llm: whether those of an LLM that is trained belong to them; else they stay as they are.
 
     Raises:
         ValueError: names or shapes that do not match, listed.
     """
-    parameters = dict(trained_parameters(model))
+    parameters = {name: own for name, own in trained_parameters(model) if with_llm or is_trained(name)}
     missing, unexpected = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
     if missing or unexpected:
-        raise ValueError(f"{origin!r} does not fit this model: missing {missing}, unexpected {unexpected}")
+        raise ValueError(
+            f"{origin!r} does not fit this model: missing {_listed(missing)}, unexpected {_listed(unexpected)}"
+        )
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
             raise ValueError(
                 f"{origin!r}: {name} has shape {tuple(weights[name].shape)}, the model needs {tuple(parameter.shape)}"
             )
+        value = weights[name]
+        if not value.is_floating_point():
+            raise ValueError(f"{origin!r}: {name} is {value.dtype}, takes floating point numbers")
+        if not bool((value.float() if value.itemsize == 1 else value).isfinite().all()):
+            raise ValueError(f"{origin!r}: {name} holds NaN or Inf: what was trained is damaged")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
 
 
-def reference(source: Source, module: PreTrainedModel) -> str | None:
-    """What to write down so that a base is found again: a hub name, `layalign:NAME`, or a folder's absolute path; None if unknown."""
-    name = module.config.name_or_path if isinstance(source, torch.nn.Module) else str(source)
-    if not name or name.startswith(PREFIX):
-        return name or None
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+def trained_weights(path: str, compared: bool = False, **kwargs: Any) -> Weights:
+    """The tensors of `model.safetensors` at a folder or hub name.
 
+    Args:
+        path: of the model.
+        compared: whether its folder has been compared with the manifest already, which reads every file.
+        kwargs: that find it, as transformers takes them (revision, subfolder, ...).
 
-def _trained_weights(path: str) -> Weights:
+    Raises:
+        ValueError: no such file, or a damaged one, as far as itself or a manifest beside it tells.
+    """
     try:
-        file = cached_file(path, SAFE_WEIGHTS_NAME)
+        file = cached_file(path, SAFE_WEIGHTS_NAME, **kwargs)
     except OSError as error:
         raise ValueError(f"{path!r} has no {SAFE_WEIGHTS_NAME} with the trained part: {error}") from error
+    if not compared:
+        check_sealed(Path(file).parent, weights=True)
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
 
 
-def _base(role: str, given: Source | None, recorded: str | None) -> Source:
-    source = recorded if given is None else given
-    if source is None:
-        raise ValueError(
-            f"the model does not say where its {role} comes from: pass {role}= (a name, a folder or a module)"
-        )
-    return source
-
-
-def _check_fit(role: str, source: Source, found: PreTrainedConfig, expected: PreTrainedConfig) -> None:
-    found_sizes, expected_sizes = _sizes(role, found), _sizes(role, expected)
-    wrong = [
-        f"{name} {got} instead of {expected_sizes[name]}"
-        for name, got in found_sizes.items()
-        if got != expected_sizes[name]
-    ]
-    if wrong:
-        shown = source if isinstance(source, str) else type(source).__name__
-        raise ValueError(f"{role} {shown!r} is not the one trained with: {', '.join(wrong)}")
-
-
-def _sizes(role: str, config: PreTrainedConfig) -> dict[str, Any]:
-    if role == "encoder":
-        return {"hidden_size": config.hidden_size, "layers": encoder_depth(config), "vocab_size": config.vocab_size}
-    text = config.get_text_config()
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    return {name: getattr(text, name) for name in names}
+def _listed(names: list[str]) -> list[str]:
+    """Names for a message; an LLM has hundreds."""
+    return names if len(names) <= 20 else [*names[:20], f"and {len(names) - 20} more"]

@@ -74,13 +74,13 @@ class Squeezed(NamedTuple):
     Attributes:
         places: (B, N') long, where its tokens were; the order of real tokens is kept. N' is at least 1.
         mask: (B, N') bool, True = real token.
-        tokens: the number of real tokens.
+        tokens: the number of real tokens; None: not known.
         padding: the mask once more, as spans.
     """
 
     places: torch.Tensor
     mask: torch.Tensor
-    tokens: int
+    tokens: int | None
     padding: Padding
 
 
@@ -98,8 +98,10 @@ def measure(
         published: of `align_labels`.
 
     Returns:
-        None for shapes that do not fit, of which others have more to say.
+        None for shapes that do not fit, of which others have more to say, and under torch.compile.
     """
+    if torch.compiler.is_compiling():
+        return None
     given = [(ids, mask) for ids, mask in (encoder, text) if ids is not None]
     if any(ids.dim() != 2 or (mask is not None and mask.shape != ids.shape) for ids, mask in given):
         return None
@@ -129,15 +131,20 @@ def squeeze(mask: torch.Tensor, side: str, lengths: Sequence[int] | None = None)
     Args:
         mask: (B, N) bool, True = real token; any pattern.
         side: "left" or "right", where the padding goes; spans of padding on the left are open, for tokens to come.
-        lengths: the number of real tokens of each row. Without it a GPU is waited for.
+        lengths: the number of real tokens of each row. Without it a GPU is waited for; under torch.compile, where a shape must not
+            hang on values, all columns are kept.
 
     Raises:
         ValueError: on a CPU, lengths that the mask has not.
     """
     counts = mask.sum(1)
+    longest: int
+    tokens: int | None
     if lengths is not None:
         _check_lengths(lengths, counts)
-        longest, tokens = max(lengths, default=0), sum(lengths)
+        longest, tokens = max([0, *lengths]), sum(lengths)
+    elif torch.compiler.is_compiling():
+        longest, tokens = mask.shape[1], None
     elif mask.numel():
         longest, tokens = torch.stack([counts.max(), counts.sum()]).tolist()
     else:
@@ -171,6 +178,8 @@ def join(parts: Sequence[Part], dtype: torch.dtype, labels: torch.Tensor | None,
     squeezed = squeeze(mask, "left", lengths)
     if labels is not None:
         labels = align_labels(labels, mask, squeezed.places, published)
+        if not published:  # what stands first in a row is predicted by nothing, least of all by the padding before it
+            labels = labels.masked_fill(squeezed.mask.cumsum(1) == 1, -100)
     return Assembled(take(embeddings, squeezed.places), squeezed.mask, labels, squeezed.padding)
 
 
@@ -181,9 +190,9 @@ def _check_lengths(lengths, counts):
         raise ValueError(f"lengths: got {list(lengths)}, the masks have {counts.tolist()} real tokens")
 
 
-def real_tokens(mask: torch.Tensor, tokens: int) -> torch.Tensor | None:
+def real_tokens(mask: torch.Tensor, tokens: int | None) -> torch.Tensor | None:
     """Where the real tokens lie in the flattened mask (B, T), (tokens,) long; None where they are too many for packing to pay."""
-    if torch.compiler.is_compiling() or mask.numel() - tokens <= PACKED_FROM * mask.numel():
+    if tokens is None or torch.compiler.is_compiling() or mask.numel() - tokens <= PACKED_FROM * mask.numel():
         return None
     # Not nonzero, which would wait for a GPU to count them once more.
     return (~mask).flatten().to(torch.int8).argsort(stable=True)[:tokens]
@@ -231,8 +240,10 @@ def ids_and_mask(
     """
     if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be (batch, length) of token ids, got shape {tuple(ids.shape)} of {ids.dtype}")
+    if ids.shape[0] == 0:
+        raise ValueError(f"{name} holds no rows, takes one for each example, got shape {tuple(ids.shape)}")
     # Free on a CPU; on a GPU it would wait for the device, whose own range check then has to do.
-    if ids.device.type == "cpu" and ids.numel():
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
         worst = min(int(ids.min()), 0) or int(ids.max())
         if not 0 <= worst < vocabulary:
             raise ValueError(f"{name} holds token {worst}, the vocabulary has {vocabulary}")
@@ -245,12 +256,31 @@ def ids_and_mask(
     return ids, mask.bool()
 
 
-def token_loss(
-    logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: int | torch.Tensor | None = None
+def checked_labels(labels: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Labels as int64, looked at.
+
+    Args:
+        labels: of int64 or int32, a token of the vocabulary each, or -100: no loss.
+        vocabulary: how many tokens there are.
+
+    Raises:
+        ValueError: a wrong dtype, or, on a CPU, another number.
+    """
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"labels must be token ids of int64 or int32, got {labels.dtype}")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = labels[(labels != -100) & ((labels < 0) | (labels >= vocabulary))]
+        if wrong.numel():
+            raise ValueError(
+                f"labels holds {int(wrong[0])}, takes tokens from 0 to {vocabulary - 1}, and -100 where there is no loss"
+            )
+    return labels.long()
+
+
+def mean_loss(
+    total: torch.Tensor, targets: torch.Tensor, num_items_in_batch: int | torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross-entropy of logits (B, C, V) against targets (B, C), -100 ignored, summed and divided by the number of label tokens."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    """A summed cross-entropy divided by the number of label tokens, those of targets (B, C) where none is given."""
     count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
@@ -286,3 +316,34 @@ def predicting_columns(labels: torch.Tensor, lengths: Lengths | None, most: int)
         places = [last - distance for distance in reversed(lengths.labels) if distance <= last]
         columns = torch.tensor(places, dtype=torch.long, device=labels.device)
     return labels[:, columns + 1], columns
+
+
+def label_places(labels: torch.Tensor) -> torch.Tensor:
+    """Labels (B, M) replaced by their columns, -100 where there is none: aligned in their stead, these tell where each came from."""
+    if labels.dim() != 2:
+        return labels  # refused with its shape by those who read it
+    return torch.arange(labels.shape[1], device=labels.device).expand_as(labels).masked_fill(labels == -100, -100)
+
+
+def at_places(labels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Labels (B, M) at places (B, C) of `label_places`, -100 where there is none."""
+    return labels.gather(1, places.clamp(min=0)).masked_fill(places == -100, -100)
+
+
+def back_in_place(
+    logits: torch.Tensor, places: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, C, V) as (B, M, V), in the columns of the labels that they predict, zeros elsewhere; and labels (B, M), -100 where
+    nothing predicts one.
+
+    Args:
+        logits: of the columns that `predicting_columns` found.
+        places: (B, C), where in its row the label of each was, -100: nowhere.
+        labels: (B, M).
+    """
+    real, index = places != -100, places.clamp(min=0)
+    # At most one of those that are added to an element is not zero, so that nothing is rounded.
+    spread = logits.new_zeros(*labels.shape, logits.shape[-1])
+    spread = spread.scatter_add(1, index[..., None].expand_as(logits), logits.masked_fill(~real[..., None], 0))
+    scored = torch.zeros_like(labels).scatter_add(1, index, real.to(labels.dtype)) > 0
+    return spread, labels.masked_fill(~scored, -100)

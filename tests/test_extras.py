@@ -12,7 +12,7 @@ OPTIONAL = (
     "matplotlib",
     "num2words2",
     "sacrebleu",
-)  # and rich, which typer brings along
+)  # and rich and pydantic, which typer brings along
 WITHOUT = """
 import sys
 

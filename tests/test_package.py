@@ -112,8 +112,8 @@ def git_listing(*arguments):
 def test_wheel_is_little_more_than_its_weights(wheel):
     with zipfile.ZipFile(wheel) as archive:
         weights = sum(entry.compress_size for entry in archive.infolist() if entry.filename.endswith(".safetensors"))
-    assert wheel.stat().st_size < weights + 500_000
-    assert wheel.stat().st_size < 7_000_000
+    assert wheel.stat().st_size < weights + 800_000
+    assert wheel.stat().st_size < 7_500_000
 
 
 def test_every_manifest_of_the_wheel_holds(installed):
@@ -150,6 +150,8 @@ def test_metadata(installed):
     }
     scripts = {script.name: script.value for script in found.entry_points.select(group="console_scripts")}
     assert scripts == {"layalign": "layalign.cli:main", "layalign-lm-eval": "layalign.harness:main"}
+    plugins = {plugin.name: plugin.value for plugin in found.entry_points.select(group="vllm.general_plugins")}
+    assert plugins == {"layalign": "layalign.serving:register"}
 
 
 def commands(command, names=()):

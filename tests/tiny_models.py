@@ -4,6 +4,10 @@ from pathlib import Path
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]  # ids 0 to 3
 
+# A device map of the LLM: its second layer on the disk.
+MAP = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"}
+MAP |= dict.fromkeys(("model.norm", "model.rotary_emb", "lm_head"), "cpu")
+
 
 def word_tokenizer(words, *, end_after_text, apart_from_signs=False):
     """A WordLevel tokenizer over SPECIAL and `words`, with </s> after each text if asked; texts are split at spaces, and

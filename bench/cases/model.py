@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForTextEncoding, LlamaConfig, MT5Config, PreTrainedModel
 
 from bench.cases import Case
@@ -20,6 +21,7 @@ class ModelCase(Case):
     inner: width within an MLP. tokens: of each row of the batch. new_tokens: to generate.
     rounds: that many are enough where one takes seconds; None: as many as was asked for.
     ragged: rows of different lengths, so that all masks are in use. full: measured with --full only.
+    skewed: rows of lognormal lengths, as sentences have them; the longest has as many tokens as the case says.
     """
 
     vocabulary: int
@@ -39,12 +41,13 @@ class ModelCase(Case):
     new_tokens: int
     rounds: int | None = None
     ragged: bool = False
+    skewed: bool = False
     full: bool = False
 
     def __str__(self) -> str:
         names = f"L{self.layers} Dl{self.width} heads {self.heads}/{self.kv_heads} E{self.encoder_layers}"
         tokens = f"B{self.batch} tokens {self.encoder_tokens}+{self.prompt_tokens}+{self.target_tokens}"
-        ragged = " ragged" if self.ragged else ""
+        ragged = " ragged" if self.ragged else " skewed" if self.skewed else ""
         return f"{super().__str__()} {names} De{self.encoder_width} {tokens}{ragged}"
 
     def small(self) -> ModelCase:
@@ -116,6 +119,8 @@ class ModelCase(Case):
             if self.ragged:
                 for row in range(self.batch):
                     mask[row, length - row * length // (2 * self.batch) :] = 0
+            if self.skewed:
+                mask *= self._shares(length)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def training(self) -> dict[str, Tensor]:
@@ -124,11 +129,35 @@ class ModelCase(Case):
         target = self._ids(self.target_tokens, torch.Generator().manual_seed(2)).to(self.device)
         labels = torch.cat([torch.full_like(batch["input_ids"], -100), target], dim=1)
         batch["input_ids"] = torch.cat([batch["input_ids"], target], dim=1)
-        batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(target)], dim=1)
+        real = self._shares(self.target_tokens).to(self.device) if self.skewed else torch.ones_like(target)
+        batch["attention_mask"] = torch.cat([batch["attention_mask"], real], dim=1)
+        if self.skewed:
+            labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
         return batch | {"labels": labels}
+
+    def real_tokens(self) -> int:
+        """Positions of the LLM that are no padding, in training."""
+        batch = self.training()
+        return int(batch["encoder_attention_mask"].sum() + batch["attention_mask"].sum()) + 2 * self.batch
+
+    def _shares(self, most):
+        """Mask (B, most) of rows of lognormal lengths (sigma 0.8), the longest `most`; the same shares for questions and texts."""
+        drawn = torch.empty(self.batch).log_normal_(0.0, 0.8, generator=torch.Generator().manual_seed(4))
+        lengths = (most * drawn / drawn.max()).long().clamp(min=1)
+        return (torch.arange(most) < lengths[:, None]).long()
 
     def _ids(self, length, generator):
         return torch.randint(3, self.vocabulary, (self.batch, length), generator=generator)
+
+
+def packed_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows of a training batch end to end, without their padding, as the model takes packed ones."""
+    packed = {}
+    for kind in ("encoder_", ""):
+        mask = batch[f"{kind}attention_mask"].bool()
+        packed[f"{kind}input_ids"] = batch[f"{kind}input_ids"][mask][None]
+        packed[f"{kind}cu_seqlens"] = F.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0)).to(torch.int32)
+    return packed | {"labels": batch["labels"][batch["attention_mask"].bool()][None]}
 
 
 def twin(module: PreTrainedModel) -> PreTrainedModel:
@@ -200,10 +229,12 @@ _EVERYWHERE = {
     "gpu_1b": ModelCase(**_GPU, **_LARGE, **_LLAMA_1B, **_QUICK),
     "gpu_1b_ragged": ModelCase(**_GPU, **_LARGE, **_LLAMA_1B, **_QUICK, ragged=True, full=True),
 }
+# 69 % of all positions of padded rows are padding.
+_SKEWED = ModelCase(**_CPU | {"batch": 8, "prompt_tokens": 32}, skewed=True, rounds=3)
 _LARGEST = {"gpu_llama_2_7b": ModelCase(**_7B, batch=4), "gpu_llama_3_8b": ModelCase(**_8B, batch=4)}
 CASES = {
     "training_step": _EVERYWHERE
-    | {"cpu_memory": _memory_case(256)}
+    | {"cpu_memory": _memory_case(256), "cpu_skewed": _SKEWED}
     | {f"cpu_memory_{text}": _memory_case(text, full=True) for text in (512, 1024)}
     | _LARGEST,
     "prefill": _EVERYWHERE | _LARGEST,

@@ -40,6 +40,7 @@ def analyze(
     output: str | PathLike | None = None,
     settings: GenerationSettings = DEFAULT_SETTINGS,
     progress: bool = True,
+    bases: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure how alike the model sees the same text in different languages, and write a folder: analysis.json and a
     figure for each of the paper's analyses (section 5.4, appendix A).
@@ -54,6 +55,7 @@ def analyze(
         output: the folder; runs/analyze/<model's name> by default.
         settings: how the model is run; all but `max_new_tokens`.
         progress: show bars, then the tables.
+        bases: {"encoder", "llm"} of the model, where they are not where it says.
 
     Returns:
         What analysis.json holds: texts (N), languages, english {"encoder", "llm", "llm_alone": {lang: {"same", "other",
@@ -71,7 +73,7 @@ def analyze(
     folder = Path(output) if output else Path("runs") / "analyze" / Path(model_path).name
     check_output(folder, "analysis", RESULTS)
     parallel = parallel_texts(task, data, texts, languages, limit)
-    model, processor = load_model(model_path, settings.dtype, settings.device, settings.devices)
+    model, processor = load_model(model_path, settings.dtype, settings.device, settings.devices, **(bases or {}))
     reading: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "encoder_max_length": settings.encoder_max_length,

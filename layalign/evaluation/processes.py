@@ -6,6 +6,7 @@ end, and at the beginning those that a killed run left, whatever number of proce
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from layalign.evaluation.settings import GenerationSettings
-from layalign.journal import Journal, line_of
-from layalign.kernels.files import write_text
-from layalign.tasks.reading import json_rows
+from layalign.journal import Check, Journal, checked_lines
 from layalign.tasks.task import Problem, Record
 
 RECORDS, JOB = "records.jsonl", "evaluation.json"
@@ -103,29 +102,28 @@ def answered(
         ValueError: the folder is of another evaluation, or one in use.
     """
     if not processes.first:
-        return _share(make, folder, job, processes)
-    with Journal(folder / RECORDS, job, folder / JOB) as journal:
-        _take_over(journal, folder, job)
+        return _share(make, problems, folder, job, processes)
+    with Journal(folder / RECORDS, job, folder / JOB, _checker(problems)) as journal:
+        _take_over(journal, problems, folder, job)
         processes.wait()  # for the others to read what there is
         processes.wait()
         make({key(record) for record in journal.records}, journal.append)
         processes.wait()  # for the others to be done
-        _take_over(journal, folder, job)
+        _take_over(journal, problems, folder, job)
         found = {key(record): record for record in journal.records}
-        journal.records = [found[key(problem)] for problem in problems]
-        lines = "".join(map(line_of, journal.records))
-        if lines.encode() != journal.path.read_bytes():
-            write_text(journal.path, lines)
+        journal.replace([found[key(problem)] for problem in problems])
     processes.wait()
     return journal.records
 
 
-def _share(make: Make, folder: Path, job: dict[str, Any], processes: Processes) -> list[Record]:
+def _share(
+    make: Make, problems: list[Problem], folder: Path, job: dict[str, Any], processes: Processes
+) -> list[Record]:
     """The same in a process that is not the first."""
     processes.wait()
     kept = {key(record) for record in records_of(folder)}
     processes.wait()
-    with Journal(folder / f"records-{processes.rank}.jsonl", job) as part:
+    with Journal(folder / f"records-{processes.rank}.jsonl", job, check=_checker(problems)) as part:
         make(kept, part.append)
     processes.wait()
     processes.wait()
@@ -136,20 +134,39 @@ def records_of(folder: Path) -> list[Record]:
     """The records of an evaluation's folder.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: it holds none, or a line that is broken or has changed.
     """
     path = folder / RECORDS
     if not path.is_file():
         raise ValueError(f"{folder} holds no evaluation (no {RECORDS})")
-    return [dict(row) for _, row in json_rows(path)] if path.stat().st_size else []
+    with open(path, "rb") as file:
+        return list(checked_lines(path, file.readlines()))
 
 
-def _take_over(journal: Journal, folder: Path, job: dict[str, Any]) -> None:
+def _checker(problems: list[Problem]) -> Check:
+    """Finds a record that is none of the problems', or stands there twice."""
+    asked = {key(problem): json.loads(json.dumps(problem)) for problem in problems}
+    seen: set[Key] = set()
+
+    def wrong(_: int, record: Record) -> str | None:
+        if not {"task", "lang", "index", "prediction"} <= record.keys():
+            return "no record of an evaluation"
+        problem = asked.get(key(record))
+        if problem is None or any(record.get(name) != value for name, value in problem.items()):
+            return "not a question of this evaluation, or another text of it"
+        if key(record) in seen:
+            return "a question that stands there twice"
+        seen.add(key(record))
+        return None
+
+    return wrong
+
+
+def _take_over(journal: Journal, problems: list[Problem], folder: Path, job: dict[str, Any]) -> None:
     """Add what other processes' journals have, and remove them."""
     known = {key(record) for record in journal.records}
     for path in sorted(folder.glob(_PARTS)):
-        with Journal(path, job) as part:
+        with Journal(path, job, check=_checker(problems)) as part:
             journal.append([record for record in part.records if key(record) not in known])
             known |= {key(record) for record in part.records}
-        path.unlink()
-        part.job_path.unlink(missing_ok=True)
+        part.remove()

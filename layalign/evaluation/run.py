@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +25,7 @@ from layalign.prompts import TASK_PROMPT
 from layalign.tasks import load_tasks
 from layalign.tasks.registry import Data, LoadedTask
 from layalign.tasks.task import Problem, Record, Task
+from layalign.versions import versions
 
 if TYPE_CHECKING:
     from layalign.generation.texts import BatchedAnswerer
@@ -127,7 +126,7 @@ def evaluate(
         "system": system.name,
         "tasks": {name: _task_results(name, task, records) for name, (task, _) in loaded.items()},
         "config": {**config, "batch_size": settings.batch_size},
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": seconds,
     }
     if processes.first:
@@ -189,13 +188,6 @@ def _task_results(name: str, task: Task, records: list[Record]) -> dict[str, Any
         "intervals": comparison.intervals(chosen, task.scoring, task.groups),
         "counts": counts,
         **{said: getattr(task.scoring, said)() for said in ("signatures", "notes") if hasattr(task.scoring, said)},
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("layalign", "torch", "transformers")},
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from layalign.evaluation import comparison, report
 from layalign.evaluation.processes import RECORDS, records_of
 from layalign.figures import markdown_table
-from layalign.kernels.files import write_json, write_text
+from layalign.kernels.files import read_json, write_json, write_text
 from layalign.tasks import find_task
 from layalign.tasks.task import Record, Task
 
@@ -37,7 +36,7 @@ def read_run(folder: str | PathLike) -> Run:
         unfinished = " (it is not finished; the same command goes on with it)" if (path / RECORDS).is_file() else ""
         raise ValueError(f"{path} holds no finished evaluation: no {RESULTS}{unfinished}")
     try:
-        results = json.loads((path / RESULTS).read_text(encoding="utf-8"))
+        results = read_json(path / RESULTS)
         tasks = results["tasks"]
         name = f"{results['system']} ({path.name})"
     except (ValueError, KeyError, TypeError) as error:

@@ -53,7 +53,7 @@ class ReadingAnswerer(Answerer):
         batch["attention_mask"] = (torch.arange(width) >= width - lengths).long().to(device)
         batch["labels"] = torch.tensor([[-100] * (width - len(target)) + target for _, target in pairs], device=device)
         with torch.inference_mode():
-            out = self.model(**batch)
+            out = self.model(**batch, only_scored=True)
         sums = label_loglikelihoods(out.logits, out.labels).tolist()
         greedy = ((out.logits.argmax(-1) == out.labels) | (out.labels == -100)).all(1).tolist()
         return list(zip(sums, greedy, strict=True))

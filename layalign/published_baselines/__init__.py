@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from layalign.arguments import NO_CODE
+from layalign.base_models import reference
 from layalign.loading import encoder_class, load_checked, load_llm, resolve
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
 from layalign.published import read_tensors
 from layalign.published_baselines.langbridge import ADDED_TOKENS, WEIGHTS, LangBridge, renamed
-from layalign.saving import Weights, load_trained_part, reference
+from layalign.saving import Weights, load_trained_part
 
 MINDMERGER, LANGBRIDGE = "mindmerger", "langbridge"
 KINDS = (MINDMERGER, LANGBRIDGE)
@@ -113,7 +115,7 @@ def _load_encoder(name: str, dtype: torch.dtype | None) -> PreTrainedModel:
     """The whole encoder model, which saves as it was loaded, where LayAlign uses a part of it."""
     path = resolve(name)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, **NO_CODE)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"encoder {name!r} is neither a model's folder nor one that can be fetched: {error}"
@@ -148,6 +150,6 @@ def _tokenizer(role: str, name: str | None) -> Any:
     if name is None:
         raise ValueError(f"{role}: got none, takes the place of a tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(resolve(name))
+        return AutoTokenizer.from_pretrained(resolve(name), **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{role}: {name} holds no tokenizer that can be loaded: {error}") from error

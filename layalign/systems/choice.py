@@ -28,11 +28,11 @@ def chosen_system(
     Args:
         settings: how it is run.
         model: a LayAlign model, or with `published` a baseline's checkpoint.
-        llm: an LLM alone, or the baseline's.
+        llm: an LLM alone, the baseline's, or that of `model` where it has moved.
         translator: an encoder-decoder before the LLM.
         examples, shots: a file of worked examples for the LLM, and how many; one a question where `shots` is left out.
         published: the baseline's kind.
-        encoder: its encoder.
+        encoder: its encoder, or that of `model` where it has moved.
         encoder_tokenizer: where that one's tokenizer is, if not with it.
         prefix: what the translator reads before each text.
 
@@ -56,16 +56,16 @@ def chosen_system(
             encoder_tokenizer=encoder_tokenizer,
             settings=settings,
         )
-    if encoder is not None or encoder_tokenizer is not None:
-        raise ValueError(
-            "--encoder, --encoder-tokenizer go with --published; a LayAlign model says what its encoder is"
-        )
-    if (model is None) == (llm is None):
-        raise ValueError(f"model: got {model!r} and --llm {llm!r}, takes one of them")
+    if encoder_tokenizer is not None:
+        raise ValueError("--encoder-tokenizer goes with --published; a LayAlign model has its own")
     if model is not None:
         if of_llm:
-            raise ValueError(f"{', '.join(of_llm)} goes with --llm, got the model {model!r}")
-        return LayAlignModel(model=model, settings=settings)
+            raise ValueError(f"{', '.join(of_llm)} goes with --llm alone, got the model {model!r}")
+        return LayAlignModel(model=model, encoder=encoder, llm=llm, settings=settings)
+    if encoder is not None:
+        raise ValueError("--encoder goes with a model or with --published")
+    if llm is None:
+        raise ValueError("model: got none and no --llm, takes one of them")
     if shots is not None and examples is None:
         raise ValueError("--shots: give the file of --examples too")
     count = 0 if examples is None else shots or 1

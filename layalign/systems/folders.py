@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from layalign.arguments import NO_CODE
 from layalign.configuration import LayAlignConfig
 from layalign.loading import resolve
 
@@ -58,7 +59,7 @@ def load_tokenizer(role: str, path: str) -> PreTrainedTokenizerBase:
         ValueError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(resolve(path))
+        return AutoTokenizer.from_pretrained(resolve(path), **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{role}: {path} holds no tokenizer that can be loaded: {_first_line(error)}") from error
 
@@ -105,7 +106,7 @@ def check_place(role: str, path: str) -> None:
 def _config(role: str, path: str) -> PreTrainedConfig:
     check_place(role, path)
     try:
-        return AutoConfig.from_pretrained(resolve(path))
+        return AutoConfig.from_pretrained(resolve(path), **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{role}: {path} is neither a folder with a transformers config.json nor a model that can be fetched: "

@@ -21,9 +21,12 @@ class LayAlignModel(System):
 
     Attributes:
         model: its folder or hub name.
+        encoder, llm: its bases, where they are not where it says; None: there.
     """
 
     model: str
+    encoder: str | None = None
+    llm: str | None = None
 
     @property
     def name(self) -> str:
@@ -48,7 +51,8 @@ class LayAlignModel(System):
 
     @cached_property
     def _loaded(self) -> Any:
-        return load_model(self.model, self.settings.dtype, self.settings.device, self.settings.devices)
+        placed = self.settings.dtype, self.settings.device, self.settings.devices
+        return load_model(self.model, *placed, encoder=self.encoder, llm=self.llm)
 
 
 def layalign_answerer(system: System, model: Any, processor: Any, prompt: str | None) -> Answerer:

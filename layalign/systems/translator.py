@@ -10,7 +10,8 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from layalign.generation.texts import GREEDY, longest_first
 from layalign.languages import language_code, language_name
-from layalign.loading import encoder_limit, load_checked, resolve
+from layalign.limits import position_limit
+from layalign.loading import load_checked, resolve
 from layalign.source_languages import source_code, takes_source_language
 from layalign.systems.folders import load_tokenizer, seq2seq_config
 
@@ -47,7 +48,7 @@ class Translator:
     ):
         self.model, self.tokenizer, self.prefix, self.batch_size = model, tokenizer, prefix, batch_size
         self.by_language = takes_source_language(tokenizer)
-        self._limit = encoder_limit(model.get_encoder())
+        self._limit = position_limit(model.get_encoder())
         self._arguments = {**GREEDY, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
         self._target = target_token(tokenizer, target) if self.by_language else None
         if self.by_language:

@@ -14,7 +14,7 @@ KEPT_OUT = ("PYTEST_XDIST", "PYTEST_ADDOPTS", "TRITON_INTERPRET", "LAYALIGN_COMM
 LENGTHS = (256, 512, 1024)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_command():
     """run_command(command, *folders) -> the finished command, at the repository's root; folders: to import from."""
 
@@ -26,7 +26,7 @@ def run_command():
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_bench(run_command):
     """run_bench(*arguments, plugins=(folder, names)) -> the finished `pytest arguments` at the repository's root.
 

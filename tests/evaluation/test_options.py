@@ -93,13 +93,12 @@ def test_a_prompt_from_a_file_is_the_same_as_given(folder, model_folder, tmp_pat
 
 
 BAD_EVALUATIONS = {
-    "no system": ((), "model: got None and --llm None, takes one of them"),
-    "two systems": (("{model}", "--llm", "{llm}"), "takes one of them"),
+    "no system": ((), "model: got none and no --llm, takes one of them"),
     "examples for a model": (
         ("{model}", "--examples", "{folder}/shots.jsonl"),
-        "--examples goes with --llm, got the model",
+        "--examples goes with --llm alone, got the model",
     ),
-    "translator for a model": (("{model}", "--translator", "{llm}"), "--translator goes with --llm"),
+    "translator for a model": (("{model}", "--translator", "{llm}"), "--translator goes with --llm alone"),
     "shots without examples": (("--llm", "{llm}", "--shots", "2"), "--shots: give the file of --examples too"),
     "more shots than examples": (
         ("--llm", "{llm}", "--examples", "{folder}/shots.jsonl", "--shots", "9"),
@@ -113,7 +112,19 @@ BAD_EVALUATIONS = {
         ("--llm", "{llm}", "--examples", "{folder}/bad.txt"),
         "bad.txt:1: got 1 tab-separated fields",
     ),
-    "an encoder for a model": (("{model}", "--encoder", "{llm}"), "--encoder, --encoder-tokenizer go with --published"),
+    "an encoder for an LLM": (
+        ("--llm", "{llm}", "--encoder", "{llm}"),
+        "--encoder goes with a model or with --published",
+    ),
+    "an encoder's tokenizer for a model": (
+        ("{model}", "--encoder-tokenizer", "x"),
+        "--encoder-tokenizer goes with --published",
+    ),
+    "an LLM of other sizes for a model": (("{model}", "--llm", "layalign:tiny_llm"), "is not the one trained with"),
+    "an empty language": (
+        ("{model}", "--languages", "en,,sw"),
+        "--languages: got 'en,,sw', takes names parted by commas",
+    ),
     "a prefix without a translator": (
         ("--llm", "{llm}", "--prefix", "to English: "),
         "--prefix goes with --translator",

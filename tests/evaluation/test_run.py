@@ -108,6 +108,7 @@ def test_an_evaluation_writes_its_folder(call, loaded, capsys):
     assert {path.name for path in output.iterdir()} == {
         "evaluation.json",
         "records.jsonl",
+        "records.jsonl.sums",
         "results.json",
         "table.md",
         "accuracy_mgsm.png",
@@ -177,7 +178,7 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
     monkeypatch.setattr(
         Answerer, "_generate", lambda self, given, **rest: (asked.extend(given.texts), generate(self, given, **rest))[1]
     )
-    monkeypatch.setattr("layalign.systems.layalign_model.load_model", lambda *_: loaded)
+    monkeypatch.setattr("layalign.systems.layalign_model.load_model", lambda *_, **__: loaded)
     ends = [place for place, byte in enumerate(content) if byte == ord("\n")]
     for length in (0, 5, ends[0], ends[0] + 1, ends[9] + 4, len(content) - 1):
         path.write_bytes(content[:length])
@@ -194,7 +195,9 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
 def test_a_finished_evaluation_only_reads_its_records(call, monkeypatch):
     results = evaluate(**call)
     (call["output"] / "results.json").unlink()
-    monkeypatch.setattr("layalign.systems.layalign_model.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "layalign.systems.layalign_model.load_model", lambda *_, **__: pytest.fail("the model was loaded")
+    )
     assert evaluate(**call)["tasks"] == results["tasks"]
     assert (call["output"] / "results.json").is_file()
 

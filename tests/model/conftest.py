@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from layalign import LayAlignForConditionalGeneration
+from tests.model.packed_rows import LENGTHS
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "official" / "golden"
 SIZES = {
@@ -61,6 +62,18 @@ ENCODERS = {
             "intermediate_size": 32,
             "num_hidden_layers": 3,
             "num_attention_heads": 3,
+        },
+    ),
+    "xlmr": (
+        "XLMRobertaModel",
+        "XLMRobertaConfig",
+        {
+            "vocab_size": 50,
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "pad_token_id": 1,
         },
     ),
     "m2m100": (
@@ -230,3 +243,43 @@ def row_batch():
         }
 
     return build
+
+
+@pytest.fixture
+def uneven():
+    """Five examples of different lengths with labels, padded on the right."""
+    generator = torch.Generator().manual_seed(31)
+    rows, widths = len(LENGTHS), (max(q for q, _, _ in LENGTHS), max(t for _, t, _ in LENGTHS))
+    batch = {
+        "encoder_input_ids": torch.randint(3, 50, (rows, widths[0]), generator=generator),
+        "encoder_attention_mask": torch.zeros(rows, widths[0], dtype=torch.long),
+        "input_ids": torch.randint(3, 60, (rows, widths[1]), generator=generator),
+        "attention_mask": torch.zeros(rows, widths[1], dtype=torch.long),
+    }
+    batch["labels"] = batch["input_ids"].clone()
+    for row, (question, text, prompt) in enumerate(LENGTHS):
+        batch["encoder_attention_mask"][row, :question] = 1
+        batch["attention_mask"][row, :text] = 1
+        batch["labels"][row, :prompt] = -100
+        batch["labels"][row, text:] = -100
+    return batch
+
+
+@pytest.fixture
+def pair(bases):
+    """Both bases, as arguments of `from_bases`."""
+    return {"encoder": str(bases / "encoder"), "llm": str(bases / "llm")}
+
+
+@pytest.fixture
+def ids(loaded):
+    """Two questions, as the processor makes them."""
+    _, processor = loaded
+    return processor(["what is 3 plus 4", "how many apples and apples"])
+
+
+@pytest.fixture
+def logits(loaded, ids):
+    """What the saved model gives for them."""
+    with torch.no_grad():
+        return loaded[0](**ids).logits

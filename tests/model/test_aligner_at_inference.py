@@ -68,6 +68,20 @@ def test_folded_once(family, make_model, batch, alone, calls):
         assert kinds(calls) == ["unfolded"]
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Adagrad"])
+def test_an_optimizers_step_is_seen(optimizer, fused, make_model, batch):
+    """Fused steps raise no version. Not in training mode, which gives folded weights up by itself."""
+    model = make_model()
+    cross(model, batch)
+    assert model.aligner._kept is not None
+    steps = getattr(torch.optim, optimizer)([own for _, own in model.trained_parameters()], lr=0.5, fused=fused)
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    cross(model, batch)
+    steps.step()
+    assert_current(model, batch)
+
+
 def weight_in_place(model):
     model.aligner.project.weight.add_(0.1)
 

@@ -26,9 +26,15 @@ from layalign.loading import encoder_half, resolve
         ({"llm_layers": ["0"]}, "llm_layers must be distinct indices"),
         ({"llm_input": {"translate": True}}, "llm_input takes"),
         ({"llm_input": {"task": "yes"}}, "llm_input takes"),
+        ({"llm_layers": 0}, "llm_layers must be a list of indices or None, got 0"),
+        ({"llm_layers": [True]}, "llm_layers must be distinct indices"),
+        ({"llm_input": "task"}, "llm_input takes"),
+        ({"mask_cross_padding": "no"}, "mask_cross_padding must be true or false, got 'no'"),
+        ({"published_training": "no"}, "published_training must be true or false"),
+        ({"fold_at_inference": 1}, "fold_at_inference must be true or false"),
         ({"adapter": None, "aligner": None}, "both None"),
-        ({"gates": "scalar"}, "unknown LayAlignConfig settings"),
-        ({"alinger": "linear"}, "unknown LayAlignConfig settings"),
+        ({"gates": "scalar"}, "from_bases does not take"),
+        ({"alinger": "linear"}, "from_bases does not take"),
     ],
 )
 def test_settings(settings, message, make_encoder, make_llm):
@@ -81,12 +87,33 @@ def test_bases(make_encoder, make_llm, tmp_path):
         ({"inputs_embeds": torch.zeros(3, 2, 32)}, "encoder_input_ids starts a new sequence"),
         ({"encoder_input_ids": torch.full((3, 6), 99)}, "encoder_input_ids holds token 99, the vocabulary has 50"),
         ({"input_ids": torch.full((3, 7), -1)}, "input_ids holds token -1"),
+        (
+            {"labels": torch.full((3, 7), -1)},
+            "labels holds -1, takes tokens from 0 to 59, and -100 where there is no loss",
+        ),
+        ({"labels": torch.full((3, 7), 60)}, "labels holds 60"),
+        ({"labels": torch.ones(3, 7)}, "labels must be token ids of int64 or int32, got torch.float32"),
+        (
+            {"encoder_input_ids": torch.zeros(0, 6).long(), "encoder_attention_mask": None},
+            "encoder_input_ids holds no rows",
+        ),
     ],
 )
 def test_forward(change, message, make_model, batch):
+    for model in (make_model(), make_model().train()):
+        with pytest.raises(ValueError, match=message):
+            model(**batch | change)
+
+
+def test_questions_without_a_token(make_model, batch):
+    """They are read as they are beside others, as padding alone; labels may be int32."""
     model = make_model()
-    with pytest.raises(ValueError, match=message):
-        model(**batch | change)
+    padding = batch | {"encoder_attention_mask": torch.zeros(3, 6)}
+    empty = batch | {"encoder_input_ids": torch.zeros(3, 0).long(), "encoder_attention_mask": None}
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    assert model(**empty, labels=labels.int()).loss == model(**padding, labels=labels).loss
+    found, expected = (model.generate(**given, max_new_tokens=3) for given in (empty, padding))
+    assert torch.equal(found, expected)
 
 
 def test_generate(make_model, batch):
@@ -102,7 +129,7 @@ def test_generate(make_model, batch):
     [
         ("no folder", "holds no LayAlign model"),
         ("no config", "holds no LayAlign model"),
-        ("config is text", "holds no LayAlign model"),
+        ("config is text", r"config\.json: not JSON"),
         ("other model", "holds a 'llama' model"),
         ("no weights", "has no model.safetensors"),
         ("truncated weights", "damaged or no safetensors"),

@@ -1,120 +1,224 @@
-"""The attention swap on many LLM and encoder families: padding, batch, caches and beams change nothing."""
+"""LLM families beyond the table: what the swap reaches, a family of one's own, arguments that a layer keeps, learned positions."""
+
+import threading
 
 import pytest
 import torch
-import transformers
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
 
-from layalign import LayAlignForConditionalGeneration
-
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "granite", "gpt2", "gpt_neox"]
-ENCODERS = ["mt5", "bert", "m2m100", "qwen2", "xglm"]
-
-
-@pytest.mark.parametrize(
-    "families", [{"llm": family} for family in FAMILIES] + [{"encoder": encoder} for encoder in ENCODERS], ids=str
-)
-def test_padding_and_batch_change_no_logit(families, make_model, batch, alone):
-    model = make_model(**families)
-    with torch.no_grad():
-        together = model(**batch)
-        for row in range(3):
-            single = model(**alone(batch, row)).logits[0]
-            torch.testing.assert_close(together.logits[row, together.attention_mask[row]], single, atol=1e-5, rtol=0)
+from layalign import LayAlignForConditionalGeneration, families
+from layalign.families import KeyValueLayout
+from layalign.projections import attention_modules
+from tests.model.llm_cells import batch_of, build, encoder, joined, near, row_of
+from tests.model.llm_families import JOINED
+from tests.model.slow_model import slow_logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cross_attention_reaches_every_layer(family, make_model, batch):
+def gates(model):
+    return [own for name, own in model.trained_parameters() if "fusion_gate" in name]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "stablelm"])
+@torch.no_grad()
+def test_cross_attention_reaches_every_layer(family):
     """Each layer's gate alone changes the logits, and with all gates at 0 the aligner has no influence at all."""
-    model = make_model(family)
-    gates = [parameter for name, parameter in model.trained_parameters() if "fusion_gate" in name]
+    model, batch = joined(encoder(), build(JOINED[family])), batch_of()
+    for gate in gates(model):
+        gate.zero_()
+    closed = model(**batch)
+    model.aligner.project.bias.add_(1)
+    assert torch.equal(model(**batch).logits, closed.logits)
+    for gate in gates(model):
+        gate.fill_(0.5)
+        assert (model(**batch).logits - closed.logits)[closed.attention_mask].abs().max() > 1e-3
+        gate.zero_()
+
+
+class OddAttention(nn.Module):
+    """Names of its own, keys that are normed and scaled, and values before keys."""
+
+    def __init__(self, attention: LlamaAttention):
+        super().__init__()
+        self.config, self.layer_idx, self.head_dim = attention.config, attention.layer_idx, attention.head_dim
+        self.wq, self.wk, self.wv, self.wo = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        self.ln = LlamaRMSNorm(self.head_dim)
+        nn.init.uniform_(self.ln.weight, 0.5, 1.5)
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs):
+        query, key, value = (
+            made(hidden_states).unflatten(-1, (-1, self.head_dim)) for made in (self.wq, self.wk, self.wv)
+        )
+        query, key, value = query.transpose(1, 2), 3 * self.ln(key).transpose(1, 2), value.transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        out, weights = attend(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, **kwargs)
+        return self.wo(out.flatten(2)), weights
+
+
+def odd_llm():
+    llm = build(JOINED["llama"])
+    for layer in llm.model.layers:
+        layer.self_attn = OddAttention(layer.self_attn)
+    return llm
+
+
+def tripled(attention, keys, values):
+    return 3 * keys, values
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(families, "_LAYOUTS", dict(families._LAYOUTS))
+
+
+def test_a_family_of_ones_own(registry):
+    batch = batch_of()
+    with pytest.raises(ValueError, match=r"OddAttention: no k_proj/v_proj.*families.register"):
+        joined(encoder(), odd_llm())
+    for wrong in (KeyValueLayout(("wk", "wv")), KeyValueLayout(("wk", "wv"), key_norm="ln")):
+        families.register(OddAttention, wrong)
+        with pytest.raises(ValueError, match="OddAttention: LayAlign would make other keys"):
+            families.check(odd_llm())
+        with pytest.raises(ValueError, match="OddAttention: LayAlign would make other keys"), torch.no_grad():
+            joined(encoder(), odd_llm())(**batch)
+    families.register("OddAttention", KeyValueLayout(("wv", "wk"), key_norm="ln", adjust=tripled))
+    with pytest.raises(ValueError, match=r"other (keys|values)"):
+        families.check(odd_llm())
+    families.register("OddAttention", KeyValueLayout(("wk", "wv"), key_norm="ln", adjust=tripled))
+    llm = odd_llm().train()
+    families.check(llm)
+    assert llm.training and llm.config._attn_implementation == "sdpa"
+    model = joined(encoder(), llm)
     with torch.no_grad():
-        for gate in gates:
-            gate.zero_()
-        closed = model(**batch)
-        model.aligner.project.bias.add_(1)
-        torch.testing.assert_close(model(**batch).logits, closed.logits, atol=0, rtol=0)
-        assert len(gates) == 2
-        for gate in gates:
-            gate.fill_(0.5)
-            difference = (model(**batch).logits - closed.logits)[closed.attention_mask].abs().max()
-            assert difference > 1e-4
-            gate.zero_()
+        out = model(**batch)
+        assert near(out.logits[out.attention_mask], slow_logits(model, batch)[out.attention_mask])
+    wanted = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert torch.equal(model.generate(**batch, **wanted), model.generate(**batch, **wanted, use_cache=False))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_closed_gates_are_the_bare_llm(family, make_model, make_llm, batch):
-    """At gate 0 the swapped LLM equals the untouched LLM on the same embeddings, sliding windows and soft caps included."""
-    model = make_model(family)
+def test_wrong_layouts_are_refused(registry):
+    with pytest.raises(ValueError, match="order: got 'mixed', takes one of apart, joined, by_head"):
+        KeyValueLayout(order="mixed")
+    for names, order in ((("k",), "apart"), ("qkv", "joined"), (("k", "v"), "by_head")):
+        with pytest.raises(ValueError, match=f"names: order '{order}' takes"):
+            KeyValueLayout(names, order)
+    for attention, layout in ((OddAttention, "wk"), (OddAttention, KeyValueLayout), (3, KeyValueLayout())):
+        with pytest.raises(ValueError, match="takes a"):
+            families.register(attention, layout)
+    families.register(OddAttention, KeyValueLayout(("wk", "wx")))
+    with pytest.raises(ValueError, match="OddAttention has no wx"):
+        joined(encoder(), odd_llm())
+
+
+def test_a_class_that_only_looks_known_is_refused():
+    """Its modules have Llama's names; a factor is in its code alone."""
+
+    class ScaledAttention(LlamaAttention):
+        def forward(self, *args, **kwargs):
+            kept, self.v_proj.forward = self.v_proj.forward, lambda x: 2 * nn.functional.linear(x, self.v_proj.weight)
+            try:
+                return super().forward(*args, **kwargs)
+            finally:
+                self.v_proj.forward = kept
+
+    llm = build(JOINED["llama"])
+    for attention in attention_modules(llm).values():
+        attention.__class__ = ScaledAttention
+    with pytest.raises(ValueError, match="ScaledAttention: LayAlign would make other values"), torch.no_grad():
+        joined(encoder(), llm)(**batch_of())
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    model.train()(**batch, labels=labels).loss.backward()
+    return [own.grad.clone() for _, own in model.trained_parameters()]
+
+
+@pytest.mark.parametrize("gate", ["scalar", "dynamic"])
+def test_a_layer_that_keeps_its_arguments(gate):
+    """StableLM's: with checkpointing its gradients are the same, and two forward passes before a backward see their own states."""
+    torch.manual_seed(4)
+    model = LayAlignForConditionalGeneration.from_bases(encoder(), build(JOINED["stablelm"]), gate=gate)
     with torch.no_grad():
-        for name, parameter in model.trained_parameters():
-            if "fusion_gate" in name:
-                parameter.zero_()
-        soft, soft_mask, *_ = model.encode(batch["encoder_input_ids"], batch["encoder_attention_mask"])
-        embeddings, mask, *_ = model.assemble(soft, soft_mask, batch["input_ids"], batch["attention_mask"])
-        position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
-        bare = make_llm(family)
-        bare.set_attn_implementation("eager")
-        expected = bare(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=position_ids).logits
-        torch.testing.assert_close(model(**batch).logits[mask], expected[mask], atol=1e-5, rtol=0)
+        for own in gates(model):
+            own.normal_()
+    batch = batch_of()
+    expected = gradients(model, batch)
+    assert all(gradient.abs().max() > 0 for gradient in expected)
+    enable = getattr(
+        model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+    )  # its name from 5.23 on
+    enable()
+    for one, other in zip(gradients(model, batch), expected, strict=True):
+        torch.testing.assert_close(one, other)
+    model.zero_grad()
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    first = model(**batch, labels=labels).loss
+    other = {"encoder_input_ids": batch["encoder_input_ids"].flip(1), "input_ids": batch["input_ids"]}
+    model(**other)
+    first.backward()
+    for (_, own), gradient in zip(model.trained_parameters(), expected, strict=True):
+        torch.testing.assert_close(own.grad, gradient)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_generation_modes_agree(family, make_model, batch, alone):
-    """Greedy ids: with and without cache, static cache, one beam of one, in a batch and alone."""
-    model = make_model(family)
-    arguments = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    expected = model.generate(**batch, **arguments)
-    assert expected.shape == (3, 9)
-    assert torch.equal(expected, model.generate(**batch, **arguments, use_cache=False))
-    assert torch.equal(expected, model.generate(**batch, **arguments, cache_implementation="static"))
-    for row in range(3):
-        assert torch.equal(expected[row : row + 1], model.generate(**alone(batch, row), **arguments))
+@torch.no_grad()
+def test_a_layer_that_keeps_its_arguments_in_two_threads():
+    model, batch = joined(encoder(), build(JOINED["stablelm"])), batch_of()
+    rows = [row_of(batch, index) for index in (0, 1)]
+    expected, found = [model(**row).logits for row in rows], [[], []]
+
+    def run(index):
+        with torch.no_grad():
+            found[index] += [model(**rows[index]).logits for _ in range(20)]
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in (0, 1):
+        assert len(found[index]) == 20 and all(torch.equal(one, expected[index]) for one in found[index])
 
 
-@pytest.mark.parametrize("name", ["xglm", "bloom", "gptj", "stablelm", "gpt_oss", "llama4", "falcon"])
-def test_families_that_cannot_be_joined_say_so(name, make_encoder, batch):
-    """None of these may run with the cross path silently missing."""
-    sizes = {
-        "vocab_size": 60,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    experts = {
-        "num_local_experts": 2,
-        "num_experts_per_tok": 1,
-        "head_dim": 16,
-        "intermediate_size": 32,
-        "num_key_value_heads": 2,
-    }
-    models = {
-        "xglm": (
-            "XGLMForCausalLM",
-            "XGLMConfig",
-            {"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 48, "vocab_size": 60},
-        ),
-        "bloom": ("BloomForCausalLM", "BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60}),
-        "gptj": (
-            "GPTJForCausalLM",
-            "GPTJConfig",
-            {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "vocab_size": 60, "bos_token_id": 1},
-        ),
-        "stablelm": (
-            "StableLmForCausalLM",
-            "StableLmConfig",
-            sizes | {"num_key_value_heads": 2, "intermediate_size": 48},
-        ),
-        "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", sizes | experts),
-        "llama4": (
-            "Llama4ForCausalLM",
-            "Llama4TextConfig",
-            sizes | experts | {"intermediate_size_mlp": 32, "attention_chunk_size": 4},
-        ),
-        "falcon": ("FalconForCausalLM", "FalconConfig", sizes),
-    }
-    model, config, settings = models[name]
-    llm = getattr(transformers, model)(getattr(transformers, config)(**settings)).eval()
-    with pytest.raises((ValueError, RuntimeError), match=r"attention|project"):
-        LayAlignForConditionalGeneration.from_bases(make_encoder(), llm)(**batch)
+# With a bos token, 6 soft prompts and a boundary before 7 tokens of text a row of `batch_of` has 15 at most.
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [("gpt2", "n_positions"), ("opt", "max_position_embeddings"), ("biogpt", "max_position_embeddings")],
+)
+@torch.no_grad()
+def test_no_more_tokens_than_the_llm_has_positions(family, setting):
+    kind, config, settings = JOINED[family]
+    batch = batch_of()
+    row = {"encoder_input_ids": batch["encoder_input_ids"][:1], "input_ids": batch["input_ids"][:1]}
+    model = joined(encoder(), build((kind, config, settings | {setting: 15})))
+    assert model.llm_limit == 15 and joined(encoder(), build(JOINED["llama"])).llm_limit is None
+    assert model(**row).logits.shape[1] == 15
+    wanted = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert model.generate(**row, **wanted, max_new_tokens=1).shape == (1, 1), "the last token is not read"
+    for cache in ({}, {"cache_implementation": "static"}, {"use_cache": False}):
+        with pytest.raises(
+            ValueError, match="max_new_tokens: got 2 after 15 tokens, the LLM takes 15 in all; at most 1"
+        ):
+            model.generate(**row, **wanted, **cache, max_new_tokens=2)
+    longer = row | {"input_ids": torch.cat([row["input_ids"], row["input_ids"][:, :1]], 1)}
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match=r"the LLM would read 16 tokens in a row .* it takes 15"):
+            call(**longer)
+    ends = {"encoder_cu_seqlens": torch.tensor([0, 6]), "cu_seqlens": torch.tensor([0, 8])}
+    with pytest.raises(ValueError, match="the LLM would read 16 tokens"):
+        model(**longer, **ends)
+    # Padding counts for nothing, nor does what other sequences of a packed row read.
+    padded = longer | {"attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])}
+    assert model(**padded).logits.shape[1] == 14
+    two = {name: torch.cat([row[name], row[name]], 1) for name in row}
+    ends = {"encoder_cu_seqlens": torch.tensor([0, 6, 12]), "cu_seqlens": torch.tensor([0, 7, 14])}
+    assert model(**two, **ends).logits.shape[1] == 30
+    out = model(**row, use_cache=True)
+    cross = model.encode(row["encoder_input_ids"]).cross()
+    with pytest.raises(ValueError, match="the LLM would read 16 tokens"):
+        model(input_ids=row["input_ids"][:, :1], past_key_values=out.past_key_values, cross=cross)

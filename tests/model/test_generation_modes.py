@@ -4,7 +4,10 @@ import os
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers import CompileConfig, GenerationConfig
+
+from layalign import compatibility
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
@@ -66,6 +69,7 @@ def test_sharing_changes_no_beam(cache, lively, batch):
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter")
+@pytest.mark.usefixtures("quick_interpreter")
 def test_triton_kernels_read_shared_cross_states(lively, question):
     arguments = GREEDY | {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 2}
     ids = [lively("llama", attention_backend=name).generate(**question, **arguments) for name in ("torch", "triton")]
@@ -83,6 +87,9 @@ def test_samples_of_one_example_are_those_of_its_copies(lively, question):
     assert shared.unique(dim=0).shape[0] == 3
 
 
+@pytest.mark.skipif(
+    not compatibility.can_look_up_prompts(), reason="transformers before 5.18: refused, see the test of that"
+)
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "gpt2"])
 def test_prompt_lookup_is_greedy_in_fewer_steps(family, make_model, question, recorded):
     """Rejected tokens are cut from the cache, sliding windows (5 of 20 positions) included."""
@@ -141,6 +148,12 @@ def test_prompt_lookup_takes_one_sample_and_a_dynamic_cache(make_model, question
     ):
         with pytest.raises(ValueError, match=message):
             model.generate(**question | GREEDY | arguments, prompt_lookup_num_tokens=3)
+
+
+def test_prompt_lookup_is_refused_where_its_answers_are_wrong(make_model, question, monkeypatch):
+    monkeypatch.setattr(compatibility, "VERSION", Version("5.17.0"))
+    with pytest.raises(ValueError, match=r"transformers 5\.17\.0 gives other answers .* needs 5\.18"):
+        make_model().generate(**question | GREEDY, prompt_lookup_num_tokens=3)
 
 
 def test_continuous_batching_is_refused(make_model):

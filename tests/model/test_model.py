@@ -41,9 +41,14 @@ def test_loss_equals_a_plain_computation(make_model, labelled, alone):
                 total, count = total - logits[position, label].item(), count + 1
     out = model(**labelled)
     assert out.loss.item() == pytest.approx(total / count, rel=1e-5)
-    assert out.logits.shape[:2] == out.labels.shape
+    assert torch.equal(out.labels, labelled["labels"].masked_fill(labelled["attention_mask"] == 0, -100))
     assert (out.labels != -100).sum() == count
-    assert out.logits.shape[1] < out.attention_mask.shape[1], "logits were computed where no label is"
+    narrow = model(**labelled, only_scored=True)
+    assert narrow.logits.shape[:2] == narrow.labels.shape and narrow.loss == out.loss
+    assert narrow.logits.shape[1] < out.attention_mask.shape[1], "logits were computed where no label is"
+    for logits, targets in ((out.logits, out.labels), (narrow.logits, narrow.labels)):
+        found = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        assert found.item() == pytest.approx(total / count, rel=1e-5)
 
 
 def test_token_weighted_accumulation_equals_the_large_batch(make_model, labelled):

@@ -6,7 +6,10 @@ from collections import Counter
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter")
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"),
+    pytest.mark.usefixtures("quick_interpreter"),
+]
 
 
 def loss_and_gradients(model, batch):

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from layalign.projections import attention_modules
+from layalign import modules
+from layalign.projections import KeyValueProjection, attention_modules
 
 # What holds keys and values, by family.
 NAMES = {
@@ -151,16 +152,62 @@ def test_fsdp2(make_model, make_encoder, make_llm, batch, tmp_path):
     model.save_pretrained(tmp_path / "model")
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     torch.save((batch, NAMES["qwen3"]), tmp_path / "given.pt")
+    attention_modules(model.llm)[0].requires_grad_(True)
     loss = model(**batch).loss
     loss.backward()
     with torch.no_grad():
         answers = model.eval()(**batch).loss
+    expected = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {name for name, _ in model.trained_parameters()}
     script = Path(__file__).with_name("fsdp2_step.py")
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    for sharded_loss, sharded_answers, gradients, refusal in torch.load(tmp_path / "results.pt"):
+    for number, (sharded_loss, sharded_answers, gradients) in enumerate(torch.load(tmp_path / "results.pt")):
         torch.testing.assert_close(sharded_loss, loss.detach())
         torch.testing.assert_close(sharded_answers, answers)
-        for name, parameter in model.trained_parameters():
-            torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
-        assert "sharded by FSDP2" in refusal
+        assert gradients.keys() == (trained if number < 2 else expected.keys())
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+@pytest.mark.parametrize("wrapped", [0, 1])
+def test_one_wrapped_layer_leaves_the_others_folded(wrapped, make_model, batch, monkeypatch):
+    """Only the wrapped layer's streams are made, and what comes out and trains is as where every projection is called."""
+    mixed, mix = [], modules.layer_mix
+
+    def watched(states, weight, *rest, **more):
+        mixed.append(len(weight))
+        return mix(states, weight, *rest, **more)
+
+    monkeypatch.setattr(modules, "layer_mix", watched)
+    model = make_model()
+    adapt(model, "llama", ["v_proj"], layer=wrapped)
+    trained = [own for name, own in model.trained_parameters() if "aligner" in name]
+
+    def made():
+        with torch.no_grad():
+            answered = cross(model, batch)
+        both = cross(model, batch)
+        return answered, both, torch.autograd.grad(sum(part.square().sum() for part in both), trained)
+
+    answered, both, gradients = made()
+    assert mixed == [2, 2]
+    assert len(model.aligner._kept.sources) == 2 + 2 * 2  # projected, and both weights and biases of the other layer
+    monkeypatch.setattr(KeyValueProjection, "is_plain", property(lambda self: False))
+    called, again, expected = made()
+    assert mixed == [2, 2, 4, 4] and model.aligner._kept is None
+    for found, right in zip((*answered, *both, *gradients), (*called, *again, *expected), strict=True):
+        torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_folds_follow_which_layers_are_wrapped(make_model, batch):
+    """A layer that is wrapped, changed and unwrapped is folded anew."""
+    model = make_model()
+    cross(model, batch)
+    for layer in (0, 1):
+        attention = adapt(model, "llama", ["k_proj"], layer=layer)
+        adapted = cross(model, batch)
+        attention.k_proj = attention.k_proj.merged()
+        for part, merged in zip(adapted, cross(model, batch), strict=True):
+            torch.testing.assert_close(part, merged, atol=1e-5, rtol=1e-5)

@@ -1,13 +1,15 @@
 """The authors' checkpoint format: parity with their recorded outputs and with our own slow formula of their computation."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from layalign import LayAlignForConditionalGeneration
+from layalign import LayAlignForConditionalGeneration, mapped
 from layalign.published import BOUNDARY, RENAMED
 
 HERE = Path(__file__).parent
@@ -229,3 +231,86 @@ def test_what_the_published_code_cannot_express_is_refused(make_model, tmp_path)
     with pytest.raises(ValueError, match="qwen3"):
         make_model("qwen3").save_published(tmp_path / "out.bin")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_larger_than_the_memory_it_may_take(tmp_path):
+    """A checkpoint and bases of 3 GB each, sparse, in a process that counts its memory, pages of mapped files included."""
+    command = [sys.executable, "-m", "tests.model.sparse_published", str(tmp_path), "3"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parents[1])
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "pytorch_model.bin").stat().st_size > 3e9
+    assert int(result.stdout) < 1.6e9
+    written = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*") if path.is_file())
+    assert written < 1e8, "no second copy on the disk"
+
+
+def test_a_checkpoint_mapped_for_reading_alone(published, tmp_path):
+    """As it is where the kernel wants room for all of a file that is mapped to be written to."""
+    state, path = published[2], published[4]
+    state = state | {"scalar": torch.tensor(1.5), "turned": torch.randn(6, 2).T, "none": torch.zeros(0, 3)}
+    torch.save({"all": state, "step": 3}, path)
+    found = mapped.load_read_only(path)
+    assert found["step"] == 3 and found["all"].keys() == state.keys()
+    for name, value in state.items():
+        assert torch.equal(found["all"][name], value) and found["all"][name].dtype == value.dtype, name
+
+
+def test_a_file_that_cannot_be_mapped_to_be_written_to(published, monkeypatch):
+    encoder, llm, state, _, path = published
+    torch.save(state, path)
+    real = torch.load
+
+    def load(*args, **kwargs):
+        if kwargs.get("mmap"):
+            raise RuntimeError("unable to mmap 28580245327 bytes from file: Cannot allocate memory (12)")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", load)
+    model = LayAlignForConditionalGeneration.from_published(path, encoder=encoder, llm=llm)
+    assert torch.equal(model.adapter.boundary, state[BOUNDARY].flatten())
+
+
+def test_comparing_in_parts(monkeypatch):
+    monkeypatch.setattr(mapped, "CHUNK", 100)
+    left = torch.randn(50, 3)
+    assert (
+        mapped.equal(left, left.clone())
+        and mapped.equal(left, left.bfloat16())
+        and mapped.equal(left[0, 0], left[0, 0])
+    )
+    for place in ((0, 0), (49, 2)):
+        other = left.clone()
+        other[place] += 1
+        assert not mapped.equal(left, other)
+
+
+def test_a_hub_name_and_a_folder_as_source(published, tmp_path):
+    encoder, llm, state, _, path = published
+    torch.save(state, path)
+    commit = "c" * 40
+    place = tmp_path / "cache" / "models--some--published"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    (place / "snapshots" / commit / "math-v1.0").mkdir(parents=True)
+    path.rename(place / "snapshots" / commit / "math-v1.0" / "pytorch_model.bin")
+    hub = {"cache_dir": str(tmp_path / "cache"), "local_files_only": True, "subfolder": "math-v1.0"}
+    for source, found in (("some/published", hub), (place / "snapshots" / commit / "math-v1.0", {})):
+        model = LayAlignForConditionalGeneration.from_published(source, encoder=encoder, llm=llm, **found)
+        assert torch.equal(model.adapter.boundary, state[BOUNDARY].flatten())
+    with pytest.raises(ValueError, match=r"neither a folder nor a hub name with a pytorch_model\.bin"):
+        LayAlignForConditionalGeneration.from_published(
+            "some/published", encoder=encoder, llm=llm, **hub | {"subfolder": "none"}
+        )
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_files_without_an_archive_are_read(protocol, make_model, make_encoder, make_llm, tmp_path):
+    """What old versions of torch wrote cannot be mapped."""
+    model = make_model()
+    model.save_published(tmp_path / "new.bin")
+    state = torch.load(tmp_path / "new.bin", weights_only=True)
+    old = tmp_path / "old.bin"
+    torch.save(state, old, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+    loaded = LayAlignForConditionalGeneration.from_published(old, encoder=make_encoder(), llm=make_llm())
+    for name, value in model.trained_state_dict().items():
+        assert torch.equal(loaded.trained_state_dict()[name], value), name

@@ -102,11 +102,12 @@ def test_answers_are_told_it(model, nllb, bases):
 
 
 def test_training_records_are_told_it(processor, nllb):
-    from layalign.train.collate import encode_records
-    from layalign.train.recipe import StageRecipe
+    from layalign.train.data.encoding import RecordEncoder, encode_records
+    from layalign.train.data.sources import stream_sources
+    from layalign.train.stage_recipe import StageRecipe
 
     records = [{"source": "a b", "target": "c", "lang": "sw"}, {"source": "a", "target": "b", "lang": "th"}]
     stage = StageRecipe(data=[{"format": "records", "records": records}])
-    rows = encode_records(records, processor, stage, with_prompt=False)
+    rows = encode_records(stream_sources(stage.data, None, print), RecordEncoder(processor, stage, with_prompt=False))
     assert nllb.convert_ids_to_tokens(rows[0].question.tolist()) == ["swh_Latn", "▁a", "▁b", "</s>"]
     assert nllb.convert_ids_to_tokens(rows[1].question.tolist())[0] == "tha_Thai"

@@ -155,7 +155,7 @@ def test_the_translation_stage_alone_takes_all_steps_and_as_many_real_pairs_as_a
 def test_minutes_become_the_same_steps_for_every_system(tmp_path):
     output = tmp_path / "experiment"
     results = run(output, ["mindmerger"], [0], steps=None, minutes=0.002)
-    planned = json.loads((output / "plan.json").read_text())["steps"]
+    planned = json.loads((output / "plan.json").read_text())["value"]["steps"]
     assert results["runs"]["mindmerger-0"]["steps"] == results["steps"] == planned
     assert min(planned.values()) >= 1
 

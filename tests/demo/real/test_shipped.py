@@ -7,8 +7,8 @@ import pytest
 from safetensors import safe_open
 
 from layalign.evaluation.loop import evaluate_problems
+from layalign.folders import damage
 from layalign.generation.texts import Answerer
-from layalign.train.checkpoints import damage
 from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.export import PLOTS, REPORT
 from layalign.train.demo.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, load_shipped

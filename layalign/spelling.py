@@ -1,0 +1,25 @@
+"""What a misspelt name was meant to be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def did_you_mean(given: Any, known: Iterable[Any], otherwise: str = "") -> str:
+    """The end of a message about a name that is none of the known ones: "; did you mean 'nearest'?".
+
+    Args:
+        given: the name.
+        known: those that there are.
+        otherwise: what is said where none is near.
+    """
+    close = difflib.get_close_matches(str(given), [str(name) for name in known], n=1)
+    return f"; did you mean {close[0]!r}?" if close else otherwise
+
+
+def did_you_mean_or_known(given: Any, known: Iterable[Any]) -> str:
+    """The same, with all known ones where none is near."""
+    names = [str(name) for name in known]
+    return did_you_mean(given, names, f"; known: {', '.join(names)}")
