@@ -29,7 +29,7 @@ demo: $(VENV)/.installed-demo
 
 # A worker a core, so one thread each; tests/conftest.py says which files begin.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 40 tests
 
 # The kernels' sweeps as a whole and a thousand random calls of each operator, which CI runs a part of.
 thorough: $(VENV)/.installed-test

@@ -94,6 +94,22 @@ def calibration(
     typer.echo(table())
 
 
+@app.command()
+def serving(
+    model: Annotated[Path, typer.Argument(help="Folder of a LayAlign model.")],
+    questions: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A text file, a question a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of results.")] = Path("bench/results"),
+    new_tokens: Annotated[int, typer.Option(min=2, help="Of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="In which each server is started anew.")] = 3,
+    dtype: Annotated[str, typer.Option(help="Of weights.")] = "float32",
+) -> None:
+    """A model's server under load beside its LLM's alone and `model.generate`. Needs vLLM and pandas (`make vllm-load`)."""
+    from bench.serving import measure, record
+
+    texts = [line for line in questions.read_text(encoding="utf-8").splitlines() if line.strip()]
+    typer.echo(record(measure(model, texts, new_tokens=new_tokens, rounds=rounds, dtype=dtype), output))
+
+
 def main() -> None:
     """Entry point: what a user can mend is one line on standard error and exit status 2; anything else keeps its traceback."""
     try:

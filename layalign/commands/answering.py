@@ -39,6 +39,9 @@ def generate(
         str,
         typer.Option(help="A line that cannot be answered: error (before any is), or skip (null, with the reason)."),
     ] = "error",
+    engine: Annotated[
+        str, typer.Option(help="transformers, or vllm (layalign[vllm]): continuous batches, for long files.")
+    ] = "transformers",
     encoder: Encoder = None,
     llm: OwnLLM = None,
     *,
@@ -46,11 +49,14 @@ def generate(
     running: Running,
 ) -> None:
     """Answer questions, in any language the encoder knows."""
+    if engine == "vllm":
+        require("vllm")
     from layalign.generation.jobs import generate_texts
 
     given = {
         "lang": lang,
         "on_bad_line": on_bad_line,
+        "engine": engine,
         "max_new_tokens": max_new_tokens,
         **sampling.given(),
         **running.given(),

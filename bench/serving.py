@@ -1,0 +1,223 @@
+"""Load on servers: a LayAlign model and its LLM alone, each by `vllm serve` on this machine, and `model.generate` without a server.
+
+The client is vLLM's own (`vllm bench serve`), on loopback: so many requests as are said, at most so many at once, each with as many new
+tokens. The two servers run one after the other, in turns; a figure is the median of its rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from layalign.base_models import written_down
+from layalign.configuration import LayAlignConfig
+from layalign.kernels.files import write_json, write_text
+from layalign.loading import check_model_path, load_model, resolve
+
+LAYALIGN, BARE = "layalign", "bare LLM"
+# {requests at once: requests}: more would measure the same for longer.
+LOADS = {1: 8, 8: 32, 32: 64, 64: 64}
+BATCHES = (1, 8, 64)
+# {its name in vLLM's results: (column, factor)}
+FIGURES = {
+    "output_throughput": "new tokens/s",
+    "median_ttft_ms": "ms to the first token",
+    "median_itl_ms": "ms between tokens",
+    "p99_itl_ms": "ms between tokens, 99 %",
+}
+GOALS = {"of the bare LLM, 64 at once": 0.90, "of generate one by one, 64 at once": 3.0}
+_READY_SECONDS = 600
+
+
+def measure(
+    model: str | Path, questions: Sequence[str], *, new_tokens: int = 64, rounds: int = 3, dtype: str = "float32"
+) -> dict[str, Any]:
+    """Throughput and waiting times of both servers and of `model.generate`.
+
+    Args:
+        model: folder of a LayAlign model.
+        questions: at least 64; each server gets the same.
+        new_tokens: of every answer, the end of sequence ignored.
+        rounds: in which each server is started anew.
+        dtype: of weights.
+
+    Returns:
+        {"servers": {name: {requests at once: {figure: median}}}, "generate": {batch size: new tokens/s}, "goals": {...}, and how it
+        was measured}.
+
+    Raises:
+        ValueError: no such model, or too few questions.
+        RuntimeError: a server that ends, or a request that fails.
+    """
+    check_model_path(model)
+    most = max(LOADS.values())
+    if len(questions) < most:
+        raise ValueError(f"questions: got {len(questions)}, takes at least {most}")
+    config = LayAlignConfig.from_pretrained(str(model))
+    name, place = written_down("llm", config, str(model))
+    llm = Path(resolve(name)) / place.get("subfolder", "")
+    served = {LAYALIGN: str(model), BARE: str(llm)}
+    seen: dict[str, dict[int, list[dict[str, float]]]] = {name: {load: [] for load in LOADS} for name in served}
+    generated: dict[int, list[float]] = {size: [] for size in BATCHES}
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Path(folder) / "questions.jsonl"
+        asked.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in questions[:most]), encoding="utf-8")
+        for turn in range(rounds):
+            # Who begins changes, as a machine may be slower at one time than at another.
+            for name in list(served)[:: 1 if turn % 2 == 0 else -1]:
+                with _server(served[name], name, dtype, Path(folder) / "server.log") as port:
+                    for load, count in LOADS.items():
+                        found = _client(port, name, str(llm), asked, load, count, new_tokens, Path(folder))
+                        seen[name][load].append({figure: found[figure] for figure in FIGURES})
+                        print(
+                            f"round {turn + 1}: {name}, {load} at once: {found['output_throughput']:.1f} tokens/s",
+                            flush=True,
+                        )
+            for size, speed in _generate(model, questions[:most], new_tokens, dtype).items():
+                generated[size].append(speed)
+                print(f"round {turn + 1}: generate, batches of {size}: {speed:.1f} tokens/s", flush=True)
+    servers = {
+        name: {load: {f: statistics.median(row[f] for row in rows) for f in FIGURES} for load, rows in loads.items()}
+        for name, loads in seen.items()
+    }
+    by_generate = {size: statistics.median(speeds) for size, speeds in generated.items()}
+    ratios = [
+        statistics.median(
+            own["output_throughput"] / bare["output_throughput"]
+            for own, bare in zip(seen[LAYALIGN][64], seen[BARE][64], strict=True)
+        ),
+        servers[LAYALIGN][64]["output_throughput"] / by_generate[1],
+    ]
+    return {
+        "model": Path(model).name,
+        "llm": llm.name,
+        "new_tokens": new_tokens,
+        "rounds": rounds,
+        "dtype": dtype,
+        "servers": servers,
+        "generate": by_generate,
+        "goals": dict(zip(GOALS, ratios, strict=True)),
+        "raw": {name: {str(load): rows for load, rows in loads.items()} for name, loads in seen.items()},
+    }
+
+
+@contextmanager
+def _server(folder: str, name: str, dtype: str, log: Path) -> Iterator[int]:
+    """The port of a server that is ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"--dtype {dtype} --enforce-eager --max-num-seqs 64 --max-model-len 1024 --host 127.0.0.1 --port {port}"
+    # vLLM's server, for both by the same way in: the LLM alone is no LayAlign model.
+    start = "from layalign.serving.server import run; import sys; run(sys.argv[1], sys.argv[2:])"
+    command = [sys.executable, "-c", start, folder, "--served-model-name", name, *options.split()]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"} | os.environ
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        ends = time.monotonic() + _READY_SECONDS
+        while not _healthy(port):
+            if process.poll() is not None or time.monotonic() > ends:
+                raise RuntimeError(f"the server of {name} ended or never began:\n{log.read_text()[-2000:]}")
+            time.sleep(0.5)
+        yield port
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _client(port: int, name: str, tokenizer: str, asked: Path, load: int, count: int, new: int, folder: Path) -> dict:
+    """vLLM's figures of so many requests."""
+    result = folder / "client.json"
+    result.unlink(missing_ok=True)
+    start = (
+        "import argparse, vllm.benchmarks.serve as serve; parser = argparse.ArgumentParser(); serve.add_cli_args(parser); "
+        "serve.main(parser.parse_args())"
+    )
+    options = (
+        f"--backend openai --port {port} --tokenizer {tokenizer} --dataset-name custom --dataset-path {asked} "
+        f"--skip-chat-template --custom-output-len {new} --ignore-eos --temperature 0 --num-prompts {count} --max-concurrency {load} "
+        f"--num-warmups {min(load, 4)} --disable-tqdm --percentile-metrics ttft,itl --save-result --result-filename {result}"
+    )
+    command = [sys.executable, "-c", start, "--model", name, "--served-model-name", name, *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or not result.exists():
+        raise RuntimeError(f"vLLM's client ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    found = json.loads(result.read_text())
+    if found["completed"] != count:
+        raise RuntimeError(f"{name}: {found['completed']} of {count} requests were answered")
+    return found
+
+
+def _generate(model: str | Path, questions: Sequence[str], new: int, dtype: str) -> dict[int, float]:
+    """{batch size: new tokens a second} of `model.generate`, in this process."""
+    import torch
+
+    loaded, processor = load_model(model, dtype)
+    speeds = {}
+    for size in BATCHES:
+        # One by one a few say it.
+        texts = list(questions[: max(size, LOADS[1])])
+        batches = [processor(texts[first : first + size]).to(loaded.device) for first in range(0, len(texts), size)]
+        with torch.inference_mode():
+            loaded.generate(**batches[0], max_new_tokens=2, do_sample=False)
+            began = time.perf_counter()
+            for batch in batches:
+                loaded.generate(**batch, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+        speeds[size] = len(texts) * new / (time.perf_counter() - began)
+    return speeds
+
+
+def table(found: dict[str, Any]) -> str:
+    """Results of `measure` as markdown."""
+    lines = [
+        f"{found['model']} and its LLM {found['llm']} alone, each by vLLM's server, {found['dtype']}, eager; {found['new_tokens']} new tokens "
+        f"a question, medians of {found['rounds']} rounds in turns.",
+        "",
+        f"| | at once | {' | '.join(FIGURES.values())} |",
+        f"| --- | ---: | {' | '.join('---:' for _ in FIGURES)} |",
+    ]
+    for name, loads in found["servers"].items():
+        for load, row in loads.items():
+            lines.append(f"| {name} | {load} | {' | '.join(f'{row[figure]:.1f}' for figure in FIGURES)} |")
+    for size, speed in found["generate"].items():
+        lines.append(f"| `model.generate`, batches of {size} | | {speed:.1f} | | | |")
+    lines += ["", "| throughput | goal | measured |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {GOALS[name]:.2f} | {ratio:.2f} |" for name, ratio in found["goals"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def record(found: dict[str, Any], folder: str | Path) -> Path:
+    """serving.json and serving.md in the results folder of this kind of machine; returns the latter's path."""
+    from bench.recording import describe_machine
+
+    about = describe_machine()
+    place = Path(folder) / about["kind"]
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / "serving.json", {"machine": about, **found})
+    write_text(place / "serving.md", f"# Serving on {about['device']}\n\n{table(found)}")
+    return place / "serving.md"
