@@ -3,6 +3,7 @@ vLLM: a stub answers in its place."""
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -60,7 +61,10 @@ def free_port():
         return free.getsockname()[1]
 
 
-def test_answers_grow(stub):
+def test_answers_grow(stub, monkeypatch):
+    # Which is not asked for what is on this machine.
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
     found = answers(server_of(stub), "Wie viel ist 2 + 5?", temperature=0.5)
     texts = [answer.text for answer in found]
     assert len(set(texts)) > 5 and all(later.startswith(text) for text, later in pairwise(texts))
@@ -102,9 +106,7 @@ def test_a_key_is_sent(stub):
     assert answers(server_of(stub, key="sesame"), "2 + 5?")[-1].error is None
 
 
-def test_no_server(monkeypatch):
-    # A proxy is not asked for what is on this machine.
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+def test_no_server():
     gone = Server("LayAlign", f"http://127.0.0.1:{free_port()}", "m", 512)
     (last,) = answers(gone, "2 + 5?")
     assert last.error == f"LayAlign: no server answers at {gone.url}; it has ended, or starts again"
@@ -209,12 +211,17 @@ def logs(tmp_path, monkeypatch):
     return lambda: list(tmp_path.glob("layalign-serve-*/*.log"))
 
 
-def serve(model_folder, python, *words):
-    """What is said; afterwards no server is there."""
+def serve(model_folder, python, *words, hear=lambda words: None):
+    """What is said, which `hear` is told at once; afterwards no server is there."""
     said, port = [], free_port()
+
+    def say(words):
+        said.append(words)
+        hear(words)
+
     try:
         given = ["--port", str(port), *words]
-        launch.serve_with_page(model_folder, given, port=free_port(), python=python, say=said.append)
+        launch.serve_with_page(model_folder, given, port=free_port(), python=python, say=say)
     finally:
         with pytest.raises(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
@@ -233,30 +240,51 @@ def test_a_server_that_dies_ends_the_other(model_folder, python, logs, kind):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_told_to_end_while_it_starts(model_folder, python, logs, number):
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
-    timer.start()
-    said = serve(model_folder, python, "--hangs-llm", "--gpu-memory-utilization", "0.3")
-    assert said[1].startswith("LayAlign is ready after") and said[-1].startswith("ending the servers")
+def test_told_to_end_while_it_starts(model_folder, python, logs, number, monkeypatch):
+    """While it says how that goes, in the server's own words."""
+    monkeypatch.setattr(processes, "WORD", 0.2)
+
+    heard = []
+
+    def hear(words):
+        heard.append(re.match(r"the LLM alone has been starting for \d+ s; it says: starting -m", words))
+        if heard[-1]:
+            os.kill(os.getpid(), number)
+
+    late = threading.Timer(60, os.kill, (os.getpid(), number))
+    late.start()
+    said = serve(model_folder, python, "--hangs-llm", "--gpu-memory-utilization", "0.3", hear=hear)
+    late.cancel()
+    assert any(heard)
+    assert any(words.startswith("LayAlign is ready after") for words in said)
+    assert said[-1].startswith("ending the servers")
     assert not logs()
 
 
-def test_a_server_that_will_not_end_is_killed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["in time", "told again"])
+def test_a_server_that_will_not_end_is_killed(tmp_path, monkeypatch, way):
     """And what it started with it."""
-    monkeypatch.setattr(processes, "GRACE", 0.5)
     code = "import signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True)\n"
     code += f"subprocess.run([sys.executable, '-S', '{STUB}', 'llm', '--hangs-llm', '--port', '1'])"
     command = [sys.executable, "-S", "-c", code]
     server = processes.ServerProcess("it", command, tmp_path / "log", "http://127.0.0.1:1")
-    ends = time.monotonic() + 20
-    while server.last_line()[:8] != "starting" and time.monotonic() < ends:
+    until(lambda: server.last_line().startswith("starting"))
+    told = processes.Told()
+    if way == "in time":
+        monkeypatch.setattr(processes, "GRACE", 0.5)
+    else:
+        threading.Timer(0.5, setattr, (told, "times", 1)).start()
+    begun = time.monotonic()
+    processes.end_all([server], told)
+    assert 0.4 < time.monotonic() - begun < 10
+    until(lambda: server.ended() and not group_is_there(server._process.pid))
+
+
+def until(holds):
+    ends = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < ends
         time.sleep(0.05)
-    processes.end_all([server], processes.Told())
-    ends = time.monotonic() + 5
-    while group_is_there(server._process.pid) and time.monotonic() < ends:
-        server.ended()
-        time.sleep(0.05)
-    assert server.ended() and not group_is_there(server._process.pid)
 
 
 def group_is_there(group):
@@ -273,12 +301,8 @@ def test_a_server_ends_with_its_page(tmp_path):
     code += f"open({str(tmp_path / 'begun')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
     page = subprocess.Popen([sys.executable, "-c", outer], cwd=Path(__file__).parents[2], start_new_session=True)
-    begun, ends = tmp_path / "begun", time.monotonic() + 60
-    while not (begun.exists() and begun.read_text()) and time.monotonic() < ends:
-        time.sleep(0.05)
+    begun = tmp_path / "begun"
+    until(lambda: begun.exists() and begun.read_text())
     page.kill()
     page.wait()
-    ends = time.monotonic() + 10
-    while group_is_there(page.pid) and time.monotonic() < ends:
-        time.sleep(0.05)
-    assert not group_is_there(page.pid)
+    until(lambda: not group_is_there(page.pid))

@@ -22,7 +22,7 @@ from layalign.loading import check_model_path, resolve
 from layalign.processor import LayAlignProcessor
 from layalign.prompts import fill_prompt
 from layalign.saving import LLM_FOLDER
-from layalign.serving.page.asking import Server, headers
+from layalign.serving.page.asking import LOCAL, Server, headers
 from layalign.serving.page.processes import LOOK, ServerEnded, ServerProcess, Told, end_all, wait_until_ready, watch
 from layalign.serving.page.view import Side, build_app
 from layalign.serving.settings import check_served
@@ -176,7 +176,7 @@ def _free_port() -> int:
 def _found(title: str, url: str, keys: Sequence[str] | None) -> Server:
     """What a server that is ready says of its model."""
     key = keys[0] if keys else os.environ.get("VLLM_API_KEY")
-    answer = httpx.get(f"{url}/v1/models", headers=headers(key), trust_env=False, timeout=30)
+    answer = httpx.get(f"{url}/v1/models", headers=headers(key), timeout=30, **LOCAL)
     answer.raise_for_status()
     model = answer.json()["data"][0]
     return Server(title, url, model["id"], model["max_model_len"], key)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from layalign.serving.page.asking import LOCAL
+
 # Seconds between looks at a process; between words on one that starts; that it has to end by itself.
 LOOK, WORD, GRACE = 0.3, 15.0, 30.0
 # Of a log: the lines that are shown of a process that ended, and bytes that hold them.
@@ -54,8 +56,7 @@ class ServerProcess:
     def answers(self) -> bool:
         """Whether it says that it is ready."""
         try:
-            # On this machine: no proxy is asked.
-            return httpx.get(f"{self.url}/health", trust_env=False, timeout=5).status_code == httpx.codes.OK
+            return httpx.get(f"{self.url}/health", timeout=5, **LOCAL).status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
@@ -131,7 +132,7 @@ def wait_until_ready(
             return
         if time.monotonic() - said >= WORD:
             said = time.monotonic()
-            say(f"{server.title} has been starting for {said - begun:.0f} s; it says: {server.last_line()[-160:]}")
+            say(f"{server.title} has been starting for {said - begun:.0f} s; it says: {server.last_line()[:160]}")
         time.sleep(LOOK)
 
 
