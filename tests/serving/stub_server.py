@@ -89,6 +89,8 @@ class Handler(BaseHTTPRequestHandler):
                 if number == 2 and "stumbles" in prompt:
                     self.event({"error": {"message": "the engine is dead"}})
                     return
+                if number == 2 and "babbles" in prompt:
+                    self.piece(b"data: {words\n\n")
                 if number == 2 and "kills" in prompt and self.server.kind == "llm":
                     print("no memory is left", flush=True)
                     os._exit(3)

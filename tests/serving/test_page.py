@@ -88,16 +88,18 @@ ERRORS = {
     "a status": "LayAlign: the server refuses, with status 500",
     "it breaks there": "LayAlign: the connection broke in the middle of the answer; ask again",
     "it stumbles there": "the engine is dead",
+    "it babbles there": "LayAlign: what came from URL is no stream of completions",
 }
 
 
 @pytest.mark.parametrize("prompt", ERRORS)
 def test_what_goes_wrong_is_a_sentence(stub, prompt):
     last = answers(server_of(stub), prompt)[-1]
-    assert last.error == ERRORS[prompt]
+    said = ERRORS[prompt].replace("URL", stub.url)
+    assert last.error == said
     # What had come before stays.
     assert last.text == ("layalign hears:" if "there" in prompt else "")
-    assert ERRORS[prompt].replace("'", "&#x27;") in view.noted(last)
+    assert said.replace("'", "&#x27;") in view.noted(last)
 
 
 def test_a_key_is_sent(stub):

@@ -62,7 +62,7 @@ class Browser:
     def answers(self):
         """(texts, notes) of both sides."""
         texts = [box.get_property("value") for box in self.find("textarea")[1:]]
-        return texts, [note.text for note in self.find(".html-container")]
+        return texts, [note.text for note in self.find(".note .html-container")]
 
     def ask(self, question):
         (box,) = self.find("#question textarea")

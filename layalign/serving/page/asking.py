@@ -83,6 +83,8 @@ async def stream_answer(server: Server, prompt: str, most: int, temperature: flo
             yield replace(answer, error=f"{server.title}: the answer ended before its end; ask again")
     except _Refused as error:
         yield replace(answer, error=str(error))
+    except ValueError:
+        yield replace(answer, error=f"{server.title}: what came from {server.url} is no stream of completions")
     except (httpx.ConnectError, httpx.ConnectTimeout):
         yield replace(answer, error=f"{server.title}: no server answers at {server.url}; it has ended, or starts again")
     except httpx.TimeoutException:

@@ -25,8 +25,8 @@ EXAMPLES = (
     "علی کے پاس 20 روپے تھے۔ اس نے 7 روپے خرچ کیے۔ اب اس کے پاس کتنے روپے ہیں؟",
     "A box holds 6 eggs. How many boxes do 42 eggs fill?",
 )
-# New tokens asked for at first, and the hottest temperature.
-MOST, HOTTEST = 256, 2.0
+# New tokens asked for at first, the most that can be, where models take more, and the hottest temperature.
+MOST, LONGEST, HOTTEST = 256, 4096, 2.0
 # Seconds between pictures of an answer that grows: faster than one reads, slower than a GPU writes.
 FRAME = 0.05
 # Each paragraph in the direction of its own script.
@@ -65,9 +65,9 @@ def build_app(sides: tuple[Side, Side], subject: str) -> fastapi.FastAPI:
     import fastapi
     import gradio as gr
 
-    longest = max(2, min(side.server.longest for side in sides) - 1)
+    longest = max(2, min(LONGEST, *(side.server.longest - 1 for side in sides)))
     with gr.Blocks(title="LayAlign", analytics_enabled=False) as page:
-        gr.Markdown(f"# LayAlign\n\n{html.escape(subject)}")
+        gr.HTML(f"<h1>LayAlign</h1><p>{html.escape(subject)}</p>")
         question = gr.Textbox(label="Question, in any language", max_lines=12, autofocus=True, elem_id="question")
         with gr.Row():
             ask = gr.Button("Ask", variant="primary", scale=0, min_width=160, elem_id="ask")
