@@ -24,7 +24,7 @@ class Stub(ThreadingHTTPServer):
     def __init__(self, port=0, kind="layalign", key=None, pause=0.01):
         super().__init__(("127.0.0.1", port), Handler)
         self.kind, self.key, self.pause = kind, key, pause
-        self.bodies, self.hung_up = [], threading.Event()
+        self.bodies, self.hung_up = [], threading.Semaphore(0)
 
     @property
     def url(self):
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
         except OSError:
             print("hung up", flush=True)
-            self.server.hung_up.set()
+            self.server.hung_up.release()
 
     def event(self, value):
         self.piece(b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n")

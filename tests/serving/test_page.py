@@ -132,7 +132,7 @@ def test_who_stops_asking_hangs_up(stub):
         await stream.aclose()
 
     asyncio.run(look_at_one())
-    assert stub.hung_up.wait(10)
+    assert stub.hung_up.acquire(timeout=10)
 
 
 def test_notes():
@@ -142,25 +142,47 @@ def test_notes():
     assert '<div role="alert">&lt;b&gt;</div>' in said
 
 
+def asked(sides, question, frames=10**6):
+    """What is shown of the answers of sides, (text, note) of each, up to so many pictures."""
+
+    async def collected():
+        stream, found = view.asking(sides)(question, 64, 0.0), []
+        async for shown in stream:
+            found.append([shown[place : place + 2] for place in range(0, len(shown), 2)])
+            if len(found) == frames:
+                break
+        await stream.aclose()
+        return found
+
+    return asyncio.run(collected())
+
+
 def test_what_a_side_asks(stub):
     """An empty question goes to nobody: the LLM alone would answer its template."""
-
-    def asked(question, prompt):
-        async def collected():
-            return [shown async for shown in view._asking(view.Side("LLM", server_of(stub), prompt))(question, 64, 0)]
-
-        return asyncio.run(collected())
-
-    (shown,) = asked("  ", str)
-    assert "Write a question first." in shown[1]
-    assert stub.bodies == []
 
     def names_the_language(question):
         raise ValueError("prompt: it names the language")
 
-    assert "prompt: it names the language" in asked("2 + 5?", names_the_language)[-1][1]
-    shown = asked("2 + 5?", "<{}>".format)
-    assert shown[0][0] == "" and shown[-1][0] == "layalign hears: <2 + 5?>"
+    sides = [view.Side("a", server_of(stub), "<{}>".format), view.Side("b", server_of(stub), names_the_language)]
+    assert all("Write a question first." in note for _, note in asked(sides, "  ")[-1])
+    assert stub.bodies == []
+    (text, note), (nothing, why) = asked(sides, "2 + 5?")[-1]
+    assert text == "layalign hears: <2 + 5?>" and "alert" not in note
+    assert nothing == "" and "prompt: it names the language" in why
+
+
+def test_sides_answer_at_the_same_time(stub, monkeypatch):
+    monkeypatch.setattr(view, "FRAME", 0.005)
+    sides = [view.Side("a", server_of(stub), str), view.Side("b", server_of(stub), str)]
+    whole = "layalign hears: one two three four five six seven eight"
+    pictures = asked(sides, "one two three four five six seven eight")
+    assert any(all(0 < len(text) < len(whole) for text, _ in picture) for picture in pictures)
+    assert [text for text, _ in pictures[-1]] == [whole] * 2
+
+
+def test_a_reader_who_leaves_ends_both(stub):
+    asked([view.Side("a", server_of(stub), str)] * 2, "forever", frames=2)
+    assert stub.hung_up.acquire(timeout=10) and stub.hung_up.acquire(timeout=10)
 
 
 def test_what_the_llm_alone_is_asked(model_folder, tmp_path):

@@ -99,10 +99,13 @@ def browser(page):
 
 
 def test_a_question_gets_both_answers(browser):
-    """They grow, and say their pace."""
+    """They grow at the same time, and say their pace."""
     expected = [f"layalign hears: {QUESTION}", f"llm hears: {QUESTION}\nAnswer:"]
     browser.ask(QUESTION)
     seen = browser.until(lambda texts, notes: texts == expected and all("first after" in note for note in notes))
+    assert any(
+        all(0 < len(text) < len(whole) for text, whole in zip(texts, expected, strict=True)) for texts, _ in seen
+    )
     for side in (0, 1):
         grown = {texts[side] for texts, _ in seen}
         assert len(grown) > 3 and all(expected[side].startswith(text) for text in grown)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,7 +67,7 @@ def build_app(sides: tuple[Side, Side], subject: str) -> fastapi.FastAPI:
 
     longest = max(2, min(LONGEST, *(side.server.longest - 1 for side in sides)))
     with gr.Blocks(title="LayAlign", analytics_enabled=False) as page:
-        gr.HTML(f"<h1>LayAlign</h1><p>{html.escape(subject)}</p>")
+        gr.HTML(f"<h1>LayAlign</h1><p>{html.escape(subject)}</p>", padding=False)
         question = gr.Textbox(label="Question, in any language", max_lines=12, autofocus=True, elem_id="question")
         with gr.Row():
             ask = gr.Button("Ask", variant="primary", scale=0, min_width=160, elem_id="ask")
@@ -78,18 +78,16 @@ def build_app(sides: tuple[Side, Side], subject: str) -> fastapi.FastAPI:
             most = gr.Slider(1, longest, min(MOST, longest), step=1, label="New tokens at most", elem_id="most")
             temperature = gr.Slider(0, HOTTEST, 0, step=0.1, label="Temperature (0: greedy)", elem_id="temperature")
         gr.Examples([[text] for text in EXAMPLES], question, label="Examples", elem_id="examples")
-        asked = [
-            gr.on(
-                [question.submit, ask.click],
-                _asking(side),
-                [question, most, temperature],
-                outputs,
-                concurrency_limit=None,
-                show_progress="hidden",
-                api_visibility="private",
-            )
-            for side, outputs in zip(sides, shown, strict=True)
-        ]
+        # One event for both sides: of two the browser would begin the second after the first.
+        asked = gr.on(
+            [question.submit, ask.click],
+            asking(sides),
+            [question, most, temperature],
+            [part for parts in shown for part in parts],
+            concurrency_limit=None,
+            show_progress="hidden",
+            api_visibility="private",
+        )
         stop.click(None, cancels=asked)
     plain = ["system-ui", "sans-serif"]  # the reader's own fonts
     theme = gr.themes.Default(font=plain, font_mono=["ui-monospace", "monospace"])
@@ -118,29 +116,53 @@ def _answer(side: Side) -> list:
     return [text, note]
 
 
-def _asking(side: Side) -> Callable[[str, float, float], AsyncIterator[tuple[str, str]]]:
-    """What the page calls with a question, and the settings: answer and note, each time that there is more."""
+def asking(sides: Sequence[Side]) -> Callable[[str, float, float], AsyncGenerator[tuple[str, ...], None]]:
+    """What the page calls with a question, new tokens at most and temperature: text and note of each side, as often as there is more.
 
-    async def ask(question: str, most: float, temperature: float) -> AsyncIterator[tuple[str, str]]:
-        if not question.strip():
-            yield "", noted(Answer(error="Write a question first."))
-            return
+    Args:
+        sides: that are asked at the same time.
+    """
+
+    async def ask(question: str, most: float, temperature: float) -> AsyncGenerator[tuple[str, ...], None]:
+        answers, shown = [Answer()] * len(sides), None
+
+        async def follow(place: int) -> None:
+            async with aclosing(_answers(sides[place], question, int(most), temperature)) as stream:
+                async for answers[place] in stream:
+                    pass
+
+        tasks = [asyncio.create_task(follow(place)) for place in range(len(sides))]
+        waiting = set(tasks)
         try:
-            prompt = side.prompt(question)
-        except ValueError as error:
-            yield "", noted(Answer(error=str(error)))
-            return
-        yield "", noted(Answer())
-        answer, shown = Answer(), 0.0
-        async with aclosing(stream_answer(side.server, prompt, int(most), temperature)) as stream:
-            async for answer in stream:
-                now = time.perf_counter()
-                if now - shown >= FRAME:
-                    shown = now
-                    yield answer.text, noted(answer)
-        yield answer.text, noted(answer)
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, timeout=FRAME)
+                for task in done:
+                    task.result()
+                if answers != shown:
+                    shown = list(answers)
+                    yield tuple(part for answer in answers for part in (answer.text, noted(answer)))
+        finally:
+            # Nobody looks any more: no server is to go on.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     return ask
+
+
+async def _answers(side: Side, question: str, most: int, temperature: float) -> AsyncGenerator[Answer, None]:
+    """A side's, or why it has none."""
+    if not question.strip():
+        yield Answer(error="Write a question first.")
+        return
+    try:
+        prompt = side.prompt(question)
+    except ValueError as error:
+        yield Answer(error=str(error))
+        return
+    async with aclosing(stream_answer(side.server, prompt, most, temperature)) as stream:
+        async for answer in stream:
+            yield answer
 
 
 def noted(answer: Answer) -> str:
