@@ -132,7 +132,9 @@ def wait_until_ready(
             return
         if time.monotonic() - said >= WORD:
             said = time.monotonic()
-            say(f"{server.title} has been starting for {said - begun:.0f} s; it says: {server.last_line()[:160]}")
+            say(
+                f"{server.title} has been starting for {said - begun:.0f} s; it says: {server.last_line()[:160] or 'nothing yet'}"
+            )
         time.sleep(LOOK)
 
 
