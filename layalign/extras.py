@@ -3,7 +3,13 @@
 # What an installation of the core alone lacks, by the extra that installs it and the command whose work it is.
 TRAIN = ("accelerate", "datasets", "pydantic")
 EVAL = ("matplotlib", "rich", "datasets", "sacrebleu")
-EXTRAS = {"train": TRAIN, "eval": EVAL, "demo": (*TRAIN, *EVAL, "num2words2", "gguf"), "vllm": ("vllm",)}
+EXTRAS = {
+    "train": TRAIN,
+    "eval": EVAL,
+    "demo": (*TRAIN, *EVAL, "num2words2", "gguf"),
+    "vllm": ("vllm",),
+    "ui": ("gradio",),
+}
 EXTRA_OF = {
     "train": "train",
     "report": "train",

