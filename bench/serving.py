@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from layalign.base_models import written_down
 from layalign.configuration import LayAlignConfig
 from layalign.kernels.files import write_json, write_text
-from layalign.loading import check_model_path, load_model, resolve
+from layalign.loading import check_model_path, load_model
+from layalign.serving.settings import llm_place
 
 LAYALIGN, BARE = "layalign", "bare LLM"
 # {requests at once: requests}: more would measure the same for longer.
@@ -67,9 +67,8 @@ def measure(
     if len(questions) < most:
         raise ValueError(f"questions: got {len(questions)}, takes at least {most}")
     config = LayAlignConfig.from_pretrained(str(model))
-    name, place = written_down("llm", config, str(model))
-    llm = Path(resolve(name)) / place.get("subfolder", "")
-    served = {LAYALIGN: str(model), BARE: str(llm)}
+    llm = llm_place(str(model), config)[0]
+    served = {LAYALIGN: str(model), BARE: llm}
     seen: dict[str, dict[int, list[dict[str, float]]]] = {name: {load: [] for load in LOADS} for name in served}
     generated: dict[int, list[float]] = {size: [] for size in BATCHES}
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +79,7 @@ def measure(
             for name in list(served)[:: 1 if turn % 2 == 0 else -1]:
                 with _server(served[name], name, dtype, Path(folder) / "server.log") as port:
                     for load, count in LOADS.items():
-                        found = _client(port, name, str(llm), asked, load, count, new_tokens, Path(folder))
+                        found = _client(port, name, llm, asked, load, count, new_tokens, Path(folder))
                         seen[name][load].append({figure: found[figure] for figure in FIGURES})
                         print(
                             f"round {turn + 1}: {name}, {load} at once: {found['output_throughput']:.1f} tokens/s",
@@ -103,7 +102,7 @@ def measure(
     ]
     return {
         "model": Path(model).name,
-        "llm": llm.name,
+        "llm": Path(llm).name,
         "new_tokens": new_tokens,
         "rounds": rounds,
         "dtype": dtype,

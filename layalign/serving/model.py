@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +13,11 @@ from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.model_executor.models.utils import init_vllm_registered_model
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from layalign.base_models import written_down
-from layalign.loading import resolve
-from layalign.saving import LLM_FOLDER
 from layalign.serving.attention import CrossFusedAttention, attention_layers
 from layalign.serving.encoder_side import EncoderSide
 from layalign.serving.placeholders import digits
 from layalign.serving.processing import QuestionDummies, QuestionInfo, QuestionProcessor
-from layalign.serving.settings import check_served
+from layalign.serving.settings import check_served, llm_place
 
 
 @MULTIMODAL_REGISTRY.register_processor(QuestionProcessor, info=QuestionInfo, dummy_inputs=QuestionDummies)
@@ -51,12 +47,7 @@ class ServedLayAlign(nn.Module, SupportsMultiModal):
         self.vocabulary, self.width = text.vocab_size, text.hidden_size
         self.has_bos = text.bos_token_id is not None
         path = model_config.model
-        llm = f"{path}/{LLM_FOLDER}" if config.train_llm else None
-        revision = None
-        if llm is None:
-            name, place = written_down("llm", config, path)
-            llm, revision = resolve(name), place.get("revision")
-            llm = str(Path(llm) / place["subfolder"]) if place.get("subfolder") else llm
+        llm, revision = llm_place(path, config)
         self.secondary_weights = [DefaultModelLoader.Source(llm, revision, prefix="llm.")]
         architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]
         self.llm = init_vllm_registered_model(vllm_config, prefix="llm", hf_config=text, architectures=[architecture])

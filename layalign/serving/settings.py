@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from layalign.base_models import written_down
 from layalign.configuration import LayAlignConfig
+from layalign.loading import resolve
+from layalign.saving import LLM_FOLDER
 
 # Families of LLMs whose classes in vLLM are tested against transformers', each with the norm of keys that its attention has.
 KEY_NORMS = {
@@ -46,3 +51,19 @@ def check_served(config: LayAlignConfig) -> None:
         raise ValueError(
             "vLLM: dynamic gates read the hidden state, which LayAlign does not do there; 'scalar' and 'head' are served"
         )
+
+
+def llm_place(model: str, config: LayAlignConfig) -> tuple[str, str | None]:
+    """Where a model's LLM is: a folder or hub name, and its revision there.
+
+    Args:
+        model: the model's own folder or hub name.
+        config: its settings.
+    """
+    if config.train_llm:
+        return f"{model}/{LLM_FOLDER}", None
+    name, place = written_down("llm", config, model)
+    llm = resolve(name)
+    if place.get("subfolder"):
+        llm = str(Path(llm) / place["subfolder"])
+    return llm, place.get("revision")

@@ -1,11 +1,19 @@
 """Models over the bases that ship with layalign, and engines that serve them in this process. Needs vLLM: `make vllm`."""
 
 import os
+import tempfile
 
 import pytest
 
+# What vLLM compiles is compiled anew: a cache of an earlier version of this package would answer for it.
+CACHE = tempfile.TemporaryDirectory(prefix="layalign-vllm-")
 # Before vLLM is first asked: half a GiB for caches, the engine in this process, so that tests can look at its scheduler.
-os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+os.environ |= {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CACHE_ROOT": CACHE.name,
+}
 
 TEMPLATE = "{text}\nAnswer:"
 NEW = 40

@@ -99,16 +99,10 @@ def browser(page):
 
 
 def test_a_question_gets_both_answers(browser):
-    """They grow at the same time, and say their pace."""
+    """And their pace; that they grow at the same time is seen in `test_stop`, where neither ends."""
     expected = [f"layalign hears: {QUESTION}", f"llm hears: {QUESTION}\nAnswer:"]
     browser.ask(QUESTION)
     seen = browser.until(lambda texts, notes: texts == expected and all("first after" in note for note in notes))
-    assert any(
-        all(0 < len(text) < len(whole) for text, whole in zip(texts, expected, strict=True)) for texts, _ in seen
-    )
-    for side in (0, 1):
-        grown = {texts[side] for texts, _ in seen}
-        assert len(grown) > 3 and all(expected[side].startswith(text) for text in grown)
     _, notes = seen[-1]
     assert all(re.match(r"\d+ tokens · [\d.]+ tokens/s · first after [\d.]+ s", note) for note in notes)
 
@@ -119,7 +113,7 @@ def test_a_refusal_is_a_sentence(browser):
 
 
 def test_stop(browser, page):
-    """What has come stays, and the servers go on no longer; then an example is asked."""
+    """Both are written at the same time; what has come stays, and the servers go on no longer; then an example is asked."""
     browser.ask("forever")
     browser.until(lambda texts, notes: all("and" in text for text in texts))
     browser.find("#stop")[0].click()

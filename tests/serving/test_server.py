@@ -177,14 +177,14 @@ def test_malformed_requests_and_clients_that_hang_up_change_nothing(client, text
         b"\xff\xfe",
     ]
     for path in ("/v1/completions", "/v1/chat/completions"):
-        for body in bodies * 4:
+        for body in bodies * 15:
             status, _ = client.send(path, body)
             assert 400 <= status < 500
     port = int(client.url.rpartition(":")[2])
     body = json.dumps(
         {"model": "layalign", "prompt": QUESTIONS[0], "max_tokens": 400, "min_tokens": 400, "stream": True}
     )
-    for _ in range(20):
+    for _ in range(50):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
             connection.sendall(f"{head}\r\n\r\n{body}".encode())
@@ -192,6 +192,19 @@ def test_malformed_requests_and_clients_that_hang_up_change_nothing(client, text
     assert client.send("/health")[0] == 200
     assert text_of(client.complete(QUESTIONS[0])) == texts[0]
     # What they held is given back.
+    assert_nothing_is_held(client)
+
+
+def test_flood(client, texts):
+    """500 requests, 64 clients at a time, twice as many as the server works on."""
+    with ThreadPoolExecutor(64) as pool:
+        found = list(pool.map(lambda place: client.complete(QUESTIONS[place % len(QUESTIONS)]), range(500)))
+    assert [text_of(answer) for answer in found] == [texts[place % len(texts)] for place in range(500)]
+    assert client.send("/health")[0] == 200
+    assert_nothing_is_held(client)
+
+
+def assert_nothing_is_held(client):
     ends = time.monotonic() + 30
     while (used := used_cache(client)) > 0 and time.monotonic() < ends:
         time.sleep(0.5)

@@ -16,16 +16,14 @@ from pathlib import Path
 
 import httpx
 
-from layalign.base_models import written_down
 from layalign.configuration import LayAlignConfig
-from layalign.loading import check_model_path, resolve
+from layalign.loading import check_model_path
 from layalign.processor import LayAlignProcessor
 from layalign.prompts import fill_prompt
-from layalign.saving import LLM_FOLDER
 from layalign.serving.page.asking import LOCAL, Server, headers
 from layalign.serving.page.processes import LOOK, ServerEnded, ServerProcess, Told, end_all, wait_until_ready, watch
 from layalign.serving.page.view import Side, build_app
-from layalign.serving.settings import check_served
+from layalign.serving.settings import check_served, llm_place
 
 PORT, UI_PORT = 8000, 7860
 LOOPBACK = "127.0.0.1"
@@ -113,16 +111,11 @@ def llm_words(model: str, config: LayAlignConfig, arguments: Sequence[str]) -> l
         config: its settings.
         arguments: of its own server, which are the LLM's server's too, unless they are about LayAlign's name and place.
     """
-    if config.train_llm:
-        llm, place = f"{model}/{LLM_FOLDER}", {}
-    else:
-        name, place = written_down("llm", config, model)
-        llm = resolve(name)
-        llm = str(Path(llm) / place["subfolder"]) if place.get("subfolder") else llm
+    llm, revision = llm_place(model, config)
     # Of an option that is given twice vLLM takes the last.
     words = [llm, *arguments, "--host", LOOPBACK, "--served-model-name", "llm"]
-    if place.get("revision") or any(word.partition("=")[0] == "--revision" for word in arguments):
-        words += ["--revision", place.get("revision") or "main"]
+    if revision or any(word.partition("=")[0] == "--revision" for word in arguments):
+        words += ["--revision", revision or "main"]
     folder = Path(llm)
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         words += ["--tokenizer", model]
