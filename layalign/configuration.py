@@ -31,7 +31,11 @@ class LayAlignConfig(PreTrainedConfig):
             code calls ffn) or None (no soft prompt; the paper's ablation).
         aligner: "linear" (mix over encoder layers, ReLU, linear: the paper's), "mlp" (a further ReLU and linear) or None
             (no cross-attention: MindMerger, or LangBridge with adapter="linear").
-        gate: "scalar" (one per LLM layer: the paper's), "head" (one per query head) or "dynamic" (from the hidden state, Table 8).
+        gate: "scalar" (one per LLM layer: the paper's), "head" (one per query head), "dynamic" (from the hidden state, Table 8) or None
+            (cross-attention is added as it is, with weight 1 from the first step on: section 4.3's ablation).
+        adapter_width: inner width of the adapters "mlp" and "gelu"; None: 2 De, the paper's. MindMerger+ of Table 10 has 3 De.
+        aligner_width: W of a further linear layer (De to W) and SiLU between the mixing and the projection of the aligner "linear",
+            which then is not folded; None: there is none, the paper's. LayAlign+ of Table 10 has De.
         encoder_states: what the aligner reads: "all" (every state in `encoder_layers`, mixed with learned weights), "last" (only
             the encoder's final state, Table 7), "mean" (the unweighted mean of `encoder_layers`, Table 11) or a list of state indices.
         encoder_layers: state indices for "all" and "mean"; 0 is the embedding output. None: all but the last.
@@ -75,7 +79,9 @@ class LayAlignConfig(PreTrainedConfig):
     base_samples: Any = None
     adapter: str | None = "mlp"
     aligner: str | None = "linear"
-    gate: str = "scalar"
+    gate: str | None = "scalar"
+    adapter_width: int | None = None
+    aligner_width: int | None = None
     encoder_states: Any = "all"
     encoder_layers: list[int] | None = None
     llm_layers: list[int] | None = None
@@ -114,11 +120,12 @@ class LayAlignConfig(PreTrainedConfig):
         for name, allowed in (
             ("adapter", ADAPTERS),
             ("aligner", ALIGNERS),
-            ("gate", GATES),
+            ("gate", (*GATES, None)),
             ("attention_backend", BACKENDS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        self._check_widths()
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -157,6 +164,22 @@ class LayAlignConfig(PreTrainedConfig):
             _check_indices(
                 "llm_layers", self.fused_layers, self.llm_config.get_text_config().num_hidden_layers, "LLM layers"
             )
+
+    def _check_widths(self) -> None:
+        for name, part, kinds in (
+            ("adapter_width", "adapter", ("mlp", "gelu")),
+            ("aligner_width", "aligner", ("linear",)),
+        ):
+            width = getattr(self, name)
+            if width is None:
+                continue
+            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+                raise ValueError(f"{name} must be a positive whole number or None, got {width!r}")
+            if getattr(self, part) not in kinds:
+                raise ValueError(
+                    f"{name}: got {width}, which is a width inside the {part} {' or '.join(map(repr, kinds))}; {part} is "
+                    f"{getattr(self, part)!r}"
+                )
 
     @property
     def _attn_implementation(self) -> str | None:

@@ -54,13 +54,16 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
         text = config.get_text_config()
         encoder_size, llm_size = getattr(config.encoder_config, "hidden_size", 0), text.hidden_size
         layers = config.fused_layers
-        self.adapter = Adapter(config.adapter, encoder_size, llm_size) if config.adapter else None
-        self.aligner = None
+        self.adapter = self.aligner = None
+        if config.adapter:
+            self.adapter = Adapter(config.adapter, encoder_size, llm_size, config.adapter_width)
         if self.adapter is not None:
             self.adapter.draw_boundary(at_hand(self.llm.get_input_embeddings(), "weight"))
         if config.aligner and layers:
             states, average = len(config.mixed_states), config.encoder_states == "mean"
-            self.aligner = LayerwiseAligner(config.aligner, states, len(layers), encoder_size, llm_size, average)
+            self.aligner = LayerwiseAligner(
+                config.aligner, states, len(layers), encoder_size, llm_size, average, config.aligner_width
+            )
             self._attach(layers, text)
         check_bare(self.llm)
         if config.lora is not None:

@@ -33,7 +33,7 @@ def parts_of(config: LayAlignConfig) -> tuple[str, ...]:
     has = {
         "adapter": config.adapter is not None,
         "aligner": config.aligner is not None,
-        "gates": config.aligner is not None,
+        "gates": config.aligner is not None and config.gate is not None,
         "lora": config.lora is not None,
         "llm": config.train_llm,
     }

@@ -52,6 +52,7 @@ class Sizes:
         adapter, aligner, gates, lora: parameters that are trained beside frozen bases.
         encoder_size, llm_size, vocabulary, inner: De, Dl, V, width of the LLM's MLP.
         states, depth, encoder_depth: E, L, layers of the encoder.
+        aligner_width: of the aligner's further layer; 0: it has none.
         query, key: heads times head size, of queries and of keys (or values).
         heads: of queries.
         encoder_query: of the encoder's attention.
@@ -79,6 +80,7 @@ class Sizes:
     encoder_query: int
     encoder_bytes: int
     llm_bytes: int
+    aligner_width: int = 0
 
     @property
     def trained(self) -> int:
@@ -125,6 +127,7 @@ def sizes_of(model: LayAlignForConditionalGeneration) -> Sizes:
         encoder_query=encoder_heads * (getattr(config.encoder_config, "d_kv", None) or encoder_size // encoder_heads),
         encoder_bytes=0 if encoder is None else encoder.dtype.itemsize,
         llm_bytes=llm.dtype.itemsize,
+        aligner_width=(config.aligner_width or 0) if model.aligner is not None else 0,
     )
 
 
@@ -162,6 +165,9 @@ def memory(
     fused = 0.0
     if sizes.states:
         fused = sources * (sizes.states * sizes.encoder_size * sizes.encoder_bytes + 2 * sizes.depth * sizes.key * wide)
+    if sizes.states and sizes.aligner_width:  # its streams are made, and kept before and after the further layer
+        kept = sizes.encoder_size + 2 * sizes.aligner_width + sizes.llm_size
+        fused += 2 * sizes.depth * sources * kept * wide
     adapted = sources * (sizes.encoder_size * 3 + sizes.llm_size) * (2 if autocast else _FP32) if sizes.adapter else 0
     # Weights that are no bf16 are cast by autocast in each layer, and the copies kept: what is checkpointed keeps one layer's.
     cast = 2 * sizes.llm_layers if autocast and sizes.llm_bytes == _FP32 else 0
@@ -242,7 +248,8 @@ def arithmetic(sizes: Sizes, batch: Batch, checkpointing: bool, trained: Sequenc
         # The mix and the shared projection, forward, again, and twice backward; each layer's own keys or values, forward and back.
         aligner = streams * (
             6 * sizes.states * sizes.encoder_size
-            + 8 * sizes.encoder_size * sizes.llm_size
+            + 8 * (sizes.aligner_width or sizes.encoder_size) * sizes.llm_size
+            + 6 * sizes.encoder_size * sizes.aligner_width
             + 4 * sizes.llm_size * sizes.key
         )
     return float(encoder + llm + head + adapter + aligner)
