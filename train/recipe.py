@@ -184,12 +184,29 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), check_fi
     """Read a recipe.
 
     Args:
-        path: a YAML file, or the name of a shipped recipe ("math", "math_english", "math_qwen", "xcsqa", "xnli").
+        path: a YAML file, or the name of a shipped recipe ("math", "math_english", "math_qwen", "langbridge_english", "xcsqa",
+            "xnli").
         overrides: "key=value" with dots between nested keys ("stages.task.data.0.limit=10"); values are read as YAML.
         check_files: also check that the data files exist.
 
     Raises:
         ValueError: no such file, broken YAML, an unknown key, a wrong value, or missing data files.
+    """
+    file, values = _find(path), read_recipe(path, overrides)
+    try:
+        recipe = build(Recipe, values)
+        if check_files:
+            recipe.check_files()
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return recipe
+
+
+def read_recipe(path: str | os.PathLike, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings in a recipe's file as they stand there, unchecked; arguments as `load_recipe`'s.
+
+    Raises:
+        ValueError: no such file, or one that is no mapping in YAML.
     """
     file = _find(path)
     try:
@@ -200,13 +217,7 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), check_fi
         raise ValueError(f"{file}: a recipe is a mapping of settings, got {type(values).__name__}")
     for assignment in overrides:
         override(values, assignment)
-    try:
-        recipe = build(Recipe, values)
-        if check_files:
-            recipe.check_files()
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    return recipe
+    return values
 
 
 def _find(path: str | os.PathLike) -> Path:
