@@ -7,6 +7,7 @@ EXTRAS = {"train": TRAIN, "eval": EVAL, "demo": (*TRAIN, *EVAL, "num2words2", "g
 EXTRA_OF = {
     "train": "train",
     "report": "train",
+    "table": "train",
     "evaluate": "eval",
     "compare": "eval",
     "analyze": "eval",
