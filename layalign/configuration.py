@@ -29,6 +29,7 @@ class LayAlignConfig(PreTrainedConfig):
             `layalign.base_samples`. Written when a model is made and saved.
         adapter: "mlp" (linear, ReLU, linear: the paper's), "linear" (LangBridge), "gelu" (linear, GELU, linear: what LangBridge's
             code calls ffn) or None (no soft prompt; the paper's ablation).
+            "none" says the same here, of the aligner and of the gate.
         aligner: "linear" (mix over encoder layers, ReLU, linear: the paper's), "mlp" (a further ReLU and linear) or None
             (no cross-attention: MindMerger, or LangBridge with adapter="linear").
         gate: "scalar" (one per LLM layer: the paper's), "head" (one per query head), "dynamic" (from the hidden state, Table 8) or None
@@ -52,6 +53,8 @@ class LayAlignConfig(PreTrainedConfig):
         quantization: of the bases when they are loaded by name, see `layalign.quantization.checked_quantization`; None: none.
         lora: LoRA on the LLM, see `layalign.lora.checked_lora`; None: none. Keys and values of cross states go through it as the
             LLM's own do.
+        train_encoder: whether the encoder is trained too, as LangBridge does with LLMs that are not fine-tuned: True, or "embeddings" for
+            its input embeddings alone; what is trained of it is saved with the trained part, and loaded over the encoder.
         train_llm: whether the LLM is trained too; it is then saved with the trained part. With it or lora, adapter and aligner may
             both be None, and there is no encoder: an LLM alone.
 
@@ -92,6 +95,7 @@ class LayAlignConfig(PreTrainedConfig):
     fold_at_inference: bool = True
     quantization: Any = None
     lora: Any = None
+    train_encoder: Any = False
     train_llm: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -111,6 +115,9 @@ class LayAlignConfig(PreTrainedConfig):
         self._check()
 
     def _in_one_form(self) -> None:
+        for name in ("adapter", "aligner", "gate"):
+            if getattr(self, name) == "none":  # as command lines and YAML say it
+                setattr(self, name, None)
         if not isinstance(self.llm_input, (dict, type(None))):
             raise ValueError(f"llm_input takes {STAGES} with true or false, got {self.llm_input!r}")
         self.llm_input = {"translation": False, "task": True} | (self.llm_input or {})
@@ -129,6 +136,12 @@ class LayAlignConfig(PreTrainedConfig):
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if not (isinstance(self.train_encoder, bool) or self.train_encoder == "embeddings"):
+            raise ValueError(f"train_encoder must be true, false or 'embeddings', got {self.train_encoder!r}")
+        if self.train_encoder and "encoder" in (self.quantization or {}):
+            raise ValueError("train_encoder and quantization: a quantised encoder is only ever frozen")
+        if self.train_encoder and self.adapter is None and self.aligner is None:
+            raise ValueError("train_encoder: adapter and aligner are both None, and an LLM alone has no encoder")
         if self.train_llm and self.lora is not None:
             raise ValueError(
                 "train_llm and lora: all of the LLM's weights are trained, or LoRA beside them; give one of both"

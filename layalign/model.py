@@ -174,10 +174,7 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
             given = replace(given, attn_implementation=getattr(config, "_attn_implementation", None))
         saved = saving.read_saved(str(path), encoder, llm, config, given, check_bases)
         model = cls(saved.config, saved.encoder, saved.llm)._placed(given)
-        saving.load_trained_part(model, saved.trained, str(path), with_llm=False)
-        if given.llm_dtype is not None:
-            for _, parameter in model.trained_parameters():
-                parameter.data = parameter.data.to(saved.llm.dtype)
+        saving.load_saved_part(model, saved, str(path), given)
         return model.eval()._folded_on_accelerator()
 
     @classmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema
 from pydantic.dataclasses import dataclass
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -37,7 +37,7 @@ from layalign.train.stage_recipe import StageRecipe
 
 SHIPPED = Path(__file__).parent / "recipes"
 # Keys of a recipe of their own.
-_NOT_MODEL_SETTINGS = ("llm_input", "quantization", "lora", "train_llm")
+_NOT_MODEL_SETTINGS = ("llm_input", "quantization", "lora", "train_llm", "train_encoder")
 # Where a reporter is not called like its package.
 _PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}
 
@@ -102,6 +102,8 @@ class Recipe(Settings):
     """LoRA on the LLM's attention, trained beside the trained part: {rank, alpha, dropout, targets}; see `layalign.lora.checked_lora`."""
     train_llm: Switch = False
     """The LLM's own weights are trained as well."""
+    train_encoder: Annotated[Any, WithJsonSchema({"enum": [False, True, "embeddings"]})] = False
+    """The encoder is trained as well, or its input embeddings alone."""
     init_from: Annotated[InitFrom | None, _PATH_ALONE] = None
     """What the trained part starts from: a path, or a path and which of its parts (`InitFrom`); None: random values."""
     seed: Annotated[Whole, Field(lt=2**31)] = 0

@@ -38,6 +38,8 @@ def check_served(config: LayAlignConfig) -> None:
         raise ValueError(
             "vLLM: this model has LoRA on its LLM; merge_lora() and save_pretrained make one that can be served"
         )
+    if config.train_encoder:
+        raise ValueError("vLLM: this model's encoder is trained with it, and LayAlign serves frozen encoders there")
     if config.quantization:
         raise ValueError(
             "vLLM: this model says how its bases are quantised (bitsandbytes, torchao); set quantization to none"

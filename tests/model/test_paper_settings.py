@@ -104,7 +104,7 @@ WRONG = [
     ({"adapter_width": 8, "adapter": None}, "inside the adapter 'mlp' or 'gelu'; adapter is None"),
     ({"aligner_width": 8, "aligner": "mlp"}, "aligner_width: got 8, which is a width inside the aligner 'linear'"),
     ({"aligner_width": 8, "aligner": None}, "inside the aligner 'linear'; aligner is None"),
-    ({"gate": "none"}, "gate must be one of ('scalar', 'head', 'dynamic', None), got 'none'"),
+    ({"gate": "no"}, "gate must be one of ('scalar', 'head', 'dynamic', None), got 'no'"),
 ]
 
 
@@ -113,6 +113,16 @@ def test_wrong_widths_are_refused(settings, message):
     with pytest.raises(ValueError) as caught:
         LayAlignConfig(**settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["adapter", "aligner", "gate"])
+def test_none_in_words(name):
+    """As a command line says it: model.gate=none."""
+    assert getattr(LayAlignConfig(**{name: "none"}), name) is None
+    changed = LayAlignConfig()
+    setattr(changed, name, "none")
+    changed.checked()
+    assert getattr(changed, name) is None
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:3], ids=named)

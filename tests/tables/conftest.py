@@ -35,6 +35,8 @@ def recipe_values(name):
         task["data"] = {"records": [pair for pair in pairs if pair["lang"] == "en"]}
     stages = {"task": task} if name == "langbridge_english" else {"translation": stage, "task": task}
     values = {"encoder": ENCODER, "llm": LLM, "output": "unused", "device": "cpu", "progress": False, "stages": stages}
+    if name == "langbridge_english":
+        values["train_encoder"] = "embeddings"
     return {**values, "llm_input": {"task": not english}}
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from layalign.folders import damage
@@ -187,6 +188,34 @@ def test_what_is_read_beside_the_encoder(sources):
     assert alone["MetaMath-Mul"].prompt == alone["Translate"].prompt == recipes_own
 
 
+OTHERS = {"adapter_width": 8, "aligner_width": 8, "encoder_layers": [0, 1]}
+PARTS = ["adapter", "aligner", "gates"]
+
+
+@pytest.mark.parametrize(
+    ("number", "row", "settings", "parts"),
+    [
+        (4, "LayAlign", OTHERS, PARTS),
+        (4, "w/o Adapter", {"aligner_width": 8, "encoder_layers": [0, 1], "adapter": None}, PARTS[1:]),
+        (4, "w/o Layer-Wise Aligner", {"adapter_width": 8, "encoder_layers": [0, 1], "aligner": None}, PARTS[:1]),
+        (7, "LayAlign-LR", {"adapter_width": 8, "aligner_width": 8, "encoder_states": "last"}, PARTS),
+        (2, "MetaMath-Mul", {"encoder_layers": [0, 1], "adapter": None, "aligner": None}, None),
+        (10, "MindMerger+", {"adapter_width": 384, "encoder_layers": [0, 1], "aligner": None}, PARTS[:1]),
+    ],
+)
+def test_a_recipes_own_settings_stay_where_a_row_has_a_place_for_them(number, row, settings, parts, bases, tmp_path):
+    """What the recipe says of a part that the row has not would be refused."""
+    values = merged(recipe_values("math"), {"model": OTHERS})
+    for stage in values["stages"].values():
+        stage["train"] = PARTS
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(values))
+    own = make.Sources(output=tmp_path, recipes=dict.fromkeys(load_table(number).recipes, str(file)), bases=bases)
+    (entry, *_) = entries(load_table(number), own, [row])
+    assert entry.recipe.model == settings
+    assert all(stage.train == parts for stage in entry.recipe.stages.values())
+
+
 def test_thirds_of_the_states():
     assert [third(which, "layalign:tiny_encoder") for which in ("first third", "middle third", "last third")] == [
         [0],
@@ -224,3 +253,4 @@ def test_what_changes_no_number_makes_no_new_run(tmp_path):
     key = training_of(plain, tmp_path).key
     assert training_of({**plain, "progress": True, "parallel": "none"}, tmp_path / "elsewhere").key == key
     assert training_of({**plain, "seed": 1}, tmp_path).key != key
+    assert training_of({**plain, "data_root": "other"}, tmp_path).key != key

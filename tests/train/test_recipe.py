@@ -209,11 +209,12 @@ def test_every_shipped_recipe_is_tested():
 
 
 def test_langbridges_own_recipe():
-    """One stage of a linear adapter alone, as its authors' script for MetaMath trains it; what it takes of memory differs."""
+    """One stage of a linear adapter and the encoder's embeddings, as its authors' script for MetaMath trains them."""
     recipe = load_recipe("langbridge_english", check_files=False)
     stage = recipe.stages["task"]
     assert list(recipe.stages) == ["task"]
     assert (recipe.model["adapter"], recipe.model["aligner"], recipe.llm_input["task"]) == ("linear", None, False)
+    assert (recipe.train_encoder, stage.encoder_learning_rate) == ("embeddings", 2e-5)
     assert (stage.learning_rate, stage.epochs, stage.global_batch_size, stage.source_max_length) == (6e-4, 1, 128, 1024)
     assert (stage.schedule, stage.warmup_ratio, stage.weight_decay, stage.max_grad_norm) == ("constant", 0, 0, 1.0)
     assert all(stage.accumulation(processes) * stage.batch_size * processes == 128 for processes in (1, 4, 8))

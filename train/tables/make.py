@@ -225,8 +225,8 @@ def plan_table(table: Table, sources: Sources, rows: Iterable[str] | None = None
     """What `make_table` would train, and what that takes: nothing is loaded or written.
 
     Returns:
-        {"table", "trainings": [{"run", "output", "whole", "plan" (of `make_plan`) or "why" there is none}], "seconds": of what is not
-        whole, None where a part is not known, "missing": {row: why}}.
+        {"table", "trainings": [{"run", "output", "whole", and of what is not whole "plan" (of `make_plan`) or "why" there is none}],
+        "seconds": of these, None where a part is not known, "missing": {row: why}}.
 
     Raises:
         ValueError: as `entries`.
@@ -236,7 +236,8 @@ def plan_table(table: Table, sources: Sources, rows: Iterable[str] | None = None
         line: dict[str, Any] = {"run": training.key, "output": str(training.folder)}
         line["whole"] = damage(training.folder / "model", lambda name: False) is None
         try:
-            line["plan"] = make_plan(training.recipe)
+            if not line["whole"]:
+                line["plan"] = make_plan(training.recipe)
         except (ValueError, OSError) as error:
             line["why"] = str(error).splitlines()[0]
         found.append(line)

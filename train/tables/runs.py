@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ class Sources:
 
     output: Path
     recipes: Mapping[str, str] = field(default_factory=dict)
-    overrides: Iterable[str] = ()
+    overrides: Sequence[str] = ()
     bases: Mapping[str, str] = field(default_factory=dict)
 
     def recipe_of(self, row: Row, part: Part) -> str:
@@ -164,13 +165,17 @@ def entry(row: Row, part: Part, sources: Sources) -> Entry:
 def row_values(row: Row, part: Part, sources: Sources) -> dict[str, Any]:
     """The recipe of a row, unchecked and without its output. Raises ValueError as `entries`."""
     values = merged(read_recipe(sources.recipe_of(row, part), sources.overrides), row.settings)
-    if "encoder" in row.settings and row.settings["encoder"] is not None:
-        values["encoder"] = sources.base(row.settings["encoder"])
+    if "encoder" in row.settings:
+        if row.settings["encoder"] is None:
+            values.pop("train_encoder", None)
+        else:
+            values["encoder"] = sources.base(row.settings["encoder"])
     if row.stages is not None:
         if lacking := [name for name in row.stages if name not in values["stages"]]:
             raise ValueError(f"stages: the row is of the {lacking[0]} stage, which the recipe has not")
         values["stages"] = {name: values["stages"][name] for name in row.stages}
-    model = values["model"] = dict(values.get("model") or {})
+    _without_what_the_row_has_not(values, row)
+    model = values["model"]
     for key, widening in (("adapter_width", row.adapter_widening), ("aligner_width", row.aligner_widening)):
         if widening is not None:
             model[key] = widening * read_config(resolve(values["encoder"]), "encoder").hidden_size
@@ -182,6 +187,25 @@ def row_values(row: Row, part: Part, sources: Sources) -> dict[str, Any]:
         if reads.get(name) and stage.get("prompt") is None and (prompt := published[name]):
             values["stages"][name] = {**stage, "prompt": prompt.replace("{text}", "{source}")}
     return values
+
+
+def _without_what_the_row_has_not(values: dict[str, Any], row: Row) -> None:
+    """Take out of a recipe what it says of parts that a row leaves out, and of states that a row chooses otherwise."""
+    chosen = row.settings.get("model", {})
+    model = values["model"] = dict(values.get("model") or {})
+    gone: list[str] = []
+    if "adapter" in chosen:
+        model.pop("adapter_width", None)
+        gone += [] if chosen["adapter"] else ["adapter"]
+    if "aligner" in chosen:
+        model.pop("aligner_width", None)
+        gone += [] if chosen["aligner"] else ["aligner", "gates"]
+    if "encoder_states" in chosen and chosen["encoder_states"] not in ("all", "mean"):
+        model.pop("encoder_layers", None)
+    for name, stage in values["stages"].items():
+        trained = stage.get("train") or []
+        left = [part for part in ([trained] if isinstance(trained, str) else trained) if part not in gone]
+        values["stages"][name] = {**stage, "train": left or None}
 
 
 def third(which: str, encoder: str) -> list[int]:
@@ -222,11 +246,12 @@ def training_of(values: Mapping[str, Any], output: Path) -> Training:
     if "translation" not in recipe.stages:
         return _training(values, None, output)
     parts = stage_parts(recipe, "translation")
-    if "llm" in parts and "task" in recipe.stages:  # no trained part would carry the LLM over
+    if {"llm", "encoder"} & set(parts) and "task" in recipe.stages:  # no trained part would carry a base over
         return _training(values, None, output)
-    first = {key: value for key, value in values.items() if key not in ("lora", "train_llm")}
+    first = {key: value for key, value in values.items() if key not in ("lora", "train_llm", "train_encoder")}
     first |= {"lora": recipe.lora} if "lora" in parts else {}
     first |= {"train_llm": True} if "llm" in parts else {}
+    first |= {"train_encoder": recipe.train_encoder} if "encoder" in parts else {}
     first |= {
         "stages": {"translation": values["stages"]["translation"]},
         "llm_input": {"translation": recipe.llm_input["translation"]},
@@ -243,7 +268,8 @@ def _training(values: Mapping[str, Any], after: Training | None, output: Path) -
     # The run before counts by its own key, which says what it is, and not by its place.
     counts = {**values, "output": "-"} | ({"init_from": None} if after else {})
     recipe = build(Recipe, copy.deepcopy(counts))
-    known = hashlib.sha256(f"{digest(recipe)} {after.key if after else ''}".encode()).hexdigest()[:12]
+    known = [digest(recipe), recipe.data_root, after and after.key]
+    known = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
     key = f"{'-'.join(name for name in STAGES if name in recipe.stages)}-{known}"
     return Training(values={**values, "output": str(output / "trained" / key)}, after=after, key=key)
 
