@@ -11,6 +11,7 @@ from layalign.evaluation.settings import GenerationSettings
 from layalign.train.tables.make import Asking
 from layalign.train.tables.runs import Sources
 from tests.conftest import WORDS
+from tests.tasks.originals import xcsqa_published, xnli_published
 from tests.tiny_models import word_tokenizer
 
 ENCODER, LLM = "layalign:tiny_encoder", "layalign:tiny_llm"
@@ -74,12 +75,15 @@ def bases(translator):
 
 @pytest.fixture(scope="session")
 def asking(tmp_path_factory):
-    """A question in each language, in place of every task's."""
-    file = Path(tmp_path_factory.mktemp("problems")) / "problems.jsonl"
+    """A question in each language in place of mathematics' tasks, and a few of the others in their published files."""
+    folder = Path(tmp_path_factory.mktemp("problems"))
+    xcsqa_published(folder)
+    xnli_published(folder)
+    file = folder / "problems.jsonl"
     rows = [{"question": text, "answer": 5, "lang": lang} for lang, text in LANGUAGES.items()]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = GenerationSettings(max_new_tokens=2, device="cpu")
-    return Asking(tasks=dict.fromkeys(("mgsm", "msvamp", "xcsqa", "xnli"), str(file)), settings=settings)
+    return Asking(data=str(folder), tasks=dict.fromkeys(("mgsm", "msvamp"), str(file)), limit=1, settings=settings)
 
 
 @pytest.fixture

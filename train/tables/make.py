@@ -207,7 +207,7 @@ def described(entry: Entry) -> dict[str, str]:
     return {
         "backbone": "+".join(Path(name).name for name in (encoder, llm) if name),
         "training_data": "none" if entry.training is None else data,
-        "source": "as it is" if entry.training is None else f"trained here ({entry.training.key})",
+        "source": "as it is" if entry.training is None else f"trained ({entry.training.key})",
     }
 
 

@@ -104,8 +104,6 @@ def _cell(value: Any, column: str) -> str:
         return "-"
     if isinstance(value, str):
         return value
-    return f"{value:.2f}" if column in COUNTED and column != "encoder_millions" else _rounded(value, column)
-
-
-def _rounded(value: float, column: str) -> str:
-    return f"{value:,.0f}" if column == "encoder_millions" else f"{value:.1f}"
+    if column not in COUNTED:
+        return f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
