@@ -207,15 +207,21 @@ PARTS = ["adapter", "aligner", "gates"]
 )
 def test_a_recipes_own_settings_stay_where_a_row_has_a_place_for_them(number, row, settings, parts, bases, tmp_path):
     """What the recipe says of a part that the row has not would be refused."""
-    values = merged(recipe_values("math"), {"model": OTHERS})
+    values = merged(recipe_values("math"), {"model": OTHERS, "train_encoder": True})
     for stage in values["stages"].values():
         stage["train"] = PARTS
+    values["stages"]["task"] |= {"train": [*PARTS, "encoder"], "encoder_learning_rate": 1e-4}
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(values))
     own = make.Sources(output=tmp_path, recipes=dict.fromkeys(load_table(number).recipes, str(file)), bases=bases)
     (entry, *_) = entries(load_table(number), own, [row])
     assert entry.recipe.model == settings
-    assert all(stage.train == parts for stage in entry.recipe.stages.values())
+    encoder = [] if entry.recipe.encoder is None else ["encoder"]
+    trained = {"translation": parts, "task": parts and [*parts, *encoder]}
+    assert {name: stage.train for name, stage in entry.recipe.stages.items()} == {
+        name: trained[name] for name in entry.recipe.stages
+    }
+    assert entry.missing is None
 
 
 def test_thirds_of_the_states():

@@ -117,7 +117,7 @@ def entries(table: Table, sources: Sources, rows: Iterable[str] | None = None) -
         rows: names of the rows wanted; None: all.
 
     Raises:
-        ValueError: a recipe that cannot be read or that a row's settings do not fit, or an unknown row.
+        ValueError: a recipe that cannot be read, or an unknown row.
     """
     names = [row.name for row in table.rows]
     if unknown := [name for name in rows or () if name not in names]:
@@ -144,12 +144,13 @@ def entry(row: Row, part: Part, sources: Sources) -> Entry:
     missing = next(filter(None, (_missing(role, name, places[role]) for role, name in named.items())), None)
     if missing is None and sources.recipes and (row.recipe or part.recipe) not in sources.recipes:
         missing = _not_here(row.recipe or part.recipe, plain)
+    recipe, training = plain, None
     try:
         values = row_values(row, part, sources)
         recipe = build(Recipe, copy.deepcopy(values))
         training = None if row.system != "trained" or missing else training_of(values, sources.output)
     except ValueError as error:
-        raise ValueError(f"{row.name}, over {path}: {error}") from None
+        missing = missing or f"its settings do not fit {path}: {_first_line(error)}"
     return Entry(
         row=row,
         part=part,
@@ -163,13 +164,14 @@ def entry(row: Row, part: Part, sources: Sources) -> Entry:
 
 
 def row_values(row: Row, part: Part, sources: Sources) -> dict[str, Any]:
-    """The recipe of a row, unchecked and without its output. Raises ValueError as `entries`."""
+    """The recipe of a row, unchecked.
+
+    Raises:
+        ValueError: a recipe that cannot be read, or that has no place for the row's settings.
+    """
     values = merged(read_recipe(sources.recipe_of(row, part), sources.overrides), row.settings)
-    if "encoder" in row.settings:
-        if row.settings["encoder"] is None:
-            values.pop("train_encoder", None)
-        else:
-            values["encoder"] = sources.base(row.settings["encoder"])
+    if row.settings.get("encoder") is not None:
+        values["encoder"] = sources.base(row.settings["encoder"])
     if row.stages is not None:
         if lacking := [name for name in row.stages if name not in values["stages"]]:
             raise ValueError(f"stages: the row is of the {lacking[0]} stage, which the recipe has not")
@@ -194,6 +196,9 @@ def _without_what_the_row_has_not(values: dict[str, Any], row: Row) -> None:
     chosen = row.settings.get("model", {})
     model = values["model"] = dict(values.get("model") or {})
     gone: list[str] = []
+    if "encoder" in row.settings and row.settings["encoder"] is None:
+        values.pop("train_encoder", None)
+        gone.append("encoder")
     if "adapter" in chosen:
         model.pop("adapter_width", None)
         gone += [] if chosen["adapter"] else ["adapter"]
@@ -205,7 +210,8 @@ def _without_what_the_row_has_not(values: dict[str, Any], row: Row) -> None:
     for name, stage in values["stages"].items():
         trained = stage.get("train") or []
         left = [part for part in ([trained] if isinstance(trained, str) else trained) if part not in gone]
-        values["stages"][name] = {**stage, "train": left or None}
+        rates = {"encoder_learning_rate": None} if "encoder" in gone else {}
+        values["stages"][name] = {**stage, "train": left or None, **rates}
 
 
 def third(which: str, encoder: str) -> list[int]:
@@ -268,9 +274,10 @@ def _training(values: Mapping[str, Any], after: Training | None, output: Path) -
     # The run before counts by its own key, which says what it is, and not by its place.
     counts = {**values, "output": "-"} | ({"init_from": None} if after else {})
     recipe = build(Recipe, copy.deepcopy(counts))
-    known = [digest(recipe), recipe.data_root, after and after.key]
-    known = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
-    key = f"{'-'.join(name for name in STAGES if name in recipe.stages)}-{known}"
+    known = json.dumps([digest(recipe), recipe.data_root, None if after is None else after.key])
+    key = "-".join(
+        [name for name in STAGES if name in recipe.stages] + [hashlib.sha256(known.encode()).hexdigest()[:12]]
+    )
     return Training(values={**values, "output": str(output / "trained" / key)}, after=after, key=key)
 
 
