@@ -48,7 +48,8 @@ def is_trained(name: str) -> bool:
 
 def trained_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """(name, parameter) of a model's adapter, aligner, gates and LoRA, and of its LLM and encoder where these are trained."""
-    return _of_parts(model, parts_of(model.config))
+    config: Any = model.config
+    return _of_parts(model, parts_of(config))
 
 
 def let_train(model: torch.nn.Module, parts: Sequence[str]) -> None:
@@ -61,7 +62,8 @@ def let_train(model: torch.nn.Module, parts: Sequence[str]) -> None:
 def _of_parts(model: torch.nn.Module, parts: Sequence[str]) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """The parameters of some parts; of the encoder those that the configuration has trained."""
     encoder: Any = getattr(model, "encoder", None)
-    alone = encoder is not None and model.config.train_encoder == "embeddings"
+    config: Any = model.config
+    alone = encoder is not None and config.train_encoder == "embeddings"
     embeddings = encoder.get_input_embeddings().weight if alone else None
     for name, own in model.named_parameters():
         part = part_of(name)

@@ -134,12 +134,8 @@ def entry(row: Row, part: Part, sources: Sources) -> Entry:
     """A row in a part of its table. Raises as `entries`."""
     path = sources.recipe_of(row, part)
     plain = load_recipe(path, sources.overrides, check_files=False)
-    named = {
-        "encoder": row.settings.get("encoder"),
-        "llm": row.llm,
-        "translator": row.translator,
-    }
-    named = {role: name for role, name in named.items() if name is not None}
+    asked = {"encoder": row.settings.get("encoder"), "llm": row.llm, "translator": row.translator}
+    named: dict[str, str] = {role: name for role, name in asked.items() if name is not None}
     places = {role: sources.base(name) for role, name in named.items()}
     missing = next(filter(None, (_missing(role, name, places[role]) for role, name in named.items())), None)
     if missing is None and sources.recipes and (row.recipe or part.recipe) not in sources.recipes:
