@@ -102,13 +102,15 @@ class AssemblingModel(FrozenBases):
         return PackedEncoded(soft, keys, values)
 
     def gates(self) -> torch.Tensor:
-        """The gates of the fused layers: (L, 1) for "scalar", (L, Hq) for "head".
+        """The gates of the fused layers: (L, 1) for "scalar", (L, Hq) for "head"; ones (L, 1) where there are none (gate None).
 
         Raises:
             ValueError: dynamic gates, which have no value apart from an input, or a model without an aligner.
         """
         if self.aligner is None or self.config.gate == "dynamic":
-            raise ValueError(f"gates() needs an aligner and gate 'scalar' or 'head', got gate {self.config.gate!r}")
+            raise ValueError(
+                f"gates() needs an aligner and gate 'scalar', 'head' or None, got gate {self.config.gate!r}"
+            )
         modules = attention_modules(self.llm)
         values = [shards.whole(at_hand(modules[layer].fusion_gate, "value")) for layer in self.config.fused_layers]
         return torch.stack([value.detach().float() for value in values])
@@ -118,7 +120,8 @@ class AssemblingModel(FrozenBases):
 
         It takes 4 L kv Dl De operations (4.4 TFLOP for mT5-xl and a 7B LLM with MHA: a minute on a CPU) and keeps 2 L kv De values
         until a weight changes, the model is moved or trained. Nothing happens where inference would not use them: in training
-        mode, with `fold_at_inference=False`, an aligner that is not "linear" or projections that are not plain linear layers.
+        mode, with `fold_at_inference=False`, an aligner that is not "linear" or has a width, or projections that are not plain linear
+        layers.
         """
         if self.aligner is not None and self.config.fold_at_inference:
             with torch.no_grad():

@@ -17,6 +17,7 @@ from layalign.family_table import models
 from layalign.kernels.files import disk_error
 from layalign.train.commands import demo, report, train
 from layalign.train.data.command import cache
+from layalign.train.tables.command import table
 
 app = typer.Typer(
     help="LayAlign: a frozen LLM answers in languages it never learned, through a frozen multilingual encoder.",
@@ -47,7 +48,7 @@ def _options(
     pass
 
 
-for command in (demo, train, report, cache, generate, evaluate, compare, analyze, models, info, convert):
+for command in (demo, train, report, cache, table, generate, evaluate, compare, analyze, models, info, convert):
     app.command()(command)
 app.command(cls=SeveralValues)(kernels)
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

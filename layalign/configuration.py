@@ -29,9 +29,14 @@ class LayAlignConfig(PreTrainedConfig):
             `layalign.base_samples`. Written when a model is made and saved.
         adapter: "mlp" (linear, ReLU, linear: the paper's), "linear" (LangBridge), "gelu" (linear, GELU, linear: what LangBridge's
             code calls ffn) or None (no soft prompt; the paper's ablation).
+            "none" says the same here, of the aligner and of the gate.
         aligner: "linear" (mix over encoder layers, ReLU, linear: the paper's), "mlp" (a further ReLU and linear) or None
             (no cross-attention: MindMerger, or LangBridge with adapter="linear").
-        gate: "scalar" (one per LLM layer: the paper's), "head" (one per query head) or "dynamic" (from the hidden state, Table 8).
+        gate: "scalar" (one per LLM layer: the paper's), "head" (one per query head), "dynamic" (from the hidden state, Table 8) or None
+            (cross-attention is added as it is, with weight 1 from the first step on: section 4.3's ablation).
+        adapter_width: inner width of the adapters "mlp" and "gelu"; None: 2 De, the paper's. MindMerger+ of Table 10 has 3 De.
+        aligner_width: W of a further linear layer (De to W) and SiLU between the mixing and the projection of the aligner "linear",
+            which then is not folded; None: there is none, the paper's. LayAlign+ of Table 10 has De.
         encoder_states: what the aligner reads: "all" (every state in `encoder_layers`, mixed with learned weights), "last" (only
             the encoder's final state, Table 7), "mean" (the unweighted mean of `encoder_layers`, Table 11) or a list of state indices.
         encoder_layers: state indices for "all" and "mean"; 0 is the embedding output. None: all but the last.
@@ -48,6 +53,8 @@ class LayAlignConfig(PreTrainedConfig):
         quantization: of the bases when they are loaded by name, see `layalign.quantization.checked_quantization`; None: none.
         lora: LoRA on the LLM, see `layalign.lora.checked_lora`; None: none. Keys and values of cross states go through it as the
             LLM's own do.
+        train_encoder: whether the encoder is trained too, as LangBridge does with LLMs that are not fine-tuned: True, or "embeddings" for
+            its input embeddings alone; what is trained of it is saved with the trained part, and loaded over the encoder.
         train_llm: whether the LLM is trained too; it is then saved with the trained part. With it or lora, adapter and aligner may
             both be None, and there is no encoder: an LLM alone.
 
@@ -75,7 +82,9 @@ class LayAlignConfig(PreTrainedConfig):
     base_samples: Any = None
     adapter: str | None = "mlp"
     aligner: str | None = "linear"
-    gate: str = "scalar"
+    gate: str | None = "scalar"
+    adapter_width: int | None = None
+    aligner_width: int | None = None
     encoder_states: Any = "all"
     encoder_layers: list[int] | None = None
     llm_layers: list[int] | None = None
@@ -86,6 +95,7 @@ class LayAlignConfig(PreTrainedConfig):
     fold_at_inference: bool = True
     quantization: Any = None
     lora: Any = None
+    train_encoder: Any = False
     train_llm: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -105,6 +115,9 @@ class LayAlignConfig(PreTrainedConfig):
         self._check()
 
     def _in_one_form(self) -> None:
+        for name in ("adapter", "aligner", "gate"):
+            if getattr(self, name) == "none":  # as command lines and YAML say it
+                setattr(self, name, None)
         if not isinstance(self.llm_input, (dict, type(None))):
             raise ValueError(f"llm_input takes {STAGES} with true or false, got {self.llm_input!r}")
         self.llm_input = {"translation": False, "task": True} | (self.llm_input or {})
@@ -114,14 +127,21 @@ class LayAlignConfig(PreTrainedConfig):
         for name, allowed in (
             ("adapter", ADAPTERS),
             ("aligner", ALIGNERS),
-            ("gate", GATES),
+            ("gate", (*GATES, None)),
             ("attention_backend", BACKENDS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        self._check_widths()
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if not (isinstance(self.train_encoder, bool) or self.train_encoder == "embeddings"):
+            raise ValueError(f"train_encoder must be true, false or 'embeddings', got {self.train_encoder!r}")
+        if self.train_encoder and "encoder" in (self.quantization or {}):
+            raise ValueError("train_encoder and quantization: a quantised encoder is only ever frozen")
+        if self.train_encoder and self.adapter is None and self.aligner is None:
+            raise ValueError("train_encoder: adapter and aligner are both None, and an LLM alone has no encoder")
         if self.train_llm and self.lora is not None:
             raise ValueError(
                 "train_llm and lora: all of the LLM's weights are trained, or LoRA beside them; give one of both"
@@ -157,6 +177,22 @@ class LayAlignConfig(PreTrainedConfig):
             _check_indices(
                 "llm_layers", self.fused_layers, self.llm_config.get_text_config().num_hidden_layers, "LLM layers"
             )
+
+    def _check_widths(self) -> None:
+        for name, part, kinds in (
+            ("adapter_width", "adapter", ("mlp", "gelu")),
+            ("aligner_width", "aligner", ("linear",)),
+        ):
+            width = getattr(self, name)
+            if width is None:
+                continue
+            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+                raise ValueError(f"{name} must be a positive whole number or None, got {width!r}")
+            if getattr(self, part) not in kinds:
+                raise ValueError(
+                    f"{name}: got {width}, which is a width inside the {part} {' or '.join(map(repr, kinds))}; {part} is "
+                    f"{getattr(self, part)!r}"
+                )
 
     @property
     def _attn_implementation(self) -> str | None:

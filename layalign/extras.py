@@ -13,6 +13,7 @@ EXTRAS = {
 EXTRA_OF = {
     "train": "train",
     "report": "train",
+    "table": "train",
     "evaluate": "eval",
     "compare": "eval",
     "analyze": "eval",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from layalign.trained_parts import TrainedParts
 
 
 class FrozenBases(TrainedParts):
-    """Two pretrained bases, frozen until something of the LLM is trained with the trained part.
+    """Two pretrained bases, frozen until something of them is trained with the trained part.
 
     Args:
         config: settings; its configurations become those of the bases.
@@ -76,9 +77,8 @@ class FrozenBases(TrainedParts):
         first_is_predicted = config.adapter is not None or config.get_text_config().bos_token_id is not None
         self.loss_type = None if first_is_predicted else "ForCausalLM"
 
-    @torch.no_grad()
     def encoder_states(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Any:
-        """The encoder's output with all its hidden states.
+        """The encoder's output with all its hidden states; without gradients, unless it is trained.
 
         Args:
             ids: (B, T) long.
@@ -93,7 +93,10 @@ class FrozenBases(TrainedParts):
                 f"encoder_max_length={self.encoder_limit} cuts what is longer"
             )
         mask = None if mask is None else mask.long()
-        return self.encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, **self._encoder_arguments)
+        with nullcontext() if self.config.train_encoder else torch.no_grad():
+            return self.encoder(
+                input_ids=ids, attention_mask=mask, output_hidden_states=True, **self._encoder_arguments
+            )
 
     def init_weights(self) -> None:
         """Nothing to do: the bases bring their weights, and the trained part was initialised where it was made."""
@@ -169,8 +172,8 @@ class FrozenBases(TrainedParts):
             )
 
     def train(self, mode: bool = True) -> FrozenBases:
-        """Training mode for the trained part. The encoder stays in eval mode, and dropout in a frozen LLM stays off: the LLM's
-        own flag must follow `mode`, as gradient checkpointing looks at it.
+        """Training mode for the trained part. An encoder that is frozen stays in eval mode, and dropout in a frozen LLM stays off: the
+        LLM's own flag must follow `mode`, as gradient checkpointing looks at it.
 
         Raises:
             ValueError: adapters on the LLM that came after the model was made.
@@ -180,7 +183,7 @@ class FrozenBases(TrainedParts):
             if mode:
                 check_adapters(self, saving=False)
             if self.encoder is not None:
-                self.encoder.eval()
+                self.encoder.train(mode and any(own.requires_grad for own in self.encoder.parameters()))
             self._dropout(mode)
         return self
 

@@ -54,13 +54,16 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
         text = config.get_text_config()
         encoder_size, llm_size = getattr(config.encoder_config, "hidden_size", 0), text.hidden_size
         layers = config.fused_layers
-        self.adapter = Adapter(config.adapter, encoder_size, llm_size) if config.adapter else None
-        self.aligner = None
+        self.adapter = self.aligner = None
+        if config.adapter:
+            self.adapter = Adapter(config.adapter, encoder_size, llm_size, config.adapter_width)
         if self.adapter is not None:
             self.adapter.draw_boundary(at_hand(self.llm.get_input_embeddings(), "weight"))
         if config.aligner and layers:
             states, average = len(config.mixed_states), config.encoder_states == "mean"
-            self.aligner = LayerwiseAligner(config.aligner, states, len(layers), encoder_size, llm_size, average)
+            self.aligner = LayerwiseAligner(
+                config.aligner, states, len(layers), encoder_size, llm_size, average, config.aligner_width
+            )
             self._attach(layers, text)
         check_bare(self.llm)
         if config.lora is not None:
@@ -171,10 +174,7 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
             given = replace(given, attn_implementation=getattr(config, "_attn_implementation", None))
         saved = saving.read_saved(str(path), encoder, llm, config, given, check_bases)
         model = cls(saved.config, saved.encoder, saved.llm)._placed(given)
-        saving.load_trained_part(model, saved.trained, str(path), with_llm=False)
-        if given.llm_dtype is not None:
-            for _, parameter in model.trained_parameters():
-                parameter.data = parameter.data.to(saved.llm.dtype)
+        saving.load_saved_part(model, saved, str(path), given)
         return model.eval()._folded_on_accelerator()
 
     @classmethod

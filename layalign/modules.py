@@ -20,11 +20,12 @@ class Adapter(nn.Module):
     Args:
         kind: "mlp", "gelu" or "linear", as in LayAlignConfig.
         encoder_size, llm_size: De and Dl.
+        width: between the two linear layers; None: 2 De.
     """
 
-    def __init__(self, kind: str, encoder_size: int, llm_size: int):
+    def __init__(self, kind: str, encoder_size: int, llm_size: int, width: int | None = None):
         super().__init__()
-        inner = 2 * encoder_size
+        inner = width or 2 * encoder_size
         self.linear1 = None if kind == "linear" else nn.Linear(encoder_size, inner)
         self._activation = torch.nn.functional.gelu if kind == "gelu" else torch.relu
         self.linear2 = nn.Linear(encoder_size if self.linear1 is None else inner, llm_size)
@@ -47,20 +48,32 @@ class LayerwiseAligner(nn.Module):
     """Mixes E encoder states into 2L streams (keys and values of L LLM layers) and projects them to the LLM's width.
 
     Stream 2i feeds the keys of the i-th fused layer, stream 2i+1 its values. `mix` is (2L, E), `project` (Dl, De); kind "mlp" adds a
-    ReLU and `project2` (Dl, Dl). The projection into each layer's keys and values uses the LLM's own frozen weights.
+    ReLU and `project2` (Dl, Dl); a width W adds `inner` (W, De) and SiLU before `project`, which then is (Dl, W). The projection into
+    each layer's keys and values uses the LLM's own frozen weights.
 
     Args:
         kind: "linear" or "mlp", as in LayAlignConfig.
         states, layers: E and L.
         encoder_size, llm_size: De and Dl.
         average: mix the mean of the E states instead of these.
+        width: W; None: there is no `inner`.
     """
 
-    def __init__(self, kind: str, states: int, layers: int, encoder_size: int, llm_size: int, average: bool = False):
+    def __init__(
+        self,
+        kind: str,
+        states: int,
+        layers: int,
+        encoder_size: int,
+        llm_size: int,
+        average: bool = False,
+        width: int | None = None,
+    ):
         super().__init__()
         self.average = average
         self.mix = nn.Linear(1 if average else states, 2 * layers)
-        self.project = nn.Linear(encoder_size, llm_size)
+        self.inner = None if width is None else nn.Linear(encoder_size, width)
+        self.project = nn.Linear(width or encoder_size, llm_size)
         self.project2 = nn.Linear(llm_size, llm_size) if kind == "mlp" else None
         self._kept: FoldedWeights | None = None
 
@@ -125,6 +138,9 @@ class LayerwiseAligner(nn.Module):
         dtype, place = states[0].dtype, states[0].device
         project = _weight_and_bias(self.project, dtype)
         mixed = layer_mix(states, *self._mix_of(layers, dtype), backend=backend)
+        if self.inner is not None:
+            mixed = stream_linear(mixed, *_weight_and_bias(self.inner, dtype), backend=backend)
+            mixed = torch.nn.functional.silu(mixed)
         streams = stream_linear(mixed, *project, backend=backend)
         if self.project2 is not None:
             streams = stream_linear(torch.relu(streams), *_weight_and_bias(self.project2, dtype), backend=backend)
@@ -146,8 +162,8 @@ class LayerwiseAligner(nn.Module):
         """Key and value weights and biases of the plain projections with `project` multiplied into them, as `cross_key_values`
         takes them; kept until what they were made from changes, the module moves, is trained or is copied.
 
-        None in training mode, where a gradient is wanted, under torch.compile, for kind "mlp", without plain projections, for
-        sharded ones, which folding would gather for good, and where a parameter is offloaded or an inference tensor: its changes
+        None in training mode, where a gradient is wanted, under torch.compile, for kind "mlp" and a width, without plain projections,
+        for sharded ones, which folding would gather for good, and where a parameter is offloaded or an inference tensor: its changes
         leave no trace. Nor do changes through `.data` in place, by another process, or of an optimizer replayed as a CUDA graph.
         """
         projections = [projections[layer] for layer in self._plain(projections)]
@@ -183,7 +199,7 @@ class LayerwiseAligner(nn.Module):
 
     def _plain(self, projections: Sequence[KeyValueProjection]) -> list[int]:
         """The layers whose streams need not be made."""
-        if self.project2 is not None:
+        if self.project2 is not None or self.inner is not None:
             return []
         return [layer for layer, projection in enumerate(projections) if projection.is_plain]
 
@@ -306,18 +322,22 @@ class Gate(nn.Module):
     """The gate of one LLM layer, 0 at first so that training begins at the bare LLM; it lives on the layer's attention module.
 
     Args:
-        kind: "scalar", "head" or "dynamic", as in LayAlignConfig.
+        kind: "scalar", "head" or "dynamic", as in LayAlignConfig; None: no gate, which is 1 for ever and neither trained nor saved.
         heads: query heads of the layer.
         llm_size: Dl.
     """
 
-    def __init__(self, kind: str, heads: int, llm_size: int):
+    value: torch.Tensor
+
+    def __init__(self, kind: str | None, heads: int, llm_size: int):
         super().__init__()
         self.kind = kind
         if kind == "dynamic":
             self.linear = nn.Linear(llm_size, 1)
             nn.init.zeros_(self.linear.weight)
             nn.init.zeros_(self.linear.bias)
+        elif kind is None:
+            self.register_buffer("value", torch.ones(1), persistent=False)
         else:
             self.value = nn.Parameter(torch.zeros(heads if kind == "head" else 1))
 

@@ -143,7 +143,6 @@ def alike(lengths: Sequence[int], call_tokens: int) -> list[np.ndarray]:
     return groups[::-1]
 
 
-@torch.no_grad()
 def encoder_states(
     model: LayAlignForConditionalGeneration, ids: torch.Tensor, lengths: Sequence[int], wanted: Sequence[int]
 ) -> list[torch.Tensor]:

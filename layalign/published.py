@@ -33,6 +33,8 @@ BOUNDARY = "mapping.end_boundary"
 GATE = "model_llm.model.model.layers.{}.self_attn.adaption_gate"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FAMILIES = ("llama", "mistral")
+# Settings of which the published code has these alone, beside those of its aligner.
+EXPRESSIBLE = {"adapter": "mlp", "gate": "scalar", "llm_layers": None, "adapter_width": None, "aligner_width": None}
 # How zip archives begin; what torch.save wrote without one around it cannot be mapped.
 ARCHIVE = b"PK\x03\x04"
 
@@ -217,9 +219,7 @@ def _summary(state: Any) -> str:
 
 def _check_expressible(config: LayAlignConfig) -> None:
     wrong = [
-        f"{name}={getattr(config, name)!r}"
-        for name, value in {"adapter": "mlp", "gate": "scalar", "llm_layers": None}.items()
-        if getattr(config, name) != value
+        f"{name}={getattr(config, name)!r}" for name, value in EXPRESSIBLE.items() if getattr(config, name) != value
     ]
     if config.lora is not None:
         raise ValueError("the published format has no place for LoRA: merge_lora() adds it to the LLM's weights")

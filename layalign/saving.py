@@ -18,7 +18,7 @@ from layalign.base_samples import check_same, sample
 from layalign.configuration import LayAlignConfig
 from layalign.folders import check_sealed, read_from
 from layalign.loading import load_llm
-from layalign.parts import is_trained, trained_parameters
+from layalign.parts import is_trained, part_of, trained_parameters
 from layalign.quantization import with_libraries
 
 # Where a trained LLM lies in a model's folder.
@@ -168,6 +168,29 @@ def load_trained_part(model: torch.nn.Module, weights: Weights, origin: str, wit
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+
+
+def load_saved_part(model: torch.nn.Module, saved: SavedModel, origin: str, arguments: Arguments) -> None:
+    """Copy a saved trained part into a model made of the same folder, in the dtypes asked for: the LLM's, and where an encoder is
+    trained the encoder's; as stored where nothing is asked for.
+
+    Args:
+        model: a LayAlignForConditionalGeneration.
+        saved: of the folder.
+        origin: the folder, for messages.
+        arguments: of the call.
+
+    Raises:
+        ValueError: as `load_trained_part`.
+    """
+    own = next((value.dtype for name, value in saved.trained.items() if part_of(name) == "encoder"), None)
+    if saved.config.train_encoder and saved.encoder is not None and own is not None and arguments.encoder_dtype is None:
+        saved.encoder.to(own)
+    load_trained_part(model, saved.trained, origin, with_llm=False)
+    if arguments.llm_dtype is not None:
+        for name, parameter in trained_parameters(model):
+            if part_of(name) != "encoder":
+                parameter.data = parameter.data.to(saved.llm.dtype)
 
 
 def trained_weights(path: str, compared: bool = False, **kwargs: Any) -> Weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,19 +36,27 @@ class TrainedParts(PublishedToHub):
     """A model of which the trained part is trained and saved, and beside it LoRA on the LLM or the LLM itself."""
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(name, parameter) of adapter, aligner, gates and LoRA, and of the LLM where it is trained; every other parameter is
-        frozen."""
+        """(name, parameter) of adapter, aligner, gates and LoRA, and of LLM and encoder where they are trained; every other parameter
+        is frozen."""
         return parts.trained_parameters(self)
 
     def trained_state_dict(self, state_dict: Weights | None = None) -> Weights:
         """What is trained, of a state dict (default: this model's), whole. Where FSDP2 or ZeRO-3 shard it, all processes call this."""
         state_dict = self.state_dict(keep_vars=True) if state_dict is None else state_dict
-        trained = ((name, value) for name, value in state_dict.items() if self._is_saved(name))
+        saved = self._saved_names(state_dict)
+        trained = ((name, value) for name, value in state_dict.items() if name in saved)
         return {name: shards.whole(self._at_hand(name, value)).detach() for name, value in trained}
 
-    def _is_saved(self, name: str) -> bool:
-        """Whether a name of the state dict is of what is trained and saved."""
-        return parts.is_trained(name) or _of_llm(name, self.config.train_llm)
+    def _saved_names(self, names: Iterable[str]) -> set[str]:
+        """Those of a state dict's names that are of what is trained and saved. Of the encoder each weight is once."""
+        encoder = {name for name, _ in self.trained_parameters() if parts.part_of(name) == "encoder"}
+        return {
+            name
+            for name in names
+            if name in encoder
+            or (parts.part_of(name) != "encoder" and parts.is_trained(name))
+            or _of_llm(name, self.config.train_llm)
+        }
 
     def _at_hand(self, name: str, value: Any) -> Any:
         """A value of the state dict, brought back where it is offloaded."""
@@ -64,17 +72,18 @@ class TrainedParts(PublishedToHub):
         """This model, gradients flowing into the given parts alone, which makes it ready to be trained again after loading.
 
         "llm" is full fine-tuning: the LLM becomes fp32 (4 bytes a weight, as many for its gradient, 8 for AdamW's moments), and from
-        then on it is saved with the trained part (`train_llm` in its configuration).
+        then on it is saved with the trained part (`train_llm` in its configuration). So is "encoder" (`train_encoder`).
 
         Args:
-            chosen: of "adapter", "aligner", "gates", "lora" and "llm"; None: all that its configuration trains.
+            chosen: of "adapter", "aligner", "gates", "lora", "llm" and "encoder"; None: all that its configuration trains.
 
         Raises:
             ValueError: a part that this model has not, or full fine-tuning of a quantised or shared LLM or beside LoRA, or
-                what is trained of an LLM with offloaded layers.
+                what is trained of an LLM with offloaded layers, or a quantised encoder.
         """
         chosen = parts.parts_of(self.config) if chosen is None else chosen
         has = {*parts.parts_of(self.config), *(() if self.config.lora else ("llm",))}
+        has |= set() if self.encoder is None else {"encoder"}
         if unknown := [part for part in chosen if part not in has]:
             raise ValueError(
                 f"train_only: this model has no {', '.join(map(str, unknown))}; it has {', '.join(part for part in PARTS if part in has)}"
@@ -94,6 +103,11 @@ class TrainedParts(PublishedToHub):
                 raise ValueError(TRAINED)
             self.config.train_llm = True
             self.llm.float()
+        if "encoder" in chosen:
+            if is_quantized(self.encoder.config):
+                raise ValueError("train_encoder: the encoder is quantised, which is only ever frozen; load it as it is")
+            self.config.train_encoder = self.config.train_encoder or True
+            self.encoder.float()
         parts.let_train(self, chosen)
         return self
 
@@ -116,9 +130,9 @@ class TrainedParts(PublishedToHub):
         return self
 
     def save_pretrained(self, save_directory: str | Path, *, state_dict: Weights | None = None, **kwargs: Any) -> None:
-        """Write config.json and the trained part with LoRA (safetensors), and a trained LLM in transformers' own format in the
-        folder `llm`; frozen bases are only referred to. A model card (README.md) says what is known of the model, unless someone
-        else's is there. Arguments as in transformers.
+        """Write config.json and the trained part, LoRA and a trained encoder in it (safetensors), and a trained LLM in transformers' own
+        format in the folder `llm`; frozen bases are only referred to. A model card (README.md) says what is known of the model, unless
+        someone else's is there. Arguments as in transformers.
 
         Raises:
             ValueError: adapters of PEFT that are not the model's own, which would be lost.
@@ -131,7 +145,7 @@ class TrainedParts(PublishedToHub):
             passed = {name: kwargs[name] for name in ("is_main_process", "max_shard_size") if name in kwargs}
             self.llm.save_pretrained(folder / LLM_FOLDER, state_dict=own, **passed)
         for role, base in (("encoder", self.encoder), ("llm", self.llm)):
-            if base is not None:
+            if base is not None and not (role == "encoder" and self.config.train_encoder):  # it is known by what it was
                 base_models.sampled(self.config, role, base)
         pushed = {name: kwargs.pop(name) for name in _OF_PUSHING if name in kwargs}
         kwargs.pop("max_shard_size", None)  # the trained part is one file
@@ -158,7 +172,7 @@ class TrainedParts(PublishedToHub):
             ValueError: what `save_pretrained` wrote of a model whose LLM is trained, without that LLM. transformers' Trainer takes a
                 checkpoint so, and would go on from the LLM that there is.
         """
-        saved = set() if strict else {name for name in self.state_dict(keep_vars=True) if self._is_saved(name)}
+        saved = set() if strict else self._saved_names(self.state_dict(keep_vars=True))
         if (
             not strict
             and self.config.train_llm

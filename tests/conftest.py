@@ -44,6 +44,7 @@ LONG = [
         f"kernels/test_{name}.py"
         for name in ("compile_gates", "attention_lines", "attention", "compile", "aligner", "triton_decode")
     ),
+    "tables/test_rows.py",
     *("attacks/test_attacks.py", "attacks/test_disks.py", "model/test_families.py"),
 ]
 NUMBERS = [str(number) for number in range(40)]

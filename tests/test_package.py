@@ -80,7 +80,7 @@ def test_wheel_holds_everything_once(wheel):
             assert expected in names, expected
     assert any(name.startswith("layalign/bases/") and name.endswith(".safetensors") for name in names)
     assert any(name.startswith("layalign/train/") and name.endswith("/model.safetensors") for name in names)
-    assert "layalign/train/recipes/math.yaml" in names
+    assert "layalign/train/recipes/math.yaml" in names and "layalign/train/tables/16.yaml" in names
     assert "layalign/py.typed" in names
     assert not [name for name in names if name.endswith((".png", ".svg", ".pyc", "LOG.md"))]
     assert not [name for name in names if name.startswith(("layalign/bench", "layalign/kernels/kernels"))]

@@ -32,6 +32,7 @@ PAGES = (
     "docs/loading.md",
     "docs/own_models.md",
     "docs/evaluation.md",
+    "docs/tables.md",
     "docs/published.md",
     "docs/results.md",
     "docs/benchmarks.md",
@@ -275,6 +276,14 @@ def test_every_command(demo, layalign, python, monkeypatch):
             text = (folder / "runs/comparison/comparison.md").read_text()
             assert "model (mgsm)" in text and "model (two)" in text
             assert (folder / "runs/mgsm/records.jsonl").read_bytes() == (folder / "runs/two/records.jsonl").read_bytes()
+        elif name == "table" and "--list" in words:
+            assert len(layalign(words[1:], folder).splitlines()) == 16
+        elif name == "table" and "--plan" in words:
+            assert "to be trained: about" in layalign(words[1:], folder)
+            assert not (folder / "runs/tables").exists()
+        elif name == "table":
+            printed = layalign(words[1:], folder)
+            assert (folder / "runs/tables/table_08.md").read_text() in printed
         elif name == "cache":
             assert "tokens: " in layalign(words[1:], folder)
         elif name == "models":
@@ -317,6 +326,7 @@ def test_every_command(demo, layalign, python, monkeypatch):
         "analyze",
         "convert",
         "models",
+        "table",
         "serve",
         "experiment",
         SERVING,

@@ -73,6 +73,8 @@ def check_engine(recipe: Recipe) -> None:
             f"parallel: {recipe.parallel} shards over processes, and there is one; start several (torchrun --nproc-per-node 8 -m "
             "layalign train ...), or set parallel to none"
         )
+    if recipe.parallel in SHARDED and recipe.train_encoder:
+        raise ValueError(f"train_encoder: is for parallel none and ddp; {recipe.parallel} shards frozen encoders")
     if recipe.parallel == "none" and count > 1:
         raise ValueError(f"parallel: none, but {count} processes were started; set it to ddp, fsdp2 or deepspeed")
 

@@ -76,6 +76,10 @@ class InitialWeights:
             self._published = PublishedCheckpoint.read(self.file)
             # The gates get our names when there is a model: these depend on its LLM's modules.
             self._weights = _named_as_ours(self._published)
+        if only is None and any(part_of(name) == "encoder" for name in self._weights):
+            raise ValueError(
+                f"init_from: {self.file} holds a trained encoder, which no run can begin with; only takes adapter, aligner and gates of it"
+            )
         holds_lora = any(part_of(name) == "lora" for name in self._weights)
         whole = PARTS if holds_lora else TRAINED_PART
         self.only = tuple(whole if only is None else only)

@@ -8,6 +8,7 @@ from layalign.configuration import LayAlignConfig
 from layalign.parts import TRAINED_PART, parts_of
 
 if TYPE_CHECKING:
+    from layalign.model import LayAlignForConditionalGeneration
     from layalign.train.recipe import Recipe
 
 
@@ -15,13 +16,13 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe are settings of LayAlignConfig. Without an encoder, an LLM alone has neither adapter nor aligner."""
     alone = {"adapter": None, "aligner": None} if recipe.encoder is None else {}
     own = {key: value for key, value in recipe.model.items() if key != "dtype"}
-    beside = {"quantization": recipe.quantization, "lora": recipe.lora, "train_llm": recipe.train_llm}
+    beside = {name: getattr(recipe, name) for name in ("quantization", "lora", "train_llm", "train_encoder")}
     return alone | own | beside
 
 
 def stage_parts(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """The parts that a stage trains: those of its `train`; else all that the recipe trains, but in the translation stage no LLM and
-    no LoRA beside a trained part: the LLM would be moved by soft prompts that say nothing yet.
+    """The parts that a stage trains: those of its `train`; else all that the recipe trains, but in the translation stage no base and
+    no LoRA beside a trained part: they would be moved by soft prompts that say nothing yet.
     """
     has = parts_of(LayAlignConfig(**model_settings(recipe)))
     asked = recipe.stages[name].train
@@ -29,6 +30,14 @@ def stage_parts(recipe: Recipe, name: str) -> tuple[str, ...]:
         return tuple(part for part in has if part in asked)
     part = tuple(part for part in has if part in TRAINED_PART)
     return part if part and name == "translation" else has
+
+
+def train_stage_parts(model: LayAlignForConditionalGeneration, recipe: Recipe, name: str) -> None:
+    """Let gradients flow into the parts that a stage trains, of the encoder into what the recipe says."""
+    parts = stage_parts(recipe, name)
+    if "encoder" in parts:
+        model.config.train_encoder = recipe.train_encoder
+    model.train_only(parts)
 
 
 def check_parts(recipe: Recipe) -> None:
@@ -56,13 +65,14 @@ def check_parts(recipe: Recipe) -> None:
         trained = {"lora", "llm"} & set(stage_parts(recipe, name))
         if stage.llm_learning_rate is not None and not trained:
             raise ValueError(f"stages.{name}.llm_learning_rate: this stage trains neither the LLM nor LoRA")
+        if stage.encoder_learning_rate is not None and "encoder" not in stage_parts(recipe, name):
+            raise ValueError(f"stages.{name}.encoder_learning_rate: this stage does not train the encoder")
         if recipe.encoder is None and not recipe.llm_input[name]:
             raise ValueError(
                 f"stages.{name}: without an encoder and with llm_input.{name} false, the LLM would read nothing"
             )
-    for part in ("lora", "llm"):
+    for part, key in (("lora", "lora"), ("llm", "train_llm"), ("encoder", "train_encoder")):
         if part in has and not any(part in stage_parts(recipe, name) for name in recipe.stages):
-            key = "lora" if part == "lora" else "train_llm"
             raise ValueError(
                 f"{key}: no stage trains it (by default the task stage does); name it in a stage's train: [{', '.join(has)}]"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema
 from pydantic.dataclasses import dataclass
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -37,7 +37,7 @@ from layalign.train.stage_recipe import StageRecipe
 
 SHIPPED = Path(__file__).parent / "recipes"
 # Keys of a recipe of their own.
-_NOT_MODEL_SETTINGS = ("llm_input", "quantization", "lora", "train_llm")
+_NOT_MODEL_SETTINGS = ("llm_input", "quantization", "lora", "train_llm", "train_encoder")
 # Where a reporter is not called like its package.
 _PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}
 
@@ -102,6 +102,8 @@ class Recipe(Settings):
     """LoRA on the LLM's attention, trained beside the trained part: {rank, alpha, dropout, targets}; see `layalign.lora.checked_lora`."""
     train_llm: Switch = False
     """The LLM's own weights are trained as well."""
+    train_encoder: Annotated[Any, WithJsonSchema({"enum": [False, True, "embeddings"]})] = False
+    """The encoder is trained as well, or its input embeddings alone."""
     init_from: Annotated[InitFrom | None, _PATH_ALONE] = None
     """What the trained part starts from: a path, or a path and which of its parts (`InitFrom`); None: random values."""
     seed: Annotated[Whole, Field(lt=2**31)] = 0
@@ -184,12 +186,29 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), check_fi
     """Read a recipe.
 
     Args:
-        path: a YAML file, or the name of a shipped recipe ("math", "math_english", "math_qwen", "xcsqa", "xnli").
+        path: a YAML file, or the name of a shipped recipe ("math", "math_english", "math_qwen", "langbridge_english", "xcsqa",
+            "xnli").
         overrides: "key=value" with dots between nested keys ("stages.task.data.0.limit=10"); values are read as YAML.
         check_files: also check that the data files exist.
 
     Raises:
         ValueError: no such file, broken YAML, an unknown key, a wrong value, or missing data files.
+    """
+    file, values = _find(path), read_recipe(path, overrides)
+    try:
+        recipe = build(Recipe, values)
+        if check_files:
+            recipe.check_files()
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return recipe
+
+
+def read_recipe(path: str | os.PathLike, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings in a recipe's file as they stand there, unchecked; arguments as `load_recipe`'s.
+
+    Raises:
+        ValueError: no such file, or one that is no mapping in YAML.
     """
     file = _find(path)
     try:
@@ -200,13 +219,7 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), check_fi
         raise ValueError(f"{file}: a recipe is a mapping of settings, got {type(values).__name__}")
     for assignment in overrides:
         override(values, assignment)
-    try:
-        recipe = build(Recipe, values)
-        if check_files:
-            recipe.check_files()
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    return recipe
+    return values
 
 
 def _find(path: str | os.PathLike) -> Path:

@@ -169,12 +169,7 @@ def check_data(folder: str | os.PathLike, name: str, records: EncodedRecords, sk
 
 
 def _identity(recipe):
-    recipe = copy.copy(recipe)
-    recipe.stages = {name: copy.copy(stage) for name, stage in recipe.stages.items()}
-    for stage in recipe.stages.values():
-        stage.data = [_described(source) for source in stage.data]
-        stage.eval_data = stage.eval_data and [_described(source) for source in stage.eval_data]
-    values = dataclasses.asdict(recipe)
+    values = _values(recipe)
     if recipe.init_from is not None:
         # What was loaded counts, not where it lies.
         initial = InitialWeights(recipe.init_from.path, recipe.init_from.only)
@@ -184,6 +179,22 @@ def _identity(recipe):
             "sha256": initial.digest(),
         }
     return values
+
+
+def digest(recipe: Recipe) -> str:
+    """A SHA-256 over the settings of a recipe that decide what is trained; of data and initial weights, their places."""
+    values = _flat(json.loads(json.dumps(_values(recipe))))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _values(recipe):
+    """A recipe's settings, records that are in memory by their hash."""
+    recipe = copy.copy(recipe)
+    recipe.stages = {name: copy.copy(stage) for name, stage in recipe.stages.items()}
+    for stage in recipe.stages.values():
+        stage.data = [_described(source) for source in stage.data]
+        stage.eval_data = stage.eval_data and [_described(source) for source in stage.eval_data]
+    return dataclasses.asdict(recipe)
 
 
 def _described(source):

@@ -87,11 +87,14 @@ class StageRecipe(Settings):
     """With packing, in place of `batch_size`: so many positions of the LLM in one forward call of one process, at most. The examples
     of an optimizer step, `global_batch_size`, are divided into calls of alike size."""
     train: (
-        Annotated[list[Literal["adapter", "aligner", "gates", "lora", "llm"]], one_or_several(str, of=str)] | None
+        Annotated[list[Literal["adapter", "aligner", "gates", "lora", "llm", "encoder"]], one_or_several(str, of=str)]
+        | None
     ) = None
-    """The parts trained in this stage; None: all that the recipe trains, in the translation stage without lora and llm."""
+    """The parts trained in this stage; None: all that the recipe trains, in the translation stage without lora, llm and encoder."""
     llm_learning_rate: Share | None = None
     """Of LoRA or the LLM; None: `learning_rate`."""
+    encoder_learning_rate: Share | None = None
+    """Of the encoder; None: `learning_rate`."""
     mixing: dict[str, Number] | None = None
     """How much of an epoch each language has: a weight for each, {sw: 2, de: 1}, or {temperature: 0.3}, in proportion to n^0.3 for n
     records; None: every record once."""

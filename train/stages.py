@@ -29,7 +29,7 @@ from layalign.train.data.stage_data import read_stage_data
 from layalign.train.engines import check_engine, own_environment
 from layalign.train.initial import InitialWeights
 from layalign.train.interruption import Interruption
-from layalign.train.parts import model_settings, stage_parts
+from layalign.train.parts import model_settings, train_stage_parts
 from layalign.train.processes import heard_by_all, processes
 from layalign.train.prompts import prompt_template
 from layalign.train.recipe import Recipe
@@ -95,7 +95,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
                 del model
                 gc.collect()
                 model, _ = build(recipe)
-                load_trained_part(model.train_only(stage_parts(recipe, before)), weights, before)
+                train_stage_parts(model, recipe, before)
+                load_trained_part(model, weights, before)
             before = name
             history[name], weights = run_stage(name, recipe, model, processor, callbacks, interruption)
         if together.is_main_process:
@@ -119,8 +120,9 @@ def build(recipe: Recipe) -> tuple[LayAlignForConditionalGeneration, LayAlignPro
     llm = load_llm(recipe.llm, dtype, quantized.get("llm"))
     # Here and not before: the first weights are to depend on nothing that loading may draw.
     set_seed(recipe.seed)
-    # The stage that trains the LLM says so; before it, the LLM is what it was and need not be saved.
-    settings = model_settings(recipe) | {"quantization": None, "train_llm": recipe.train_llm and encoder is None}
+    # The stage that trains a base says so; before it, the base is what it was and need not be saved.
+    later = {"train_llm": recipe.train_llm and encoder is None, "train_encoder": False}
+    settings = model_settings(recipe) | {"quantization": None, **later}
     model = LayAlignForConditionalGeneration.from_bases(encoder, llm, llm_input=recipe.llm_input, **settings)
     model.config.quantization = recipe.quantization
     for role, source, module in (("encoder", recipe.encoder, encoder), ("llm", recipe.llm, llm)):
@@ -160,7 +162,7 @@ def run_stage(
     """
     folder = Path(recipe.output) / name
     final = folder / "final"
-    model.train_only(stage_parts(recipe, name))
+    train_stage_parts(model, recipe, name)
     if damage(final) is None:
         load_trained_part(model, read_trained(final, model.config), str(final))
         return json.loads((final / HISTORY).read_text(encoding="utf-8")), None

@@ -259,12 +259,15 @@ class StageTrainer(StageLoaders, EngineTrainer):
         return load_trained_part(self.model, weights, resume_from_checkpoint)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's, with LoRA and the LLM in groups of their own where the stage gives them a learning rate."""
-        fresh, rate = self.optimizer is None, self.stage.llm_learning_rate
+        """The Trainer's, with LoRA, the LLM and the encoder in groups of their own where the stage gives them a learning rate."""
+        fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if fresh and rate is not None:
+        of_parts = ((("lora", "llm"), self.stage.llm_learning_rate), (("encoder",), self.stage.encoder_learning_rate))
+        for parts, rate in of_parts:
+            if not fresh or rate is None:
+                continue
             named = (self.model if model is None else model).named_parameters()
-            ours = {id(own) for name, own in named if part_of(name.removeprefix("module.")) in ("lora", "llm")}
+            ours = {id(own) for name, own in named if part_of(name.removeprefix("module.")) in parts}
             for group in list(optimizer.param_groups):
                 moved = [own for own in group["params"] if id(own) in ours]
                 group["params"] = [own for own in group["params"] if id(own) not in ours]
@@ -316,7 +319,8 @@ def _arguments(
         use_cpu=on_cpu(recipe),
         use_cache=True,
         remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
+        # Of an encoder that is trained, parts may lead nowhere: a pooler, or the last layer where there is no adapter.
+        ddp_find_unused_parameters=bool(recipe.train_encoder),
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
     )

@@ -196,8 +196,8 @@ class Watch:
 
 
 def gates_of(model: LayAlignForConditionalGeneration) -> dict[int, list[torch.Tensor]]:
-    """The gates' parameters by fused layer; none without an aligner."""
-    if model.aligner is None:
+    """The gates' parameters by fused layer; none without an aligner or a gate."""
+    if model.aligner is None or model.config.gate is None:
         return {}
     modules = attention_modules(model.llm)
     return {layer: list(modules[layer].fusion_gate.parameters()) for layer in model.config.fused_layers}

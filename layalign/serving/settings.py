@@ -43,10 +43,16 @@ def check_served(config: LayAlignConfig) -> None:
         raise ValueError(
             "vLLM: this model has LoRA on its LLM; merge_lora() and save_pretrained make one that can be served"
         )
+    if config.train_encoder:
+        raise ValueError("vLLM: this model's encoder is trained with it, and LayAlign serves frozen encoders there")
     if config.quantization:
         raise ValueError(
             "vLLM: this model says how its bases are quantised (bitsandbytes, torchao); set quantization to none"
         )
+    if config.gate is None and config.aligner is not None:
+        raise ValueError("vLLM: cross-attention without a gate is not served; 'scalar' and 'head' gates are")
+    if config.adapter_width is not None or config.aligner_width is not None:
+        raise ValueError("vLLM: an adapter or aligner of another width than the paper's is not served")
     if config.gate == "dynamic" and config.aligner is not None:
         raise ValueError(
             "vLLM: dynamic gates read the hidden state, which LayAlign does not do there; 'scalar' and 'head' are served"

@@ -78,7 +78,11 @@ def cross_states(model, batch):
     if aligner.average:
         states = states.mean(0, keepdim=True)
     mixed = torch.einsum("ge,ebtd->gbtd", aligner.mix.weight, states) + aligner.mix.bias[:, None, None, None]
-    streams = mixed.relu() @ aligner.project.weight.T + aligner.project.bias
+    mixed = mixed.relu()
+    if aligner.inner is not None:
+        mixed = mixed @ aligner.inner.weight.T + aligner.inner.bias
+        mixed = mixed * mixed.sigmoid()  # SiLU
+    streams = mixed @ aligner.project.weight.T + aligner.project.bias
     modules = [projection.attention for projection in model._projections]
     rows, tokens = mask.shape
     made = made_by(model.llm, modules, torch.stack([streams[0::2].flatten(1, 2), streams[1::2].flatten(1, 2)]))

@@ -92,7 +92,7 @@ def test_files_that_are_no_recipes(tmp_path, content, message):
 def test_a_missing_file_names_the_shipped_recipes(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"no such recipe file; shipped recipes: math, math_english, math_qwen, small_real, xcsqa, xnli",
+        match=r"no such recipe file; shipped recipes: langbridge_english, math, math_english, math_qwen, small_real, xcsqa, xnli",
     ):
         load_recipe(tmp_path / "absent.yaml")
 
@@ -203,9 +203,21 @@ def test_recipes_over_the_same_data_differ_where_the_paper_says():
 
 
 def test_every_shipped_recipe_is_tested():
-    assert {file.stem for file in SHIPPED.glob("*.yaml")} == {*PUBLISHED_LANGUAGES, "small_real"}
+    assert {file.stem for file in SHIPPED.glob("*.yaml")} == {*PUBLISHED_LANGUAGES, "small_real", "langbridge_english"}
     small = load_recipe("small_real", check_files=False)
     assert [stage.steps for stage in small.stages.values()] == [200, 800]
+
+
+def test_langbridges_own_recipe():
+    """One stage of a linear adapter and the encoder's embeddings, as its authors' script for MetaMath trains them."""
+    recipe = load_recipe("langbridge_english", check_files=False)
+    stage = recipe.stages["task"]
+    assert list(recipe.stages) == ["task"]
+    assert (recipe.model["adapter"], recipe.model["aligner"], recipe.llm_input["task"]) == ("linear", None, False)
+    assert (recipe.train_encoder, stage.encoder_learning_rate) == ("embeddings", 2e-5)
+    assert (stage.learning_rate, stage.epochs, stage.global_batch_size, stage.source_max_length) == (6e-4, 1, 128, 1024)
+    assert (stage.schedule, stage.warmup_ratio, stage.weight_decay, stage.max_grad_norm) == ("constant", 0, 0, 1.0)
+    assert all(stage.accumulation(processes) * stage.batch_size * processes == 128 for processes in (1, 4, 8))
 
 
 def test_shipped_recipes_name_missing_data(tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 from layalign.configuration import encoder_depth
 from layalign.label_loss import CPU_LOGITS, LOGITS
-from layalign.parts import part_of
+from layalign.parts import part_of, trained_parameters
 from layalign.projections import attention_modules, key_value_projection
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Sizes:
         adapter, aligner, gates, lora: parameters that are trained beside frozen bases.
         encoder_size, llm_size, vocabulary, inner: De, Dl, V, width of the LLM's MLP.
         states, depth, encoder_depth: E, L, layers of the encoder.
+        aligner_width: of the aligner's further layer; 0: it has none.
+        encoder_trained: parameters of the encoder that are trained.
         query, key: heads times head size, of queries and of keys (or values).
         heads: of queries.
         encoder_query: of the encoder's attention.
@@ -79,6 +81,8 @@ class Sizes:
     encoder_query: int
     encoder_bytes: int
     llm_bytes: int
+    aligner_width: int = 0
+    encoder_trained: int = 0
 
     @property
     def trained(self) -> int:
@@ -86,8 +90,8 @@ class Sizes:
         return self.adapter + self.aligner + self.gates + self.lora
 
     def of(self, parts: Sequence[str]) -> int:
-        """Parameters of some of the parts: "adapter", "aligner", "gates", "lora", "llm"."""
-        return sum(getattr(self, part) for part in parts)
+        """Parameters of some of the parts: "adapter", "aligner", "gates", "lora", "llm", "encoder"."""
+        return sum(self.encoder_trained if part == "encoder" else getattr(self, part) for part in parts)
 
 
 def sizes_of(model: LayAlignForConditionalGeneration) -> Sizes:
@@ -125,6 +129,8 @@ def sizes_of(model: LayAlignForConditionalGeneration) -> Sizes:
         encoder_query=encoder_heads * (getattr(config.encoder_config, "d_kv", None) or encoder_size // encoder_heads),
         encoder_bytes=0 if encoder is None else encoder.dtype.itemsize,
         llm_bytes=llm.dtype.itemsize,
+        aligner_width=(config.aligner_width or 0) if model.aligner is not None else 0,
+        encoder_trained=sum(own.numel() for name, own in trained_parameters(model) if part_of(name) == "encoder"),
     )
 
 
@@ -162,6 +168,9 @@ def memory(
     fused = 0.0
     if sizes.states:
         fused = sources * (sizes.states * sizes.encoder_size * sizes.encoder_bytes + 2 * sizes.depth * sizes.key * wide)
+    if sizes.states and sizes.aligner_width:  # its streams are made, and kept before and after the further layer
+        kept = sizes.encoder_size + 2 * sizes.aligner_width + sizes.llm_size
+        fused += 2 * sizes.depth * sources * kept * wide
     adapted = sources * (sizes.encoder_size * 3 + sizes.llm_size) * (2 if autocast else _FP32) if sizes.adapter else 0
     # Weights that are no bf16 are cast by autocast in each layer, and the copies kept: what is checkpointed keeps one layer's.
     cast = 2 * sizes.llm_layers if autocast and sizes.llm_bytes == _FP32 else 0
@@ -173,7 +182,8 @@ def memory(
     if "llm" in trained:  # its linear layers keep their inputs for the gradients of their weights
         kept = sizes.depth if not checkpointing else 1
         layers += kept * wide * (2 * sizes.llm_size + sizes.query + sizes.inner)
-    weights = _base_bytes("encoder", sizes.encoder, sizes.encoder_layers, sizes.encoder_bytes, quantization)
+    encoder_bytes = _FP32 if "encoder" in trained else sizes.encoder_bytes
+    weights = _base_bytes("encoder", sizes.encoder, sizes.encoder_layers, encoder_bytes, quantization)
     llm_bytes = _FP32 if "llm" in trained else sizes.llm_bytes
     weights += _base_bytes("llm", sizes.llm, sizes.llm_layers, llm_bytes, quantization)
     return {
@@ -216,7 +226,7 @@ def _base_bytes(role: str, count: int, layers: int, width: int, quantization: Ma
 def arithmetic(sizes: Sizes, batch: Batch, checkpointing: bool, trained: Sequence[str] = ()) -> float:
     """Floating-point operations of one forward and backward call.
 
-    The encoder runs forward only; frozen layers of the LLM need no gradient of their weights.
+    An encoder that is not trained runs forward only; frozen layers of the LLM need no gradient of their weights.
 
     Args:
         sizes: of the model.
@@ -229,6 +239,8 @@ def arithmetic(sizes: Sizes, batch: Batch, checkpointing: bool, trained: Sequenc
     encoder = (
         2 * sizes.encoder_layers * sources + 4 * batch.source * sources * sizes.encoder_query * sizes.encoder_depth
     )
+    if "encoder" in trained:  # backward through all its layers, for their weights too where these are trained
+        encoder *= 3 if sizes.encoder_trained == sizes.encoder else 2
     cross = batch.source if sizes.states else 0
     attention = 2 * places * sizes.query * sizes.depth * (length + 2 * cross)
     forward = 2 * sizes.llm_layers * places + attention
@@ -242,7 +254,8 @@ def arithmetic(sizes: Sizes, batch: Batch, checkpointing: bool, trained: Sequenc
         # The mix and the shared projection, forward, again, and twice backward; each layer's own keys or values, forward and back.
         aligner = streams * (
             6 * sizes.states * sizes.encoder_size
-            + 8 * sizes.encoder_size * sizes.llm_size
+            + 8 * (sizes.aligner_width or sizes.encoder_size) * sizes.llm_size
+            + 6 * sizes.encoder_size * sizes.aligner_width
             + 4 * sizes.llm_size * sizes.key
         )
     return float(encoder + llm + head + adapter + aligner)

@@ -56,6 +56,8 @@ def make_plan(recipe: Recipe, processes: int | None = None, machine: Machine | N
     model = empty_model(recipe)
     sizes = sizes_of(model)
     processor = _processor(recipe, notes)
+    if recipe.train_encoder:
+        notes.append("train_encoder: what the encoder keeps for its backward pass is not counted in the memory")
     on_cpu = recipe.device == "cpu"
     machine = machine or this_machine(any(stage.precision == "bf16" for stage in recipe.stages.values()), on_cpu)
     stages = {}
@@ -71,12 +73,13 @@ def make_plan(recipe: Recipe, processes: int | None = None, machine: Machine | N
                 **{part: getattr(sizes, part) for part in ("adapter", "aligner", "gates")},
                 **({"lora": sizes.lora} if recipe.lora else {}),
                 **({"llm": sizes.llm} if recipe.train_llm else {}),
-                "total": sizes.trained + (sizes.llm if recipe.train_llm else 0),
+                **({"encoder": sizes.encoder_trained} if recipe.train_encoder else {}),
+                "total": sizes.trained + sizes.encoder_trained + (sizes.llm if recipe.train_llm else 0),
             },
             "frozen": {
-                "encoder": sizes.encoder,
+                "encoder": sizes.encoder - sizes.encoder_trained,
                 "llm": 0 if recipe.train_llm else sizes.llm,
-                "total": sizes.encoder + (0 if recipe.train_llm else sizes.llm),
+                "total": sizes.encoder - sizes.encoder_trained + (0 if recipe.train_llm else sizes.llm),
             },
         },
         "processes": processes,
@@ -121,6 +124,8 @@ def _bases(recipe, model, sizes):
             dtype = str(base.dtype).removeprefix("torch.")
             name, count = getattr(recipe, role), getattr(sizes, role)
             kind = "trained" if role == "llm" and recipe.train_llm else "frozen"
+            if role == "encoder" and recipe.train_encoder:
+                kind = "trained" if recipe.train_encoder is True else "frozen but for its embeddings"
             found[role] = {
                 "name": name,
                 "class": type(base).__name__,

@@ -1,0 +1,261 @@
+"""A table measured: what is missing is trained, everything asked, and the figures put beside the published ones."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from layalign.evaluation.output import check_output
+from layalign.evaluation.report import summarize
+from layalign.evaluation.run import evaluate
+from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
+from layalign.folders import damage
+from layalign.kernels.files import MANIFEST, write_json, write_text
+from layalign.saving import LLM_FOLDER
+from layalign.systems import LLM, LayAlignModel, System, TranslateFirst
+from layalign.tasks import find_task
+from layalign.train.plan.cost import sizes_of
+from layalign.train.plan.plan import empty_model, make_plan
+from layalign.train.stages import train
+from layalign.train.tables.runs import Entry, Sources, Training, entries
+from layalign.train.tables.table import COUNTED, WORDS, Table
+from layalign.train.tables.text import table_text
+
+MARKER = "tables.json"
+SCORER = "official"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How rows are asked.
+
+    Attributes:
+        data: folder with the tasks' files; None: the usual names on the hub.
+        tasks: {a task's name: a file of problems that takes its place}.
+        languages, limit: as an evaluation takes them.
+        settings: of all systems; the prompt is each row's own.
+    """
+
+    data: str | None = None
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    languages: Sequence[str] | None = None
+    limit: int | None = None
+    settings: GenerationSettings = DEFAULT_SETTINGS
+
+
+def make_table(
+    table: Table,
+    sources: Sources,
+    asking: Asking | None = None,
+    rows: Iterable[str] | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train and ask what is not there yet, and write table_NN.json and table_NN.md in the output folder.
+
+    Called again, also after it was killed, it goes on, and repeats nothing that is whole; rows that several tables share are made once.
+
+    Args:
+        table: which.
+        sources: what its rows are made over, and where.
+        asking: how they are asked.
+        rows: names of rows; None: all. The others are shown as published.
+        progress: show what is done.
+
+    Returns:
+        the content of table_NN.json: {"table", "title", "scorer", "parts": [{"name", "columns", "rows": [{"name", "published",
+        "measured" (None: not), "why" (it is not), "folder", ...}]}]}.
+
+    Raises:
+        ValueError: a recipe, data or bases that are missing or wrong, or several processes.
+    """
+    asking = asking or Asking()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "layalign table is one process; --write-recipes writes its trainings, which `torchrun ... -m layalign train FILE` runs in "
+            "several, and the same command then goes on with them"
+        )
+    wanted = None if rows is None else list(rows)
+    found = {(entry.part.name, entry.row.name): entry for entry in entries(table, sources, wanted)}
+    check_output(sources.output, "tables of the paper", MARKER)
+    sources.output.mkdir(parents=True, exist_ok=True)
+    write_json(sources.output / MARKER, {"holds": "tables of the paper"})
+    parts = []
+    for part in table.parts:
+        shown: list[dict[str, Any]] = []
+        for row in table.rows:
+            if part.name not in row.published:
+                continue
+            line: dict[str, Any] = {"name": row.name, "published": row.published[part.name]}
+            entry = found.get((part.name, row.name))
+            if entry is None:
+                line |= {"measured": None, "why": "not asked for"}
+            elif entry.missing is not None:
+                line |= {"measured": None, "why": entry.missing}
+            else:
+                if progress:
+                    print(f"table {table.number}: {entry.name}", flush=True)
+                line |= measure(entry, sources, asking, progress)
+            shown.append(line)
+        parts.append({"name": part.name, "task": part.task, "columns": part.columns, "rows": shown})
+    result = {"table": table.number, "title": table.title, "section": table.section, "scorer": SCORER, "parts": parts}
+    write_json(sources.output / f"table_{table.number:02}.json", result, indent=1)
+    text = table_text(result)
+    write_text(sources.output / f"table_{table.number:02}.md", text)
+    if progress:
+        print(text)
+    return result
+
+
+def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = True) -> dict[str, Any]:
+    """A row's own figures: {"measured": one a column, "folder" of its training and "evaluation", "questions" a language}.
+
+    Raises:
+        ValueError: as `make_table`.
+    """
+    columns, line = entry.part.columns, dict[str, Any]()
+    figures: dict[str, Any] = {}
+    if any(column in WORDS for column in columns):
+        figures |= described(entry)
+    if any(column in COUNTED for column in columns):
+        sizes = sizes_of(empty_model(entry.recipe))
+        counts = {name.removesuffix("_millions"): getattr(sizes, name.removesuffix("_millions")) for name in COUNTED}
+        figures |= {f"{name}_millions": count / 1e6 for name, count in counts.items()}
+    if any(column not in figures for column in columns):
+        if entry.training is not None:
+            for training in entry.training.in_order():
+                make(training)
+            line["folder"] = str(entry.training.folder)
+        scores, line["evaluation"], line["questions"] = ask(entry, sources, asking, progress)
+        figures |= scores
+    return {"measured": [figures.get(column) for column in columns], "why": None, **line}
+
+
+def make(training: Training) -> None:
+    """Train, unless it is done. Raises ValueError as `train`."""
+    if damage(training.folder / "model", lambda name: not name.startswith(f"{LLM_FOLDER}/")) is None:
+        return
+    train(training.recipe)
+    gc.collect()  # the next one's bases need the room
+
+
+def ask(entry: Entry, sources: Sources, asking: Asking, progress: bool) -> tuple[dict[str, Any], str, dict[str, int]]:
+    """Scores of a row by averages and languages, the folder of its evaluation, and how many questions there were in each language."""
+    system = system_of(entry, asking.settings)
+    task = asking.tasks.get(entry.part.task, entry.part.task)
+    counts = {
+        "system": fingerprint_of(entry),
+        "task": task,
+        "languages": asking.languages,
+        "limit": asking.limit,
+        "prompt": entry.prompt,
+        "max_new_tokens": asking.settings.max_new_tokens,
+        "encoder_max_length": asking.settings.encoder_max_length,
+        "dtype": asking.settings.dtype,
+    }
+    known = hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:12]
+    folder = sources.output / "evaluations" / f"{entry.part.task}-{known}"
+    results = evaluate(
+        system,
+        [task],
+        data=asking.data if task == entry.part.task else None,
+        languages=asking.languages,
+        limit=asking.limit,
+        output=folder,
+        progress=progress,
+    )
+    (found,) = results["tasks"].values()
+    scores = found["accuracy"][SCORER]
+    return {**summarize(scores, find_task(entry.part.task).groups), **scores}, str(folder), found["counts"]
+
+
+def fingerprint_of(entry: Entry) -> str:
+    """What tells a row's system from others: of a trained one its run and what that wrote, of others their names."""
+    if entry.training is not None:
+        written = (entry.training.folder / "model" / MANIFEST).read_bytes()  # of a model that was made again, others
+        return f"{entry.training.key} {hashlib.sha256(written).hexdigest()}"
+    return " + ".join(name for name in (entry.translator, entry.llm) if name)
+
+
+def system_of(entry: Entry, settings: GenerationSettings) -> System:
+    """Who is asked in a row."""
+    settings = replace(settings, prompt=entry.prompt)
+    if entry.training is not None:
+        model = entry.training.folder / "model"
+        if entry.recipe.encoder is None:
+            return LLM(llm=str(model / LLM_FOLDER), settings=settings)
+        return LayAlignModel(model=str(model), settings=settings)
+    if entry.translator is not None:
+        return TranslateFirst(translator=entry.translator, llm=str(entry.llm), settings=settings)
+    return LLM(llm=str(entry.llm), settings=settings)
+
+
+def described(entry: Entry) -> dict[str, str]:
+    """What a row is made of, as WORDS has it."""
+    recipe = entry.recipe
+    encoder = entry.translator if entry.row.system != "trained" else recipe.encoder
+    llm = recipe.llm if entry.llm is None else entry.llm
+    sources = [source for stage in recipe.stages.values() for source in stage.data]
+    data = "+".join(dict.fromkeys(source.path or "records" for source in sources))
+    return {
+        "backbone": "+".join(Path(name).name for name in (encoder, llm) if name),
+        "training_data": "none" if entry.training is None else data,
+        "source": "as it is" if entry.training is None else f"trained ({entry.training.key})",
+    }
+
+
+def trainings(table: Table, sources: Sources, rows: Iterable[str] | None = None) -> list[Training]:
+    """The runs that a table's figures take, in the order in which they are made, each once. Raises ValueError as `entries`."""
+    found: dict[str, Training] = {}
+    for entry in entries(table, sources, rows):
+        asked = any(column not in COUNTED and column not in WORDS for column in entry.part.columns)
+        if entry.training is not None and asked:
+            found |= {training.key: training for training in entry.training.in_order()}
+    return list(found.values())
+
+
+def plan_table(table: Table, sources: Sources, rows: Iterable[str] | None = None) -> dict[str, Any]:
+    """What `make_table` would train, and what that takes: nothing is loaded or written.
+
+    Returns:
+        {"table", "trainings": [{"run", "output", "whole", and of what is not whole "plan" (of `make_plan`) or "why" there is none}],
+        "seconds": of these, None where a part is not known, "missing": {row: why}}.
+
+    Raises:
+        ValueError: as `entries`.
+    """
+    found: list[dict[str, Any]] = []
+    for training in trainings(table, sources, rows):
+        line: dict[str, Any] = {"run": training.key, "output": str(training.folder)}
+        line["whole"] = damage(training.folder / "model", lambda name: False) is None
+        try:
+            if not line["whole"]:
+                line["plan"] = make_plan(training.recipe)
+        except (ValueError, OSError) as error:
+            line["why"] = str(error).splitlines()[0]
+        found.append(line)
+    left = [line.get("plan", {}).get("seconds") for line in found if not line["whole"]]
+    missing = {entry.name: entry.missing for entry in entries(table, sources, rows) if entry.missing is not None}
+    seconds = None if None in left else sum(left)
+    return {"table": table.number, "trainings": found, "seconds": seconds, "missing": missing}
+
+
+def write_recipes(table: Table, sources: Sources, rows: Iterable[str] | None = None) -> list[Path]:
+    """Write the recipe of each training, in the order in which they are to run -> the files. Raises ValueError as `entries`."""
+    written = []
+    check_output(sources.output, "tables of the paper", MARKER)
+    folder = sources.output / "recipes"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(sources.output / MARKER, {"holds": "tables of the paper"})
+    for training in trainings(table, sources, rows):
+        file = folder / f"{training.key}.yaml"
+        write_text(file, yaml.safe_dump(dict(training.values), sort_keys=False, allow_unicode=True))
+        written.append(file)
+    return written

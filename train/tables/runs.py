@@ -1,0 +1,312 @@
+"""What a table's rows take: a recipe each, made of another recipe, and the trainings that rows share."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from layalign.configuration import STAGES, encoder_depth
+from layalign.loading import read_config, resolve
+from layalign.prompts import DEFAULT_PROMPT, TASK_PROMPT
+from layalign.tasks import find_task
+from layalign.tasks.prompts import TRANSLATION
+from layalign.train.parts import stage_parts
+from layalign.train.recipe import Recipe, load_recipe, read_recipe
+from layalign.train.run_folder import digest
+from layalign.train.settings import build
+from layalign.train.tables.table import Part, Row, Table
+
+THIRDS = ("first third", "middle third", "last third")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What the rows of tables are made over.
+
+    Attributes:
+        output: the folder of all tables.
+        recipes: {a shipped recipe's name: what takes its place, a file or another name}.
+        overrides: "key=value" for each of these recipes.
+        bases: {a base that a row names: where it is}.
+    """
+
+    output: Path
+    recipes: Mapping[str, str] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    bases: Mapping[str, str] = field(default_factory=dict)
+
+    def recipe_of(self, row: Row, part: Part) -> str:
+        """The file or name of the recipe that a row is settings over."""
+        name = row.recipe or part.recipe
+        return self.recipes.get(name, name)
+
+    def base(self, name: str) -> str:
+        """Where a base is that a row names."""
+        return self.bases.get(name, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One run of the trainer.
+
+    Attributes:
+        values: its recipe as a mapping, which a YAML file can hold.
+        after: the run whose trained part it starts from, or None.
+        key: what tells it from others: of the stage and the settings that count.
+    """
+
+    values: Mapping[str, Any]
+    after: Training | None
+    key: str
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Its recipe."""
+        return build(Recipe, copy.deepcopy(dict(self.values)))
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return Path(self.values["output"])
+
+    def in_order(self) -> list[Training]:
+        """What is trained for it, one after the other."""
+        return [*([] if self.after is None else self.after.in_order()), self]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row in one part of a table.
+
+    Attributes:
+        row, part: of the table.
+        recipe: that the row is trained by, whole; of a system that is not trained, the recipe that it is compared under.
+        training: None: nothing is trained.
+        llm, translator: who is asked where nothing is trained.
+        prompt: what is read in the evaluation, as an evaluation takes it.
+        missing: why it cannot be had here; None: it can.
+    """
+
+    row: Row
+    part: Part
+    recipe: Recipe
+    training: Training | None
+    llm: str | None
+    translator: str | None
+    prompt: str
+    missing: str | None
+
+    @property
+    def name(self) -> str:
+        """Row and part."""
+        return f"{self.row.name}, {self.part.name}"
+
+
+def entries(table: Table, sources: Sources, rows: Iterable[str] | None = None) -> Iterator[Entry]:
+    """Every row of a table in each of its parts.
+
+    Args:
+        table: which.
+        sources: what its rows are made over.
+        rows: names of the rows wanted; None: all.
+
+    Raises:
+        ValueError: a recipe that cannot be read, or an unknown row.
+    """
+    names = [row.name for row in table.rows]
+    if unknown := [name for name in rows or () if name not in names]:
+        raise ValueError(
+            f"rows: table {table.number} has no {', '.join(map(repr, unknown))}; it has {', '.join(names)}"
+        )
+    for part in table.parts:
+        for row in table.rows:
+            if part.name in row.published and (rows is None or row.name in rows):
+                yield entry(row, part, sources)
+
+
+def entry(row: Row, part: Part, sources: Sources) -> Entry:
+    """A row in a part of its table. Raises as `entries`."""
+    path = sources.recipe_of(row, part)
+    plain = load_recipe(path, sources.overrides, check_files=False)
+    asked = {"encoder": row.settings.get("encoder"), "llm": row.llm, "translator": row.translator}
+    named: dict[str, str] = {role: name for role, name in asked.items() if name is not None}
+    places = {role: sources.base(name) for role, name in named.items()}
+    missing = next(filter(None, (_missing(role, name, places[role]) for role, name in named.items())), None)
+    if missing is None and sources.recipes and (row.recipe or part.recipe) not in sources.recipes:
+        missing = _not_here(row.recipe or part.recipe, plain)
+    recipe, training = plain, None
+    try:
+        values = row_values(row, part, sources)
+        recipe = build(Recipe, copy.deepcopy(values))
+        training = None if row.system != "trained" or missing else training_of(values, sources.output)
+    except ValueError as error:
+        missing = missing or f"its settings do not fit {path}: {_first_line(error)}"
+    return Entry(
+        row=row,
+        part=part,
+        recipe=recipe,
+        training=training,
+        llm=None if row.system == "trained" else places.get("llm", plain.llm),
+        translator=places.get("translator"),
+        prompt=_prompt(row, recipe, plain),
+        missing=missing,
+    )
+
+
+def row_values(row: Row, part: Part, sources: Sources) -> dict[str, Any]:
+    """The recipe of a row, unchecked.
+
+    Raises:
+        ValueError: a recipe that cannot be read, or that has no place for the row's settings.
+    """
+    values = merged(read_recipe(sources.recipe_of(row, part), sources.overrides), row.settings)
+    if row.settings.get("encoder") is not None:
+        values["encoder"] = sources.base(row.settings["encoder"])
+    if row.stages is not None:
+        if lacking := [name for name in row.stages if name not in values["stages"]]:
+            raise ValueError(f"stages: the row is of the {lacking[0]} stage, which the recipe has not")
+        values["stages"] = {name: values["stages"][name] for name in row.stages}
+    _without_what_the_row_has_not(values, row)
+    model = values["model"]
+    for key, widening in (("adapter_width", row.adapter_widening), ("aligner_width", row.aligner_widening)):
+        if widening is not None:
+            model[key] = widening * read_config(resolve(values["encoder"]), "encoder").hidden_size
+    if row.states is not None:
+        model |= {"encoder_states": "all", "encoder_layers": third(row.states, values["encoder"])}
+    reads = {"translation": False, "task": True} | dict(values.get("llm_input") or {})
+    published = {"translation": TRANSLATION, "task": find_task(part.task).prompt}
+    for name, stage in values["stages"].items():
+        if reads.get(name) and stage.get("prompt") is None and (prompt := published[name]):
+            values["stages"][name] = {**stage, "prompt": prompt.replace("{text}", "{source}")}
+    return values
+
+
+def _without_what_the_row_has_not(values: dict[str, Any], row: Row) -> None:
+    """Take out of a recipe what it says of parts that a row leaves out, and of states that a row chooses otherwise."""
+    chosen = row.settings.get("model", {})
+    model = values["model"] = dict(values.get("model") or {})
+    gone: list[str] = []
+    if "encoder" in row.settings and row.settings["encoder"] is None:
+        values.pop("train_encoder", None)
+        gone.append("encoder")
+    if "adapter" in chosen:
+        model.pop("adapter_width", None)
+        gone += [] if chosen["adapter"] else ["adapter"]
+    if "aligner" in chosen:
+        model.pop("aligner_width", None)
+        gone += [] if chosen["aligner"] else ["aligner", "gates"]
+    if "encoder_states" in chosen and chosen["encoder_states"] not in ("all", "mean"):
+        model.pop("encoder_layers", None)
+    for name, stage in values["stages"].items():
+        trained = stage.get("train") or []
+        left = [part for part in ([trained] if isinstance(trained, str) else trained) if part not in gone]
+        rates = {"encoder_learning_rate": None} if "encoder" in gone else {}
+        values["stages"][name] = {**stage, "train": left or None, **rates}
+
+
+def third(which: str, encoder: str) -> list[int]:
+    """A third of the states that LayAlign mixes: the embeddings' output and all layers' but the last.
+
+    Args:
+        which: of THIRDS.
+        encoder: the encoder's folder or name.
+
+    Raises:
+        ValueError: an encoder of fewer than three layers.
+    """
+    depth, place = encoder_depth(read_config(resolve(encoder), "encoder")), THIRDS.index(which)
+    if depth < 3:
+        raise ValueError(f"states: {encoder} has {depth} layers, of which there is no {which}")
+    return list(range(round(depth * place / 3), round(depth * (place + 1) / 3)))
+
+
+def merged(values: Any, others: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with others' values in their place."""
+    found = dict(values) if isinstance(values, Mapping) else {}
+    for key, value in others.items():
+        found[key] = merged(found.get(key), value) if isinstance(value, Mapping) else copy.deepcopy(value)
+    return found
+
+
+def training_of(values: Mapping[str, Any], output: Path) -> Training:
+    """The runs that a recipe takes: the translation stage is one of its own, which all rows share that do not differ in it.
+
+    Args:
+        values: the recipe, as a mapping.
+        output: the folder of all tables.
+
+    Raises:
+        ValueError: values that are no recipe.
+    """
+    recipe = build(Recipe, copy.deepcopy(dict(values)))
+    if "translation" not in recipe.stages:
+        return _training(values, None, output)
+    parts = stage_parts(recipe, "translation")
+    if {"llm", "encoder"} & set(parts) and "task" in recipe.stages:  # no trained part would carry a base over
+        return _training(values, None, output)
+    first = {key: value for key, value in values.items() if key not in ("lora", "train_llm", "train_encoder")}
+    first |= {"lora": recipe.lora} if "lora" in parts else {}
+    first |= {"train_llm": True} if "llm" in parts else {}
+    first |= {"train_encoder": recipe.train_encoder} if "encoder" in parts else {}
+    first |= {
+        "stages": {"translation": values["stages"]["translation"]},
+        "llm_input": {"translation": recipe.llm_input["translation"]},
+    }
+    before = _training(first, None, output)
+    if "task" not in recipe.stages:
+        return before
+    second = {**values, "stages": {"task": values["stages"]["task"]}, "init_from": str(before.folder)}
+    return _training(second, before, output)
+
+
+def _training(values: Mapping[str, Any], after: Training | None, output: Path) -> Training:
+    """A run in a folder that is called after what counts of it."""
+    # The run before counts by its own key, which says what it is, and not by its place.
+    counts = {**values, "output": "-"} | ({"init_from": None} if after else {})
+    recipe = build(Recipe, copy.deepcopy(counts))
+    known = json.dumps([digest(recipe), recipe.data_root, None if after is None else after.key])
+    key = "-".join(
+        [name for name in STAGES if name in recipe.stages] + [hashlib.sha256(known.encode()).hexdigest()[:12]]
+    )
+    return Training(values={**values, "output": str(output / "trained" / key)}, after=after, key=key)
+
+
+def _prompt(row: Row, recipe: Recipe, plain: Recipe) -> str:
+    """What is read beside the encoder, or by an LLM alone, where questions are asked."""
+    own = plain.stages["task"].prompt if "task" in plain.stages else None
+    asked = TASK_PROMPT if own is None else own.replace("{source}", "{text}")
+    if row.system != "trained" or recipe.encoder is None:
+        return asked
+    # Nothing was trained on the task's prompt, and it is asked by the recipe's all the same.
+    return asked if "task" not in recipe.stages and recipe.llm_input["task"] else DEFAULT_PROMPT
+
+
+def _not_here(name: str, recipe: Recipe) -> str | None:
+    """Why the paper's own recipe is not to be had here, where others have been given in place of the rest."""
+    try:
+        for role, place in (("encoder", recipe.encoder), ("llm", recipe.llm)):
+            if place is not None:
+                read_config(resolve(place), role)
+        recipe.check_files()
+    except ValueError as error:
+        return f"the recipe {name} is the paper's: {_first_line(error)}; --recipe {name}=RECIPE gives another"
+    return None
+
+
+def _first_line(error: ValueError) -> str:
+    return str(error).splitlines()[0][:200].rstrip(" :")
+
+
+def _missing(role: str, name: str, place: str) -> str | None:
+    """Why a base that a row names is not to be had here."""
+    try:
+        read_config(resolve(place), role)
+    except ValueError as error:
+        return f"{_first_line(error)}; --base {name}=FOLDER says where it is"
+    return None

@@ -1,0 +1,109 @@
+"""Tables as a person reads them: published and measured figures, what there is, and what it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from layalign.evaluation.report import AVERAGES
+from layalign.figures import markdown_table
+from layalign.train.plan.text import duration
+from layalign.train.tables.table import COUNTED, Table
+
+HEADINGS = {
+    "encoder_millions": "encoder (M)",
+    "adapter_millions": "adapter (M)",
+    "aligner_millions": "aligner (M)",
+    "trained_millions": "trained (M)",
+    "backbone": "backbone",
+    "training_data": "training data",
+    "source": "source",
+}
+
+
+def table_text(result: Mapping[str, Any]) -> str:
+    """A table in Markdown, two lines a row: the paper's figures, and below them those measured.
+
+    Args:
+        result: of `make_table`.
+    """
+    lines = [f"# Table {result['table']}: {result['title']} (section {result['section']})", ""]
+    for part in result["parts"]:
+        header = [part["name"], "", *(heading(column) for column in part["columns"])]
+        rows, reasons = [], []
+        for row in part["rows"]:
+            published = [_cell(value, column) for value, column in zip(row["published"], part["columns"], strict=True)]
+            rows.append([row["name"], "paper", *published])
+            if row["measured"] is None:
+                reasons.append(f"- {row['name']}: as published only; {row['why']}")
+            else:
+                measured = zip(row["measured"], part["columns"], strict=True)
+                rows.append(["", "here", *(_cell(value, column) for value, column in measured)])
+        lines += [*markdown_table(header, rows, "llr"), ""]
+        counts = {sum(row["questions"].values()) for row in part["rows"] if row.get("questions")}
+        if counts:
+            asked = " or ".join(f"{count:,}" for count in sorted(counts))
+            lines += [f"here: {asked} questions of {part['task']}, the {result['scorer']} scorer.", ""]
+        lines += [*reasons, ""] if reasons else []
+    return "\n".join(lines)
+
+
+def heading(column: str) -> str:
+    """A column's heading as the paper writes it."""
+    return HEADINGS.get(column) or AVERAGES.get(column) or column.capitalize()
+
+
+def listed_tables(tables: Iterable[Table]) -> str:
+    """A line a table: its number, title, section, rows, and what they are settings over."""
+    lines = []
+    for table in tables:
+        tasks = ", ".join(dict.fromkeys(part.task for part in table.parts))
+        about = f"section {table.section}; {len(table.rows)} rows; {tasks}; over {', '.join(table.recipes)}"
+        lines.append(f"{table.number:>2}  {table.title} ({about})")
+    return "\n".join(lines)
+
+
+def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
+    """What a table would take, line by line.
+
+    Args:
+        plan: of `plan_table`.
+    """
+    yield f"Table {plan['table']}: {len(plan['trainings'])} trainings; nothing was loaded or written. Evaluations are not counted."
+    for line in plan["trainings"]:
+        if line["whole"]:
+            yield f"  {line['run']}: done"
+        elif "why" in line:
+            yield f"  {line['run']}: cannot be planned: {line['why']}"
+        else:
+            yield from _run_lines(line)
+    if plan["seconds"] is not None:
+        yield (
+            f"to be trained: about {duration(plan['seconds'])} in all"
+            if plan["seconds"]
+            else "nothing is left to train"
+        )
+    for row, why in plan["missing"].items():
+        yield f"{row}: as published only; {why}"
+
+
+def _run_lines(line: Mapping[str, Any]) -> Iterator[str]:
+    plan = line["plan"]
+    trained = plan["parameters"]["trained"]["total"] / 1e6
+    for stage in plan["stages"].values():
+        steps = "an unknown number of" if stage["steps"] is None else f"{stage['steps']:,}"
+        memory = stage["memory"]["total"] / 1e9
+        time = "a time not known" if stage["seconds"] is None else f"about {duration(stage['seconds'])}"
+        yield f"  {line['run']}: {trained:,.2f} M trained, {steps} steps of {stage['global_batch']}, {memory:,.1f} GB, {time}"
+    for note in plan["notes"]:
+        yield f"    {note}"
+
+
+def _cell(value: Any, column: str) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if column not in COUNTED:
+        return f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
