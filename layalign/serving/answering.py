@@ -74,7 +74,9 @@ class EngineAnswerer(Answerer):
         if "streamer" in arguments:
             raise ValueError("streamer: the engine answers many texts at once; `layalign serve` streams")
         texts, langs = asked
-        prompts = [None] * len(texts) if self.prompt is None else fill_prompts(self.prompt, texts, langs)
+        prompts: list[str | None] = [None] * len(texts)
+        if self.prompt is not None:
+            prompts = [*fill_prompts(self.prompt, texts, langs)]
         requests = [
             self._request(text, prompt, lang)
             for text, prompt, lang in zip(texts, prompts, langs or [None] * len(texts), strict=True)
@@ -91,7 +93,7 @@ class EngineAnswerer(Answerer):
         """A text as `layalign.serving.requests` takes it."""
         reading = {"lang": lang, "encoder_max_length": self.encoder_max_length}
         asked = {"prompt": text, "mm_processor_kwargs": {k: value for k, value in reading.items() if value is not None}}
-        said = {"prompt_token_ids": []} if prompt is None else {"prompt": prompt}
+        said: dict[str, Any] = {"prompt_token_ids": []} if prompt is None else {"prompt": prompt}
         return {"encoder_prompt": asked, "decoder_prompt": said}
 
     def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:

@@ -34,13 +34,14 @@ class EncoderSide(nn.Module):
         device = torch.get_default_device()
         self.encoder = load_encoder(name, dtype, **place).to(device).eval()
         width, text = self.encoder.config.hidden_size, config.get_text_config()
-        self.adapter = Adapter(config.adapter or "mlp", width, text.hidden_size)
+        self.adapter = Adapter(config.adapter or "mlp", width, text.hidden_size, config.adapter_width)
         self.aligner = None
         layers = config.fused_layers
         if config.aligner and layers:
             average = config.encoder_states == "mean"
             states = len(config.mixed_states)
-            self.aligner = LayerwiseAligner(config.aligner, states, len(layers), width, text.hidden_size, average)
+            sizes = (states, len(layers), width, text.hidden_size)
+            self.aligner = LayerwiseAligner(config.aligner, *sizes, average, config.aligner_width)
         self.eval().requires_grad_(False)
         self.dtype = dtype
         self._projections: list[KeyValueProjection] = []

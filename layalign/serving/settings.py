@@ -51,8 +51,6 @@ def check_served(config: LayAlignConfig) -> None:
         )
     if config.gate is None and config.aligner is not None:
         raise ValueError("vLLM: cross-attention without a gate is not served; 'scalar' and 'head' gates are")
-    if config.adapter_width is not None or config.aligner_width is not None:
-        raise ValueError("vLLM: an adapter or aligner of another width than the paper's is not served")
     if config.gate == "dynamic" and config.aligner is not None:
         raise ValueError(
             "vLLM: dynamic gates read the hidden state, which LayAlign does not do there; 'scalar' and 'head' are served"

@@ -32,7 +32,7 @@ ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2} | WIN
 GEMMA_2 = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 24} | ALTERNATING
 # (classes of the configuration and the LLM, its settings, LayAlign's settings)
 CASES = {
-    "mistral": ("Mistral", WINDOW, {"gate": "head"}),
+    "mistral": ("Mistral", WINDOW, {"gate": "head", "adapter_width": 48, "aligner_width": 40}),
     "qwen2": ("Qwen2", {}, {"aligner": "mlp"}),
     "qwen3": ("Qwen3", {}, {"llm_layers": [0, 2]}),
     "gemma": ("Gemma", {"tie_word_embeddings": True}, {"encoder_states": "last"}),
@@ -87,6 +87,8 @@ def logits_of_first_tokens(folder):
 
 REFUSED = {
     "dynamic": ({"gate": "dynamic"}, "dynamic gates"),
+    "no gate": ({"gate": None}, "without a gate"),
+    "trained encoder": ({"train_encoder": True}, "trained with it"),
     "no adapter": ({"adapter": None}, "no adapter"),
     "lora": ({"lora": {"rank": 2}}, "merge_lora"),
 }
