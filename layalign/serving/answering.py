@@ -77,10 +77,8 @@ class EngineAnswerer(Answerer):
         prompts: list[str | None] = [None] * len(texts)
         if self.prompt is not None:
             prompts = [*fill_prompts(self.prompt, texts, langs)]
-        requests = [
-            self._request(text, prompt, lang)
-            for text, prompt, lang in zip(texts, prompts, langs or [None] * len(texts), strict=True)
-        ]
+        spoken: list[str | None] = [None] * len(texts) if langs is None else [*langs]
+        requests = [self._request(*asked) for asked in zip(texts, prompts, spoken, strict=True)]
         # Sampling is as the caller's torch.manual_seed says, and each text has numbers of its own.
         first = torch.initial_seed()
         seeds = [(first + place) % 2**63 if self._sampling["temperature"] else None for place in range(len(texts))]
