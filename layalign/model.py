@@ -203,7 +203,7 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
             encoder, llm: the bases it was trained on (names, folders or modules).
             compatible: reproduce the published code's quirks: no padding mask in the cross-attention, and what `published_training`
                 in LayAlignConfig describes. Off, answers and losses do not depend on the batch.
-            check_bases: compare the bases inside the checkpoint with the given ones; refuse NaN or Inf in these.
+            check_bases: compare the bases inside the checkpoint with the given ones, which finds NaN as well.
             arguments: of `from_bases`, and revision and subfolder of the checkpoint.
 
         Raises:
@@ -215,7 +215,9 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
         if compatible:
             rest |= {"mask_cross_padding": False, "published_training": True}
         rest = {"aligner": published.aligner, "encoder_layers": published.encoder_layers, **rest}
-        model = cls.from_bases(encoder, llm, check_bases=check_bases, **rest)
+        model = cls.from_bases(
+            encoder, llm, check_bases=False, **rest
+        )  # below in parts, of files larger than the memory; NaN differs
         saving.load_trained_part(model, published.trained_part(model.llm, model.config), str(checkpoint))
         if check_bases:
             published.check_bases(model.encoder, model.llm)
