@@ -215,9 +215,7 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
         if compatible:
             rest |= {"mask_cross_padding": False, "published_training": True}
         rest = {"aligner": published.aligner, "encoder_layers": published.encoder_layers, **rest}
-        model = cls.from_bases(
-            encoder, llm, check_bases=False, **rest
-        )  # below in parts, of files larger than the memory; NaN differs
+        model = cls.from_bases(encoder, llm, check_bases=False, **rest)  # compared below, in parts: files may be large
         saving.load_trained_part(model, published.trained_part(model.llm, model.config), str(checkpoint))
         if check_bases:
             published.check_bases(model.encoder, model.llm)

@@ -239,6 +239,7 @@ def caches(folder, bases, model_folder):
     """What the cache holds: a fetched model file, the base converted from it, and a call's lines of the compile report. The package
     index and the compiler are stand-ins."""
     from layalign.kernels.ahead_of_time import report
+    from layalign.kernels.files import read_json
     from layalign.train.demo.real import bases as converted
     from layalign.train.demo.real import fetch
     from tests.demo.real import miniature
@@ -267,7 +268,9 @@ def caches(folder, bases, model_folder):
     os.environ["LAYALIGN_CACHE"] = before
 
     def result(folder):
-        return b"".join(file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file())
+        """What the files hold; JSON without its last line feed is the same."""
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        return b"".join(repr(read_json(f)).encode() if f.suffix == ".json" else f.read_bytes() for f in files)
 
     return Target("caches", folder, lambda folder: as_command(lambda: use(folder)), result)
 
