@@ -36,7 +36,7 @@ thorough: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load --thorough tests/kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --thorough tests/test_readme.py tests/train/test_processes.py
 
-# Every file of six kinds of folder damaged by every rule, an hour and more; the table is printed.
+# Every file of seven kinds of folder damaged by every rule, an hour and more; the table is printed.
 attack: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/attacks --attacks all -rP
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.testing
 
-from .files import cache_folder, write_json
+from .files import cache_folder, read_json, write_json
 from .launch import LaunchConfig, noting
 
 # (path, entry) -> what this process has looked up: a launch cannot wait for a file.
@@ -81,6 +81,6 @@ def _stored(path):
     if not path.exists():
         return {}
     try:
-        return {entry: LaunchConfig(**config) for entry, config in json.loads(path.read_text()).items()}
+        return {entry: LaunchConfig(**config) for entry, config in read_json(path).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a store of autotuned launches ({error}); delete it to tune again") from error

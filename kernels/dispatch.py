@@ -97,11 +97,18 @@ def cast_for_autocast(tensor: Any, dtype: torch.dtype) -> Any:
     return tensor
 
 
-def first_gradients_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+def first_gradients_only(
+    backward: Callable[..., Any], instead: str = 'this backend has first ones only, backend="reference" has both'
+) -> Callable[..., Any]:
     """A `backward` of an autograd function whose own derivative raises a RuntimeError.
 
     torch's once_differentiable does not do: it cuts the gradients off, so that torch.autograd.grad of a loss and a penalty on its
-    gradients leaves the penalty out without a word.
+    gradients leaves the penalty out without a word. The derivative is known to be asked for by what the function has saved: a tensor
+    of the graph must be among that.
+
+    Args:
+        backward: of the autograd function.
+        instead: what the error says after naming it.
     """
 
     @wraps(backward)
@@ -113,7 +120,12 @@ def first_gradients_only(backward: Callable[..., Any]) -> Callable[..., Any]:
         made = made if isinstance(made, tuple) else (made,)
         inputs = [x for x in (*grads, *ctx.saved_tensors) if x is not None]
         marked = iter(
-            _NoSecondGradients.apply(type(ctx).__name__, len(inputs), *inputs, *(x for x in made if x is not None))
+            _NoSecondGradients.apply(
+                f"second gradients (of {type(ctx).__name__.strip('_').removesuffix('Backward')}): {instead}",
+                len(inputs),
+                *inputs,
+                *(x for x in made if x is not None),
+            )
         )
         return tuple(x if x is None else next(marked) for x in made)
 
@@ -124,13 +136,10 @@ class _NoSecondGradients(torch.autograd.Function):
     """First gradients as they are, tied to what they were made from."""
 
     @staticmethod
-    def forward(ctx, name, count, *tensors):
-        ctx.name = name
+    def forward(ctx, refusal, count, *tensors):
+        ctx.refusal = refusal
         return tuple(x.view_as(x) for x in tensors[count:])
 
     @staticmethod
     def backward(ctx, *grads):
-        raise RuntimeError(
-            f"second gradients (of {ctx.name.strip('_').removesuffix('Backward')}): this backend has first ones only, "
-            'backend="reference" has both'
-        )
+        raise RuntimeError(ctx.refusal)

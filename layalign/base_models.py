@@ -25,7 +25,7 @@ BESIDE = "beside"
 
 
 def load_base(
-    role: str, source: Source, arguments: Arguments, quantization: Mapping[str, Any] | None
+    role: str, source: Source, arguments: Arguments, quantization: Mapping[str, Any] | None, check: bool = True
 ) -> PreTrainedModel:
     """An encoder or an LLM.
 
@@ -34,18 +34,19 @@ def load_base(
         source: its name, folder or module.
         arguments: of the call.
         quantization: {base: settings}, checked.
+        check: as `load_encoder` and `load_llm` take it.
 
     Raises:
         ValueError: as `load_encoder` and `load_llm`.
     """
     quantized = (quantization or {}).get(role)
     if role == "llm":
-        return load_llm(source, arguments.llm_dtype, quantized, **arguments.llm, **arguments.devices)
+        return load_llm(source, arguments.llm_dtype, quantized, check=check, **arguments.llm, **arguments.devices)
     place = {}
     if arguments.devices and not isinstance(source, torch.nn.Module):
         # Before the LLM, so that its share of the memory is not given away twice.
         place = {"device_map": {"": first_device(arguments.devices["device_map"], arguments.devices.get("max_memory"))}}
-    return load_encoder(source, arguments.encoder_dtype, quantized, **arguments.encoder, **place)
+    return load_encoder(source, arguments.encoder_dtype, quantized, check=check, **arguments.encoder, **place)
 
 
 def reference(source: Source, module: PreTrainedModel) -> str | None:

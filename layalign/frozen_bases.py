@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from layalign.adapters import check_adapters
 from layalign.arguments import NO_CODE
 from layalign.configuration import LayAlignConfig
 from layalign.offloading import execution_device
+from layalign.pickling import picklable_state
 from layalign.trained_parts import TrainedParts
 
 
@@ -97,6 +99,27 @@ class FrozenBases(TrainedParts):
             return self.encoder(
                 input_ids=ids, attention_mask=mask, output_hidden_states=True, **self._encoder_arguments
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenBases:
+        """A model of its own, where a pickle is refused too."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        """For pickle.
+
+        Raises:
+            pickle.PicklingError: where `save_pretrained` is the way, see `layalign.pickling`.
+        """
+        make, arguments, _, *rest = super().__reduce_ex__(protocol)
+        return make, arguments, picklable_state(self), *rest
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a pickle."""
+        super().__setstate__(state)
+        if self.encoder is not None:
+            maybe_install_capturing_hooks(self.encoder)
 
     def init_weights(self) -> None:
         """Nothing to do: the bases bring their weights, and the trained part was initialised where it was made."""

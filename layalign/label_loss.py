@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from layalign.kernels.dispatch import autocast_dtype
+from layalign.kernels.dispatch import autocast_dtype, first_gradients_only
 
 # Logits that exist at a time. On a CPU (Dl 576, vocabulary 32,000, 2,048 labels, fp32, one busy core), forward and backward against all
 # at once: 0.92 of the time at 2^22, 0.94 at 2^24, 1.6 at 2^20; the process takes 697 MB at 2^24, 1,252 MB with all. GPUs were not measured.
@@ -139,7 +139,7 @@ def label_loss(layer: OutputLayer, hidden: torch.Tensor, targets: torch.Tensor) 
         if not bool(real.all()):
             hidden, targets = hidden[real], targets[real]
     if takes_liger(layer, hidden):
-        return _by_liger(layer, hidden, targets)
+        return _by_liger(layer, _first_gradients_only(hidden), targets)
     weight: Any = layer.module.weight
     vocabulary = getattr(layer.module, "out_features", None) or weight.shape[0]
     rows = max((CPU_LOGITS if hidden.device.type == "cpu" else LOGITS) // int(vocabulary), 1)
@@ -149,7 +149,7 @@ def label_loss(layer: OutputLayer, hidden: torch.Tensor, targets: torch.Tensor) 
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in layer.module.parameters()):
         losses = [checkpoint(layer.loss, *part, use_reentrant=False) for part in parts]
     elif torch.is_grad_enabled() and hidden.requires_grad:
-        return _Frozen.apply(hidden, targets, layer, rows)
+        return _Frozen.apply(_first_gradients_only(hidden), targets, layer, rows)
     else:
         losses = [layer.loss(*part) for part in parts]
     return torch.stack(losses).sum()
@@ -171,10 +171,31 @@ class _Frozen(torch.autograd.Function):
         return torch.stack(losses).sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         (gradient,) = ctx.saved_tensors
         return gradient * grad.to(gradient.dtype), None, None, None
+
+
+class _LabelLoss(torch.autograd.Function):
+    """Hidden states as they are, into a loss that has first gradients only. `origin` is a tensor of their graph."""
+
+    @staticmethod
+    def forward(ctx, hidden, origin):
+        ctx.save_for_backward(origin)
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    @partial(
+        first_gradients_only,
+        instead="the loss made in parts has first ones only; skip_logits=False makes it of all logits at once, which has both",
+    )
+    def backward(ctx, grad):
+        return grad, None
+
+
+def _first_gradients_only(hidden: torch.Tensor) -> torch.Tensor:
+    # An empty origin: saving the hidden states themselves would keep their memory.
+    return _LabelLoss.apply(hidden, hidden[:0].clone()) if hidden.requires_grad else hidden
 
 
 def takes_liger(layer: OutputLayer, hidden: torch.Tensor) -> bool:

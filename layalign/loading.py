@@ -22,6 +22,7 @@ from transformers import (
 
 from layalign.adapters import unwrapped
 from layalign.arguments import BASES, NO_CODE, PLACE, SHARED, found_by
+from layalign.base_samples import check_finite
 from layalign.folders import read_from
 from layalign.quantization import is_quantized, quantization_config
 from layalign.spreading import check_names, spread
@@ -54,6 +55,8 @@ def load_encoder(
     source: str | Path | torch.nn.Module,
     dtype: torch.dtype | None = None,
     quantization: dict[str, Any] | None = None,
+    *,
+    check: bool = True,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """The multilingual encoder as a module whose forward takes (input_ids, attention_mask): of an encoder-decoder, its encoder half.
@@ -62,11 +65,12 @@ def load_encoder(
         source: hub name, folder, `layalign:NAME` or a transformers model.
         dtype: dtype of its weights; None: as stored. A module keeps its own.
         quantization: how its weights are quantised, see `layalign.quantization`; None: as they are stored.
+        check: whether NaN and Inf among the weights are refused; those of a module, of another format or offloaded are not looked at.
         kwargs: of transformers' `from_pretrained`, see `layalign.arguments`.
 
     Raises:
-        ValueError: no model there, one that lacks weights, a module that is not transformers' or, with quantization or another
-            dtype, any, or a library for that which is not installed.
+        ValueError: no model there, one that lacks weights or has NaN or Inf there, a module that is not transformers' or, with
+            quantization or another dtype, any, or a library for that which is not installed.
     """
     if isinstance(source, torch.nn.Module):
         _use_as_it_is("encoder", source, dtype, quantization, kwargs)
@@ -74,7 +78,7 @@ def load_encoder(
     path = resolve(source)
     config = read_config(path, "encoder", **found_by(kwargs))
     quantized = _quantized("encoder", path, config, dtype, quantization)
-    return encoder_half(load_checked(encoder_class(config), path, "encoder", dtype, **kwargs, **quantized))
+    return encoder_half(load_checked(encoder_class(config), path, "encoder", dtype, check, **kwargs, **quantized))
 
 
 def encoder_half(module: torch.nn.Module) -> PreTrainedModel:
@@ -96,6 +100,8 @@ def load_llm(
     source: str | Path | torch.nn.Module,
     dtype: torch.dtype | None = None,
     quantization: dict[str, Any] | None = None,
+    *,
+    check: bool = True,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """The LLM, with its language-model head. Arguments and errors as in `load_encoder`."""
@@ -107,7 +113,7 @@ def load_llm(
             with torch.device("meta"):
                 check_names(kwargs["device_map"], AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
         quantized = _quantized("llm", path, config, dtype, quantization)
-        return load_checked(AutoModelForCausalLM, path, "llm", dtype, **kwargs, **quantized)
+        return load_checked(AutoModelForCausalLM, path, "llm", dtype, check, **kwargs, **quantized)
     source = unwrapped(source)
     _use_as_it_is("llm", source, dtype, quantization, kwargs)
     if not isinstance(source, PreTrainedModel) or source.get_output_embeddings() is None:
@@ -222,7 +228,9 @@ def encoder_class(config: PreTrainedConfig) -> Any:
     return AutoModelForTextEncoding if type(config) in AutoModelForTextEncoding._model_mapping else AutoModel
 
 
-def load_checked(auto: Any, path: str, role: str, dtype: torch.dtype | None, **kwargs: Any) -> PreTrainedModel:
+def load_checked(
+    auto: Any, path: str, role: str, dtype: torch.dtype | None, check: bool = True, **kwargs: Any
+) -> PreTrainedModel:
     """A pretrained model with all of its weights: transformers fills those that a checkpoint lacks with random numbers and only
     logs it.
 
@@ -231,11 +239,12 @@ def load_checked(auto: Any, path: str, role: str, dtype: torch.dtype | None, **k
         path: folder or hub name.
         role: what it is called in messages.
         dtype: of its weights; None: as stored.
+        check: whether NaN and Inf among them are refused.
         kwargs: other arguments of `from_pretrained`.
 
     Raises:
         ValueError: no weights there, some that are missing, other than those of a pooler, which LayAlign does not use, or that
-            cannot be quantised, or a package that is not installed.
+            are NaN or Inf or cannot be quantised, or a package that is not installed.
     """
     # transformers looks for an adapter, too, and there it does not pass these on itself.
     finds = {name: kwargs[name] for name in (*SHARED, *PLACE) if name in kwargs}
@@ -264,6 +273,8 @@ def load_checked(auto: Any, path: str, role: str, dtype: torch.dtype | None, **k
     if missing:
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ValueError(f"{role} {path!r} does not hold all weights of a {type(module).__name__}: missing {listed}")
+    if check:
+        check_finite(role, path, module)
     return module
 
 

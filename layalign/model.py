@@ -88,7 +88,13 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
 
     @classmethod
     def from_bases(
-        cls, encoder: Source | None, llm: Source, *, dtype: DType = None, **arguments: Any
+        cls,
+        encoder: Source | None,
+        llm: Source,
+        *,
+        dtype: DType = None,
+        check_bases: bool = True,
+        **arguments: Any,
     ) -> LayAlignForConditionalGeneration:
         """Join two pretrained bases with a fresh trained part.
 
@@ -99,6 +105,7 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
                 saved with the model. A further model of the same LLM shares its weights and nothing else.
             dtype: dtype of the bases, {"encoder": ..., "llm": ...} for each its own (default: as stored). The trained part is
                 made in fp32.
+            check_bases: refuse bases with NaN or Inf among their weights.
             arguments: LayAlignConfig settings, and those of `from_pretrained` but revision and subfolder, which are each base's own
                 (encoder_kwargs, llm_kwargs).
 
@@ -113,7 +120,7 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
         config = LayAlignConfig(**settings)
         settings["quantization"] = with_libraries((config.quantization or {}) | given.quantization or None)
         modules = {
-            role: load_base(role, source, given, settings["quantization"])
+            role: load_base(role, source, given, settings["quantization"], check_bases)
             for role, source in (("encoder", encoder), ("llm", llm))
             if source is not None
         }
@@ -156,7 +163,7 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
             dtype: of the weights, torch's or by name, {"encoder": ..., "llm": ...} for each base its own; the trained part takes
                 the LLM's. None or "auto": as stored.
             quantization: of the bases, see LayAlignConfig; None: as saved; "none": none.
-            check_bases: refuse bases of other weights than those trained with, as far as a few values tell (`layalign.base_samples`).
+            check_bases: refuse bases with NaN or Inf, or of other weights than those trained with as far as a few of them tell.
             arguments: transformers' device_map, max_memory, offload_folder, offload_buffers (of the LLM; encoder and trained part go
                 where it reads its inputs), quantization_config (of the LLM, or {"encoder": ..., "llm": ...}), attn_implementation
                 (of the encoder); revision and subfolder (of `path`); token, cache_dir, local_files_only, force_download, proxies (of
@@ -196,7 +203,7 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
             encoder, llm: the bases it was trained on (names, folders or modules).
             compatible: reproduce the published code's quirks: no padding mask in the cross-attention, and what `published_training`
                 in LayAlignConfig describes. Off, answers and losses do not depend on the batch.
-            check_bases: compare the bases inside the checkpoint with the given ones.
+            check_bases: compare the bases inside the checkpoint with the given ones, which finds NaN as well.
             arguments: of `from_bases`, and revision and subfolder of the checkpoint.
 
         Raises:
@@ -207,9 +214,8 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
         rest = {name: value for name, value in arguments.items() if name not in PLACE}
         if compatible:
             rest |= {"mask_cross_padding": False, "published_training": True}
-        model = cls.from_bases(
-            encoder, llm, **{"aligner": published.aligner, "encoder_layers": published.encoder_layers, **rest}
-        )
+        rest = {"aligner": published.aligner, "encoder_layers": published.encoder_layers, **rest}
+        model = cls.from_bases(encoder, llm, check_bases=False, **rest)  # compared below, in parts: files may be large
         saving.load_trained_part(model, published.trained_part(model.llm, model.config), str(checkpoint))
         if check_bases:
             published.check_bases(model.encoder, model.llm)

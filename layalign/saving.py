@@ -51,7 +51,7 @@ def read_saved(
         encoder, llm: other places (or modules) for the same bases.
         config: settings instead of those at `path`.
         arguments: of the call.
-        check_bases: compare the bases' weights with those trained with.
+        check_bases: compare the bases' weights with those trained with, and refuse NaN and Inf among them.
 
     Raises:
         ValueError: no LayAlign model at `path`, a base that cannot be found or does not fit, weights that are damaged.
@@ -75,7 +75,9 @@ def read_saved(
         if source is None:
             source, place = written_down(role, config, path)
             asked = place | asked
-        modules[role] = own = load_base(role, source, replace(arguments, **{role: asked}), config.quantization)
+        modules[role] = own = load_base(
+            role, source, replace(arguments, **{role: asked}), config.quantization, check_bases
+        )
         check_fit(role, source, own.config, expected)
         if check_bases:
             shown = type(source).__name__ if isinstance(source, torch.nn.Module) else source

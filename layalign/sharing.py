@@ -43,7 +43,7 @@ def own_modules(llm: PreTrainedModel) -> PreTrainedModel:
         raise ValueError(
             f"{shown}, which trains it (train_llm); give a copy of it, copy.deepcopy(llm), or load it again"
         )
-    twin = copy.deepcopy(llm, {id(kept): kept for kept in _kept(llm)})
+    twin = copy.deepcopy(llm, {id(kept): kept for kept in shared_with_twins(llm)})
     for module in twin.modules():
         if "fusion_gate" in module._modules:
             del module.fusion_gate
@@ -63,8 +63,8 @@ def is_shared(llm: PreTrainedModel) -> bool:
     return any(other is not llm and next(other.parameters()) is first for other in _SHARING)
 
 
-def _kept(llm: PreTrainedModel) -> Iterator[Any]:
-    """What a twin does not get a copy of: tensors, and the stores that accelerate's hooks fetch weights from."""
+def shared_with_twins(llm: torch.nn.Module) -> Iterator[Any]:
+    """What a twin does not get a copy of: tensors, but those of gates, and the stores that accelerate's hooks fetch weights from."""
     for name, tensor in (*llm.named_parameters(), *llm.named_buffers()):
         if ".fusion_gate." not in name:
             yield tensor

@@ -40,6 +40,8 @@ SHIPPED = Path(__file__).parent / "recipes"
 _NOT_MODEL_SETTINGS = ("llm_input", "quantization", "lora", "train_llm", "train_encoder")
 # Where a reporter is not called like its package.
 _PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}
+# Reporters that transformers has and does not list where their packages are.
+_NOT_LISTED = {"flyte"}
 
 
 StageName = Annotated[str, one_of(STAGES)]
@@ -240,11 +242,21 @@ def _check_reporters(names: list[str]) -> None:
     if len(set(names)) < len(names):
         raise ValueError(f"report_to: {names} names a reporter twice")
     check_keys(names, sorted(INTEGRATION_TO_CALLBACK), "report_to")
-    installed = get_available_reporting_integrations()
     for name in names:
         package = _PACKAGES.get(name, name)
-        if name not in installed and find_spec(package) is None:
+        found = find_spec(package)
+        # Without an origin it is a folder of that name in the current one, such as wandb leaves.
+        missing = found is not None and found.origin is None
+        try:
+            known = not missing and name in get_available_reporting_integrations()
+        except ImportError as error:
+            raise ValueError(f"report_to: a reporter's package is broken: {error}") from error
+        if missing or (found is None and not known):
             raise ValueError(f"report_to: {name} is not installed; pip install {package}")
+        if not known and name not in _NOT_LISTED:
+            raise ValueError(
+                f"report_to: {name} is installed, but transformers finds it switched off by the environment or not set up"
+            )
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -228,6 +228,11 @@ def _flat(values, prefix=""):
 
 def _refuse_other(found, wanted, output):
     absent = "(not set)"
+    # A base that lies elsewhere now is told by its weights and by the tokens it makes of the data, when the run goes on; quantised
+    # weights tell nothing.
+    for role in ("encoder", "llm"):
+        if wanted.get("quantization") is None and found.get(role) and Path(wanted.get(role) or "").is_dir():
+            found[role] = wanted[role]
     differing = [
         f"{key}: {found.get(key, absent)!r} there, {wanted.get(key, absent)!r} here"
         for key in sorted(found.keys() | wanted.keys())

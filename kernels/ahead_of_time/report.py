@@ -18,7 +18,7 @@ import torch
 import triton
 
 from ..dispatch import malformed
-from ..files import cache_folder, write_json
+from ..files import cache_folder, read_json, regular, write_json
 from ..launch import architecture
 from .calls import SHARED_LIMITS, SHIPPED_CALLS
 from .gates import loop_failures
@@ -133,7 +133,7 @@ def _report_call(call, sources, refresh, gpu=None):
         lines = _compile(call)
         if all(line["error"] is None for line in lines):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, lines, indent=None)
+            write_json(path, {"sha256": _hash_of(lines), "lines": lines}, indent=None)
     lines = [line | (figures(line, gpu) if gpu is not None else {}) for line in lines]
     lines = [{name: value for name, value in line.items() if name not in _OF_THE_MODEL} for line in lines]
     return [{**line, "failures": failures(line)} for line in lines]
@@ -151,10 +151,20 @@ def _kept_at(call, sources):
 
 
 def _kept(path):
-    if not path.exists():
+    """The lines there, None where they are to be made anew: none are there, they are damaged, or kernels of theirs are gone."""
+    regular(path, "compile report")
+    try:
+        kept = read_json(path)
+    except (FileNotFoundError, ValueError):
         return None
-    lines = json.loads(path.read_text())
+    lines = kept.get("lines")
+    if kept.get("sha256") != _hash_of(lines):
+        return None
     return lines if all(Path(line["cubin"]).exists() for line in lines) else None
+
+
+def _hash_of(lines):
+    return hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_of_sources():

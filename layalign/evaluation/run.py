@@ -121,7 +121,9 @@ def evaluate(
 
     if processes.first:
         check_output(folder, "evaluation", JOB, (RECORDS,))
-    records = answered(make, problems, folder, config, processes)
+    # Where a file of problems lies is no part of the job: it may have moved, and what it says is among the problems.
+    job = {**config, "tasks": [Path(name).name for name in tasks]}
+    records = answered(make, problems, folder, job, processes)
     results = {
         "system": system.name,
         "tasks": {name: _task_results(name, task, records) for name, (task, _) in loaded.items()},

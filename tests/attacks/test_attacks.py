@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from tests.attacks.conftest import KINDS
-from tests.attacks.damages import RULES, copied, dangling_link, deep, delete, long_number, not_utf8, null, pipe
+from tests.attacks.damages import RULES, copied, dangling_link, deep, delete, folder, long_number, not_utf8, null, pipe
 from tests.attacks.trying import GOOD, outcome
 
 # What once ended otherwise is always tried.
@@ -25,6 +25,7 @@ FOUND = {
         ("encoder/tokenizer_config.json", delete),
     ],
     "proof": [("out/mindmerger-0/model/model.safetensors", long_number)],
+    "caches": [("e5.bin", folder), ("e5.bin", pipe)],
 }
 
 
@@ -40,13 +41,13 @@ def test_damaged_folders_end_alike_or_in_one_line(kind, targets, tmp_path, reque
         tried = [*FOUND[kind], *random.Random(0).sample(tried, min(int(wanted), len(tried)))]
     counts, bad = Counter(), []
     for number, (file, rule) in enumerate(tried):
-        folder = copied(target.pristine, tmp_path / str(number))
-        rule(folder / file, number)
-        word, said = outcome(target, folder, file, expected)
+        place = copied(target.pristine, tmp_path / str(number))
+        rule(place / file, number)
+        word, said = outcome(target, place, file, expected)
         counts[word] += 1
         if word not in GOOD:
             bad.append(f"{file}, {rule.__name__}: {word}: {said}")
-        shutil.rmtree(folder)
+        shutil.rmtree(place)
     print("\n".join(table({target.name: counts})))
     assert not bad, "\n".join([f"{len(bad)} of {len(tried)}", *bad])
 

@@ -1,5 +1,5 @@
 """Disks that are full, folders that may not be written to or read, a clock that goes back: one line, and nothing is lost. That a
-folder was moved goes without saying: every damaged one of tests/attacks is a copy elsewhere."""
+folder was moved goes without saying: every damaged one of tests/attacks is a copy elsewhere; see also test_resume.py and test_run.py."""
 
 import ctypes
 import os

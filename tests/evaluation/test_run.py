@@ -1,6 +1,7 @@
 """The evaluation loop and the evaluation of a saved model: scores, files, resuming, refusals."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -190,6 +191,23 @@ def test_a_cut_evaluation_goes_on_without_repeating_or_losing_a_question(call, l
         by_question = {record["question"]: record for record in lines_of(path)}
         assert len(lines_of(path)) == 20
         assert by_question == {record["question"]: record for record in map(json.loads, content.splitlines())}
+
+
+def test_a_cut_evaluation_goes_on_in_another_place(call, loaded, tmp_path, monkeypatch):
+    """Where its folder, its model, its data and its problems have moved to."""
+    whole = evaluate(**call)
+    content = (call["output"] / "records.jsonl").read_bytes()
+    there = tmp_path / "there"
+    shutil.copytree(call["model"], there / "model")
+    for name in ("results", "mgsm_sw.tsv", "mgsm_te.tsv", "own.jsonl"):
+        shutil.move(tmp_path / name, there / name)
+    (there / "results" / "records.jsonl").write_bytes(b"".join(content.splitlines(keepends=True)[:9]))
+    (there / "results" / "results.json").unlink()
+    monkeypatch.setattr("layalign.systems.layalign_model.load_model", lambda *_, **__: loaded)
+    places = {"model": there / "model", "data": {"mgsm": there}, "output": there / "results"}
+    moved = evaluate(**call | places | {"tasks": ["mgsm", str(there / "own.jsonl")]})
+    assert moved["tasks"] == whole["tasks"]
+    assert (there / "results" / "records.jsonl").read_bytes() == content
 
 
 def test_a_finished_evaluation_only_reads_its_records(call, monkeypatch):

@@ -1,6 +1,8 @@
 """`layalign generate`: texts from everywhere, streams, and bad calls."""
 
 import io
+import json
+import random
 import re
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from layalign.generation.jobs import generate_texts
+from layalign.generation.texts import Answerer
 
 SETTINGS = dict(max_new_tokens=6, device="cpu")
 
@@ -84,16 +87,16 @@ def test_bad_calls(model_folder, tmp_path, monkeypatch):
         generate_texts(model_folder, **SETTINGS)
 
 
-BAD = {3: b"\xff\xfe what", 5: b"what \xed\xa0\x80 is", 8: b"is " * 100}
+BAD = {3: b"\xff\xfe what", 5: b"what \xed\xa0\x80 is", 8: b"is " * 33_334}
 
 
 def test_bad_lines_are_named_and_the_rest_is_answered(model_folder, loaded, tmp_path, monkeypatch, capsys):
-    """Ten kinds of odd lines that are texts, and three that cannot be answered."""
+    """Eleven kinds of odd lines that are texts, and three that cannot be answered; two are of a hundred thousand characters."""
     odd = [
         b"what is 1", "what \u202e is \U0001f600".encode(), b"", b"what\0is", b"  ", "\ufeffwhat".encode(), b"what is 2\r",
-        b"is", "\u0645\u0627 1".encode(), "e\u0301 \u2028 5".encode(),
+        b"is", "\u0645\u0627 1".encode(), "e\u0301 \u2028 5".encode(), b"x" * 100_000,
     ]  # fmt: skip
-    lines = [BAD.get(number) or odd[number % len(odd)] for number in range(1, 21)]
+    lines = [BAD.get(number) or odd[number % len(odd)] for number in range(1, 23)]
     (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
     monkeypatch.setattr(loaded[0], "encoder_limit", 60)
     monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
@@ -116,9 +119,43 @@ def test_bad_lines_are_named_and_the_rest_is_answered(model_folder, loaded, tmp_
         generate_texts(model_folder, **call, on_bad_line="ignore")
 
 
+def test_ten_thousand_lines_with_bad_ones_among_them(model_folder, loaded, tmp_path, monkeypatch, capsys):
+    """Each by its number, cut in the midst and gone on with; answers are made by hand: the number of the line."""
+    chance = random.Random(5)
+    spoilt, long = [b"\xff\xfe", b"what \xed\xa0\x80", b"\x80 is"], b"is " * 33_334
+    bad = {n: spoilt[n % 4] if n % 4 < 3 else b"is " * 100 for n in chance.sample(range(1, 10_001), 150)}
+    bad |= {4321: long, 8765: long}
+    blank = set(chance.sample(sorted(set(range(1, 10_001)) - set(bad)), 100))
+    lines = [bad.get(n) or (b" \t" if n in blank else b"what is %d" % n) for n in range(1, 10_001)]
+    (tmp_path / "texts.txt").write_bytes(b"\r\n".join(lines))
+
+    def number_of_line(self, asked, **arguments):
+        return torch.tensor([[int(text.split()[-1])] for text in asked.texts])
+
+    monkeypatch.setattr(Answerer, "_generate", number_of_line)
+    monkeypatch.setattr(Answerer, "_decode", lambda self, row: str(row.item()))
+    monkeypatch.setattr(loaded[0], "encoder_limit", 60)
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
+    call = dict(file=tmp_path / "texts.txt", output=tmp_path / "a.jsonl", batch_size=64, **SETTINGS)
+    first = min(number for number, line in bad.items() if line in spoilt)
+    with pytest.raises(ValueError, match=rf"^line {first}: not UTF-8 .*; and \d+ more lines; on_bad_line='skip'"):
+        generate_texts(model_folder, **call)
+    assert not (tmp_path / "a.jsonl").exists()
+    records = generate_texts(model_folder, **call, on_bad_line="skip")
+    assert f"{len(bad)} not answered: line {min(bad)}: " in capsys.readouterr().err
+    assert [record["line"] for record in records] == [n for n in range(1, 10_001) if n not in blank]
+    for record in records:
+        assert record["answer"] == (None if record["line"] in bad else str(record["line"]))
+        assert ("error" in record) == (record["line"] in bad)
+    written = (tmp_path / "a.jsonl").read_bytes()
+    assert [json.loads(line) for line in written.splitlines()] == records
+    (tmp_path / "a.jsonl").write_bytes(written[: len(written) // 2])
+    assert generate_texts(model_folder, **call, on_bad_line="skip") == records
+    assert (tmp_path / "a.jsonl").read_bytes() == written
+
+
 def test_a_line_that_there_is_no_memory_for_is_named_and_the_rest_is_answered(model_folder, tmp_path, monkeypatch):
     """A question of a hundred thousand words asks an encoder without a limit for terabytes."""
-    from layalign.generation.texts import Answerer
 
     def greedy_for_memory(self, asked, **arguments):
         if any(len(text) > 1000 for text in asked.texts):

@@ -139,6 +139,26 @@ def test_kept_only_while_triton_holds_the_kernels_and_the_sources_stay(toys, mon
     assert len(compiled) == 5  # what failed may have been the machine's fault, and is tried again
 
 
+def test_a_damaged_report_is_made_anew_and_what_is_no_file_is_named(toys, monkeypatch):
+    (toys / "kernel.cubin").touch()
+    compiled = []
+    line = {"kernel": "product", "registers": 96, "cubin": str(toys / "kernel.cubin"), "error": None}
+    monkeypatch.setattr(compile_report, "_compile", lambda call: compiled.append(call) or [line])
+    monkeypatch.setattr(compile_report, "failures", lambda line: [])
+    calls = described_calls(["sm_80"], head_dims=[64], variants=["sound"])
+    lines = report(calls)
+    (file,) = (toys / "cache" / "compile-report").iterdir()
+    whole = file.read_bytes()
+    damaged = [whole.replace(b"96", b"95"), whole[:-9], b"", b"null", b"\xff" + whole, b"[" * 100_000, b"[1]"]
+    for number, content in enumerate(damaged, 2):
+        file.write_bytes(content)
+        assert report(calls) == lines and len(compiled) == number and file.read_bytes() == whole
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ValueError, match=rf"compile report: .*{file.name} is a folder, takes a file"):
+        report(calls)
+
+
 def test_failing_kernels_are_lines_and_the_rest_goes_on():
     lines = report(described_calls(["sm_80"], head_dims=[128], variants=["broken"]))
     assert [line["kernel"] for line in lines] == [

@@ -150,8 +150,8 @@ def test_what_goes_on_to_transformers(pair, monkeypatch):
     monkeypatch.setattr(
         loading,
         "load_checked",
-        lambda auto, path, role, dtype, **kwargs: (
-            seen.update({role: kwargs}) or real(auto, path, role, dtype, **kwargs)
+        lambda auto, path, role, dtype, check, **kwargs: (
+            seen.update({role: kwargs}) or real(auto, path, role, dtype, check, **kwargs)
         ),
     )
     shared = {

@@ -2,15 +2,16 @@
 
 import copy
 import gc
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Thread
 
 import pytest
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from layalign import LayAlignForConditionalGeneration, sharing
+from layalign import LayAlignForConditionalGeneration, fusion, sharing
 
 
 @pytest.fixture
@@ -106,35 +107,72 @@ class Heard(BaseStreamer):
         self.tokens.append("end")
 
 
-def test_threads_that_generate_on_one_llm_answer_as_one_after_the_other(pair, batch):
-    """Two models of it. Samples are drawn from torch's one generator, in whatever order threads come: of one candidate, here."""
+class Drawn(LogitsProcessor):
+    """Makes the largest score a sample of the softmax, by a generator of the call's own: those of do_sample are drawn from torch's one
+    generator, in whatever order threads come."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(7)
+
+    def __call__(self, input_ids, scores):
+        return scores - torch.empty_like(scores).exponential_(generator=self.generator).log()
+
+
+@pytest.fixture
+def generate(words):
+    """(model, row, mode) -> all that a call of `generate` gives: tokens, and what a streamer or iterator of texts has got."""
+    tokenizer = words([f"w{number}" for number in range(56)])
+
+    def run(call):
+        model, row, mode = call
+        mode = {name: make() if callable(make) else make for name, make in mode.items()}
+        if "processor" in mode:
+            mode["logits_processor"] = [mode.pop("processor")]
+        texts = mode.pop("texts", False)
+        if texts:
+            mode["streamer"] = TextIteratorStreamer(tokenizer)
+        made = []
+        work = Thread(
+            target=lambda: made.append(model.generate(**row, **mode, max_new_tokens=6, min_new_tokens=6).tolist())
+        )
+        work.start()
+        heard = list(mode["streamer"]) if texts else None  # while it is made
+        work.join()
+        return made, mode["streamer"].tokens if isinstance(mode.get("streamer"), Heard) else heard
+
+    return run
+
+
+MODES = [*WAYS[:3], {"do_sample": True, "top_k": 1}, {"processor": Drawn}, {"streamer": Heard}, {"texts": True}]
+
+
+def at_once(work, shares):
+    """What a thread each makes of its share of the calls, all of them started together."""
+    barrier = Barrier(len(shares))
+
+    def run(calls):
+        barrier.wait()
+        return [work(call) for call in calls]
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        return list(pool.map(run, shares))
+
+
+def test_threads_that_generate_on_one_llm_answer_as_one_after_the_other(pair, batch, generate):
+    """Two models of it."""
     models = pair("gemma2", gate="head")[:2]
     rows = [{name: value[row : row + 1] for name, value in batch.items()} for row in range(3)]
-    modes = [*WAYS[:3], {"do_sample": True, "top_k": 1}, {"streamer": Heard}]
     calls = [
         (model, row, mode)
-        for mode in modes
+        for mode in MODES
         for model in models
-        for row in (rows if "streamer" in mode else [*rows, batch])
+        for row in (rows if "streamer" in mode or "texts" in mode else [*rows, batch])
     ]
-
-    def generate(call):
-        model, row, mode = call
-        mode = {name: value() if name == "streamer" else value for name, value in mode.items()}
-        ids = model.generate(**row, **mode, max_new_tokens=6, min_new_tokens=6).tolist()
-        return ids, mode["streamer"].tokens if "streamer" in mode else None
-
     expected = [generate(call) for call in calls]
+    assert all(len(row) == 6 for (ids,), _ in expected for row in ids)
     for model in models:
         model.aligner._kept = None  # the threads fold too
-    barrier = Barrier(THREADS)
-
-    def at_once(some):
-        barrier.wait()
-        return [generate(call) for call in some]
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(at_once, [calls[start::THREADS] for start in range(THREADS)]))
+    found = at_once(generate, [calls[start::THREADS] for start in range(THREADS)])
     assert found == [expected[start::THREADS] for start in range(THREADS)]
 
 
@@ -185,9 +223,14 @@ class Stop(LogitsProcessor):
         return scores
 
 
+CALLS = (fusion.CrossStates, fusion.CrossInputs, fusion.FusionMask, fusion.Packing)
+
+
 def state(model):
-    """Everything that a call could leave on a model: attributes and hooks of all modules, and the modes."""
-    return {
+    """Everything that a call could leave on a model (attributes and hooks of all modules, the modes, what its aligner has folded), or
+    elsewhere of its own."""
+    gc.collect()
+    modules = {
         name: (
             module.training,
             sorted(vars(module)),
@@ -195,6 +238,10 @@ def state(model):
         )
         for name, module in model.named_modules()
     }
+    kept = model.aligner._kept
+    folded = None if kept is None else [part.tolist() for part in kept.weights if part is not None]
+    left = Counter(map(type, gc.get_objects()))
+    return modules, folded, [left[kind] for kind in CALLS]
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
@@ -234,3 +281,31 @@ def test_a_call_that_ends_in_its_midst_leaves_nothing(kind, training, make_model
         assert torch.equal(own.grad, other.grad), name
     for way in WAYS:
         assert torch.equal(model.generate(**batch, **way, **settings), fresh.generate(**batch, **way, **settings))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_calls_that_end_in_their_midst_beside_others(kind, lively, batch, generate):
+    """Half of the threads' calls are stopped at their third token; the others answer as alone, and so does the model afterwards."""
+    model = lively("llama", gate="dynamic")
+    rows = [{name: value[row : row + 1] for name, value in batch.items()} for row in range(3)]
+    calls = [(model, row, mode) for mode in (*MODES[:3], {"processor": Drawn}, {"texts": True}) for row in rows]
+    expected = [generate(call) for call in calls]
+    before = state(model)
+
+    def stopped(call):
+        _, row, mode = call
+        if "processor" in mode or "texts" in mode:
+            mode = {}
+        try:
+            model.generate(**row, **mode, max_new_tokens=6, min_new_tokens=6, logits_processor=[Stop(kind)])
+        except kind:
+            return "stopped"
+
+    half = THREADS // 2
+    shares = [[(generate, call) for call in calls[start::half]] for start in range(half)]
+    shares += [[(stopped, call) for call in calls[start::half]] for start in range(half)]
+    found = at_once(lambda given: given[0](given[1]), shares)
+    assert found[:half] == [expected[start::half] for start in range(half)]
+    assert {word for words in found[half:] for word in words} == {"stopped"}
+    assert state(model) == before
+    assert [generate(call) for call in calls] == expected

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
-from layalign.base_samples import differing, sample
+from layalign.base_samples import check_finite, differing, sample
 from layalign.loading import load_encoder, load_llm
 from layalign.systems.folders import causal_config, load_tokenizer
 from layalign.trained_parts import read_trained
@@ -129,6 +129,52 @@ def test_a_trained_part_that_is_no_number(damaged, message, saved):
         LayAlignForConditionalGeneration.from_published(
             saved / "published.bin", encoder=saved / "encoder", llm=saved / "llm"
         )
+
+
+@pytest.mark.parametrize(("role", "value"), [("encoder", torch.nan), ("llm", torch.inf)])
+def test_a_base_with_a_weight_that_is_no_number(role, value, saved):
+    file = saved / role / WEIGHTS
+    weights = load_file(file)
+    name = min(weights, key=lambda name: weights[name].numel())
+    weights[name].view(-1)[-1] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    message = rf"{role} '.*{role}': \S*{name} holds NaN or Inf as float32; its weights are damaged"
+    with pytest.raises(ValueError, match=message):
+        load(saved / "model")
+    with pytest.raises(ValueError, match=message):
+        LayAlignForConditionalGeneration.from_bases(saved / "encoder", saved / "llm")
+    model = load(saved / "model", check_bases=False)
+    assert not all(own.isfinite().all() for own in model.parameters())
+    LayAlignForConditionalGeneration.from_bases(saved / "encoder", saved / "llm", check_bases=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_every_weight_is_looked_at(dtype):
+    base = torch.nn.ParameterDict({"a": torch.randn(9, 40).to(dtype).T, "b": torch.randn(77).to(dtype)})
+    base["none"] = torch.nn.Parameter(torch.empty(0, 3, dtype=dtype))
+    base["whole"] = torch.nn.Parameter(torch.tensor([1, 2]), requires_grad=False)
+    with torch.no_grad():
+        base["a"][0, 0] = torch.finfo(dtype).max
+        check_finite("llm", "folder", base)
+        for name, own in (("a", base["a"]), ("b", base["b"])):
+            for place in {0, 1, own.numel() // 2, own.numel() - 1}:
+                where = (place,) if own.dim() == 1 else divmod(place, own.shape[1])
+                for value in (torch.nan, torch.inf, -torch.inf):
+                    before, own[where] = own[where].item(), value
+                    with pytest.raises(ValueError, match=rf"llm 'folder': {name} holds NaN or Inf"):
+                        check_finite("llm", "folder", base)
+                    own[where] = before
+    check_finite("llm", "folder", base)
+
+
+def test_a_base_that_its_dtype_does_not_hold(saved):
+    weights = load_file(saved / "llm" / WEIGHTS)
+    name = min(weights)
+    weights[name] = weights[name].double().mul(1e30).float()
+    save_file(weights, saved / "llm" / WEIGHTS, metadata={"format": "pt"})
+    load_llm(str(saved / "llm"))
+    with pytest.raises(ValueError, match=r"holds NaN or Inf as float16; its weights are damaged or too large for that"):
+        load_llm(str(saved / "llm"), torch.float16)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "shape", "folder"])

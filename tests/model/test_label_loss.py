@@ -84,6 +84,28 @@ def test_only_parts_of_the_logits_exist(parts, monkeypatch):
     assert [size for size in kept if size > hidden.numel()] == [] and inside
 
 
+@pytest.mark.parametrize("way", ["whole", "trained", "parts", "liger"])
+def test_second_gradients_are_right_or_refused(way, parts, monkeypatch):
+    """A penalty on the loss's gradient is never left out; torch.autograd.grad would not tell."""
+
+    def penalised(loss_of, layer, hidden, targets):
+        (gradient,) = torch.autograd.grad(loss_of(layer, hidden, targets), hidden, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum() + hidden.sum(), hidden)[0]
+
+    given = parts(trained=way == "trained", softcap=3.0)
+    expected = penalised(plain, *given)
+    if way == "liger":
+        monkeypatch.setattr(label_loss, "takes_liger", lambda layer, hidden: True)
+        monkeypatch.setattr(label_loss, "_by_liger", lambda layer, hidden, targets: plain(layer, hidden, targets))
+    elif way != "whole":
+        monkeypatch.setattr(label_loss, "CPU_LOGITS", 5 * 30)
+    if way in ("whole", "trained"):
+        torch.testing.assert_close(penalised(label_loss.label_loss, *given), expected, rtol=1e-5, atol=1e-5)
+    else:
+        with pytest.raises(RuntimeError, match=r"second gradients \(of _?LabelLoss\): .*skip_logits=False"):
+            penalised(label_loss.label_loss, *given)
+
+
 def head_calls(model):
     return calls_of(model.get_output_embeddings())
 

