@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import Any
 from layalign.configuration import LayAlignConfig
 from layalign.kernels.files import write_json, write_text
 from layalign.loading import check_model_path, load_model
+from layalign.serving.page.processes import ServerProcess, Told, end_all, wait_until_ready
 from layalign.serving.settings import llm_place
 
 LAYALIGN, BARE = "layalign", "bare LLM"
@@ -39,7 +37,6 @@ FIGURES = {
     "p99_itl_ms": "ms between tokens, 99 %",
 }
 GOALS = {"of the bare LLM, 64 at once": 0.90, "of generate one by one, 64 at once": 3.0}
-_READY_SECONDS = 600
 
 
 def measure(
@@ -62,13 +59,15 @@ def measure(
         ValueError: no such model, or too few questions.
         RuntimeError: a server that ends, or a request that fails.
     """
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB of each server's caches on a CPU
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     check_model_path(model)
     most = max(LOADS.values())
     if len(questions) < most:
         raise ValueError(f"questions: got {len(questions)}, takes at least {most}")
     config = LayAlignConfig.from_pretrained(str(model))
     llm = llm_place(str(model), config)[0]
-    served = {LAYALIGN: str(model), BARE: llm}
+    served = {LAYALIGN: (str(model), "layalign"), BARE: (llm, "llm")}
     seen: dict[str, dict[int, list[dict[str, float]]]] = {name: {load: [] for load in LOADS} for name in served}
     generated: dict[int, list[float]] = {size: [] for size in BATCHES}
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +76,7 @@ def measure(
         for turn in range(rounds):
             # Who begins changes, as a machine may be slower at one time than at another.
             for name in list(served)[:: 1 if turn % 2 == 0 else -1]:
-                with _server(served[name], name, dtype, Path(folder) / "server.log") as port:
+                with _server(*served[name], name, dtype, Path(folder) / "server.log") as port:
                     for load, count in LOADS.items():
                         found = _client(port, name, llm, asked, load, count, new_tokens, Path(folder))
                         seen[name][load].append({figure: found[figure] for figure in FIGURES})
@@ -114,39 +113,23 @@ def measure(
 
 
 @contextmanager
-def _server(folder: str, name: str, dtype: str, log: Path) -> Iterator[int]:
+def _server(folder: str, kind: str, name: str, dtype: str, log: Path) -> Iterator[int]:
     """The port of a server that is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = f"--dtype {dtype} --enforce-eager --max-num-seqs 64 --max-model-len 1024 --host 127.0.0.1 --port {port}"
-    # vLLM's server, for both by the same way in: the LLM alone is no LayAlign model.
-    start = "from layalign.serving.server import run_vllm; import sys; run_vllm(sys.argv[1], sys.argv[2:])"
-    command = [sys.executable, "-c", start, folder, "--served-model-name", name, *options.split()]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"} | os.environ
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    try:
-        ends = time.monotonic() + _READY_SECONDS
-        while not _healthy(port):
-            if process.poll() is not None or time.monotonic() > ends:
-                raise RuntimeError(f"the server of {name} ended or never began:\n{log.read_text()[-2000:]}")
-            time.sleep(0.5)
-        yield port
-    finally:
-        process.send_signal(signal.SIGINT)
+    command = [sys.executable, "-m", "layalign.serving.page.child", kind, folder, "--served-model-name", name]
+    told = Told()
+    with told.listening():
+        server = ServerProcess(name, [*command, *options.split()], log, f"http://127.0.0.1:{port}")
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+            wait_until_ready(server, (), told, print)
+            if told.times:
+                raise KeyboardInterrupt
+            yield port
+        finally:
+            end_all([server], told)
 
 
 def _client(port: int, name: str, tokenizer: str, asked: Path, load: int, count: int, new: int, folder: Path) -> dict:
