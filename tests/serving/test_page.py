@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+pytest.importorskip("httpx", reason="httpx is not installed (layalign[ui])")
+
 from layalign import LayAlignConfig
 from layalign.cli import app
 from layalign.serving.page import asking, launch, processes, view

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.serving.stub_server import REFUSAL
-from tests.serving.test_page import free_port, python  # noqa: F401
 
 pytest.importorskip("gradio", reason="gradio is not installed (layalign[ui])")
+
+from tests.serving.test_page import free_port, python  # noqa: F401
+
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")

@@ -75,7 +75,7 @@ WRONG = [
     (
         "stages.task.train",
         ["gate"],
-        "stages.task.train.0: must be one of adapter, aligner, gates, lora, llm, got 'gate'",
+        "stages.task.train.0: must be one of adapter, aligner, gates, lora, llm, encoder, got 'gate'",
     ),
     ("stages.task.train", [], "train: distinct parts, at least one, got []"),
     ("stages.task.train", ["adapter", "adapter"], "train: distinct parts"),
