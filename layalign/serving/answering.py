@@ -12,11 +12,10 @@ from transformers import GenerationConfig
 
 from layalign.configuration import LayAlignConfig
 from layalign.generation.texts import Answerer, Asked
-from layalign.limits import position_limit
-from layalign.loading import build_encoder, check_model_path, torch_dtype
+from layalign.loading import check_model_path, torch_dtype
 from layalign.processor import LayAlignProcessor
 from layalign.prompts import fill_prompts
-from layalign.serving.settings import check_served
+from layalign.serving.settings import check_served, encoder_limit
 
 # What of transformers' arguments of `generate` there is in vLLM with the same meaning, and what an engine without them would do.
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
@@ -53,11 +52,9 @@ class EngineAnswerer(Answerer):
         check_model_path(model_path)
         config = LayAlignConfig.from_pretrained(str(model_path))
         check_served(config)
-        with torch.device("meta"):
-            limit = position_limit(build_encoder(config.encoder_config))
         # What of a model the texts' checks and the decoding ask for.
         defaults = GenerationConfig.from_pretrained(str(model_path))
-        stand_in: Any = SimpleNamespace(encoder_limit=limit, generation_config=defaults)
+        stand_in: Any = SimpleNamespace(encoder_limit=encoder_limit(config), generation_config=defaults)
         processor = LayAlignProcessor.from_pretrained(str(model_path))
         super().__init__(stand_in, processor, batch_size=batch_size, **answering)
         self._sampling = _sampling(self._arguments, defaults)

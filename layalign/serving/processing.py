@@ -20,11 +20,10 @@ from vllm.multimodal.processing import (
     ProcessorInputs,
 )
 
-from layalign.limits import position_limit
-from layalign.loading import build_encoder
 from layalign.processor import LayAlignProcessor
 from layalign.serving.placeholders import decoder_ids
 from layalign.serving.requests import MODALITY
+from layalign.serving.settings import encoder_limit
 
 # What of a request the model gets: the encoder's ids.
 ENCODER_IDS = "encoder_ids"
@@ -62,8 +61,7 @@ class QuestionInfo(BaseProcessingInfo):
     @cached_property
     def longest(self) -> int:
         """The most tokens of a question: one each stands in the LLM's sequence."""
-        with torch.device("meta"):
-            limit = position_limit(build_encoder(self.get_hf_config().encoder_config))
+        limit = encoder_limit(self.get_hf_config())
         room = self.ctx.model_config.max_model_len - BESIDE
         return room if limit is None else min(room, limit)
 

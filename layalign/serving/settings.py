@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from layalign.base_models import written_down
 from layalign.configuration import LayAlignConfig
-from layalign.loading import resolve
+from layalign.limits import position_limit
+from layalign.loading import build_encoder, resolve
 from layalign.saving import LLM_FOLDER
 
 # Families of LLMs whose classes in vLLM are tested against transformers', each with the norm of keys that its attention has.
@@ -71,3 +74,9 @@ def llm_place(model: str, config: LayAlignConfig) -> tuple[str, str | None]:
     if place.get("subfolder"):
         llm = str(Path(llm) / place["subfolder"])
     return llm, place.get("revision")
+
+
+def encoder_limit(config: LayAlignConfig) -> int | None:
+    """The most tokens that a model's encoder reads, told without its weights; None: any number."""
+    with torch.device("meta"):
+        return position_limit(build_encoder(config.encoder_config))
