@@ -27,6 +27,9 @@ def table(
         "runs/tables"
     ),
     row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Comma-separated: train each row with each, and print means and spread.")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only tell what would be trained, memory and time.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="--plan: one JSON object.")] = False,
     recipes_only: Annotated[
@@ -66,6 +69,7 @@ def table(
         recipes=_recipes(recipe or [], chosen.recipes),
         overrides=tuple(overrides or ()),
         bases=_pairs(base or [], "--base"),
+        seeds=_numbers(seeds, "--seeds"),
     )
     rows = row or None
     if plan:
@@ -116,3 +120,10 @@ def _pairs(given: list[str], option: str) -> dict[str, str]:
             raise ValueError(f"{option}: got {word!r}, takes NAME=VALUE")
         found[name] = value
     return found
+
+
+def _numbers(words: str | None, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in listed(words, option) or ())
+    except ValueError:
+        raise ValueError(f"{option}: got {words!r}, takes whole numbers, such as 0,1,2") from None

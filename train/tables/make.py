@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from layalign.train.plan.cost import sizes_of
 from layalign.train.plan.plan import empty_model, make_plan
 from layalign.train.stages import train
 from layalign.train.tables.runs import Entry, Sources, Training, entries
+from layalign.train.tables.seeds import over_seeds
 from layalign.train.tables.table import COUNTED, WORDS, Table
 from layalign.train.tables.text import table_text
 
@@ -71,7 +73,7 @@ def make_table(
 
     Returns:
         the content of table_NN.json: {"table", "title", "scorer", "parts": [{"name", "columns", "rows": [{"name", "published",
-        "measured" (None: not), "why" (it is not), "folder", ...}]}]}.
+        "measured" (None: not), "why" (it is not), "folder", ...}]}]}; over seeds as `over_seeds` has it.
 
     Raises:
         ValueError: a recipe, data or bases that are missing or wrong, or several processes.
@@ -83,34 +85,49 @@ def make_table(
             "several, and the same command then goes on with them"
         )
     wanted = None if rows is None else list(rows)
-    found = {(entry.part.name, entry.row.name): entry for entry in entries(table, sources, wanted)}
+    lines = {
+        (part.name, row.name): {"name": row.name, "published": row.published[part.name]}
+        | {"as_is": row.is_the_recipe, "measured": None, "why": "not asked for"}
+        for part in table.parts
+        for row in table.rows
+        if part.name in row.published
+    }
+    found = [(own, list(entries(table, own, wanted))) for own in sources.of_seeds()]
     check_output(sources.output, "tables of the paper", MARKER)
     sources.output.mkdir(parents=True, exist_ok=True)
     write_json(sources.output / MARKER, {"holds": "tables of the paper"})
-    parts = []
-    for part in table.parts:
-        shown: list[dict[str, Any]] = []
-        for row in table.rows:
-            if part.name not in row.published:
-                continue
-            line: dict[str, Any] = {"name": row.name, "published": row.published[part.name]}
-            entry = found.get((part.name, row.name))
-            if entry is None:
-                line |= {"measured": None, "why": "not asked for"}
-            elif entry.missing is not None:
-                line |= {"measured": None, "why": entry.missing}
-            else:
+    for own, asked in found:
+        for entry in asked:
+            line = lines[entry.part.name, entry.row.name]
+            if entry.missing is not None:
+                line["why"] = entry.missing
+            elif line["measured"] is None or entry.training is not None:  # what is not trained has no seed
                 if progress:
-                    print(f"table {table.number}: {entry.name}", flush=True)
-                line |= measure(entry, sources, asking, progress)
-            shown.append(line)
-        parts.append({"name": part.name, "task": part.task, "columns": part.columns, "rows": shown})
+                    print(f"table {table.number}: {entry.name}{own.said_seed}", flush=True)
+                line |= _with_seed(line, own.seeds, measure(entry, own, asking, progress))
+        result = written(table, sources, lines)  # after each seed, a whole table
+        if progress:
+            print(table_text(result))
+    return result
+
+
+def _with_seed(line: Mapping[str, Any], seeds: Sequence[int], found: dict[str, Any]) -> dict[str, Any]:
+    """A line with what a further seed gave."""
+    if not seeds or "folder" not in found:
+        return found
+    return over_seeds({**line.get("seeds", {}), str(seeds[0]): found})
+
+
+def written(table: Table, sources: Sources, lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """Write table_NN.json and table_NN.md of lines by part and row -> the former's content."""
+    parts = [
+        {"name": part.name, "task": part.task, "columns": part.columns}
+        | {"rows": [line for (name, _), line in lines.items() if name == part.name]}
+        for part in table.parts
+    ]
     result = {"table": table.number, "title": table.title, "section": table.section, "scorer": SCORER, "parts": parts}
     write_json(sources.output / f"table_{table.number:02}.json", result, indent=1)
-    text = table_text(result)
-    write_text(sources.output / f"table_{table.number:02}.md", text)
-    if progress:
-        print(text)
+    write_text(sources.output / f"table_{table.number:02}.md", table_text(result))
     return result
 
 
@@ -214,7 +231,8 @@ def described(entry: Entry) -> dict[str, str]:
 def trainings(table: Table, sources: Sources, rows: Iterable[str] | None = None) -> list[Training]:
     """The runs that a table's figures take, in the order in which they are made, each once. Raises ValueError as `entries`."""
     found: dict[str, Training] = {}
-    for entry in entries(table, sources, rows):
+    wanted = None if rows is None else list(rows)
+    for entry in chain.from_iterable(entries(table, own, wanted) for own in sources.of_seeds()):
         asked = any(column not in COUNTED and column not in WORDS for column in entry.part.columns)
         if entry.training is not None and asked:
             found |= {training.key: training for training in entry.training.in_order()}
@@ -242,7 +260,8 @@ def plan_table(table: Table, sources: Sources, rows: Iterable[str] | None = None
             line["why"] = str(error).splitlines()[0]
         found.append(line)
     left = [line.get("plan", {}).get("seconds") for line in found if not line["whole"]]
-    missing = {entry.name: entry.missing for entry in entries(table, sources, rows) if entry.missing is not None}
+    unseeded = entries(table, sources, rows)
+    missing = {entry.name: entry.missing for entry in unseeded if entry.missing is not None}
     seconds = None if None in left else sum(left)
     return {"table": table.number, "trainings": found, "seconds": seconds, "missing": missing}
 

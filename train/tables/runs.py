@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,37 @@ class Sources:
         recipes: {a shipped recipe's name: what takes its place, a file or another name}.
         overrides: "key=value" for each of these recipes.
         bases: {a base that a row names: where it is}.
+        seeds: each row is trained with each of them; none: with its recipe's own.
+
+    Raises:
+        ValueError: a seed given twice, or one below 0.
     """
 
     output: Path
     recipes: Mapping[str, str] = field(default_factory=dict)
     overrides: Sequence[str] = ()
     bases: Mapping[str, str] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):
+            raise ValueError(f"seeds: got {', '.join(map(str, self.seeds))}, takes different numbers from 0 on")
+
+    def of_seeds(self) -> list[Sources]:
+        """The same for each seed alone; without seeds, these.
+
+        Raises:
+            ValueError: seeds, and one among the overrides.
+        """
+        if self.seeds and (given := [word for word in self.overrides if word.startswith("seed=")]):
+            raise ValueError(f"seeds: got {', '.join(map(str, self.seeds))} and {given[0]}, takes one of them")
+        found = [replace(self, seeds=(seed,), overrides=(*self.overrides, f"seed={seed}")) for seed in self.seeds]
+        return found or [self]
+
+    @property
+    def said_seed(self) -> str:
+        """Of one seed, as a line of progress says it."""
+        return f", seed {self.seeds[0]}" if self.seeds else ""
 
     def recipe_of(self, row: Row, part: Part) -> str:
         """The file or name of the recipe that a row is settings over."""

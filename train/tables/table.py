@@ -72,6 +72,11 @@ class Row(Settings):
         if self.llm is not None and self.system != "llm":
             raise ValueError(f"llm: goes with system llm; system is {self.system}")
 
+    @property
+    def is_the_recipe(self) -> bool:
+        """Whether it is the recipe as it is, which others differ from."""
+        return self == Row(name=self.name, published=self.published)
+
 
 @dataclass(config=CONFIG, kw_only=True, slots=True)
 class Table(Settings):

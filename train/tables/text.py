@@ -8,6 +8,7 @@ from typing import Any
 from layalign.evaluation.report import AVERAGES
 from layalign.figures import markdown_table
 from layalign.train.plan.text import duration
+from layalign.train.tables.seeds import apart
 from layalign.train.tables.table import COUNTED, Table
 
 HEADINGS = {
@@ -38,14 +39,35 @@ def table_text(result: Mapping[str, Any]) -> str:
                 reasons.append(f"- {row['name']}: as published only; {row['why']}")
             else:
                 measured = zip(row["measured"], part["columns"], strict=True)
-                rows.append(["", "here", *(_cell(value, column) for value, column in measured)])
+                rows.append(["", _said_seeds(row), *(_cell(value, column) for value, column in measured)])
+                if any(value is not None for value in row.get("spread", ())):
+                    rows.append(["", "±", *("" if value is None else f"{value:.1f}" for value in row["spread"])])
         lines += [*markdown_table(header, rows, "llr"), ""]
         counts = {sum(row["questions"].values()) for row in part["rows"] if row.get("questions")}
         if counts:
             asked = " or ".join(f"{count:,}" for count in sorted(counts))
             lines += [f"here: {asked} questions of {part['task']}, the {result['scorer']} scorer.", ""]
         lines += [*reasons, ""] if reasons else []
+        lines += [*_differences(part), ""] if any(row.get("spread") for row in part["rows"]) else []
     return "\n".join(lines)
+
+
+def _said_seeds(row: Mapping[str, Any]) -> str:
+    count = len(row.get("seeds", ()))
+    return f"here, {count} seeds" if count > 1 else "here"
+
+
+def _differences(part: Mapping[str, Any]) -> Iterator[str]:
+    """What means over seeds say of rows beside the recipe's own."""
+    column = heading(part["columns"][0])
+    found = list(apart(part["rows"]))
+    if not found:
+        return
+    yield "± is the sample standard deviation over seeds. Beside the recipe as it is:"
+    yield ""
+    for name, difference, beyond in found:
+        how = "every seed's figure lies on one side of all of the other's" if beyond else "within what seeds differ by"
+        yield f"- {name}: {column} {difference:+.1f}, {how}"
 
 
 def heading(column: str) -> str:

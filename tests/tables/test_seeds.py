@@ -1,0 +1,80 @@
+"""Rows over several seeds: means, spreads and what lies beyond them, and that each seed is a training of its own."""
+
+import json
+import statistics
+
+import pytest
+
+from layalign.train.tables import make
+from layalign.train.tables.runs import Sources
+from layalign.train.tables.seeds import apart, over_seeds
+from layalign.train.tables.text import table_text
+from tests.tables.test_command import printed
+
+
+def line(name, *figures, as_is=False):
+    found = {str(seed): {"measured": [figure, "words"]} for seed, figure in enumerate(figures)}
+    return {"name": name, "as_is": as_is, "published": [50.0, "words"], **over_seeds(found)}
+
+
+def test_means_spreads_and_what_lies_beyond_them():
+    rows = [line("a", 1.0, 2.0, 4.5), line("b", 5.0, 5.5, 9.0), line("LayAlign", 4.0, 6.0, 8.0, as_is=True)]
+    assert rows[0]["measured"] == [2.5, "words"]
+    assert rows[0]["spread"] == [pytest.approx(statistics.stdev([1, 2, 4.5])), None]
+    # One of a's seeds is above one of LayAlign's.
+    assert list(apart(rows)) == [("a", -3.5, False), ("b", 0.5, False)]
+    rows += [
+        line("c", 1.0, 2.0, 3.9),
+        {"name": "llm", "published": [1.0, ""], "measured": [8.1, ""]},
+        line("d", 1.0, 2.0),
+    ]
+    rows += [{"name": "absent", "published": [1.0, ""], "measured": None, "why": "it is not here"}]
+    assert list(apart(rows))[2:] == [("c", pytest.approx(-3.7), True), ("llm", pytest.approx(2.1), True)]
+    part = {"name": "MGSM", "task": "mgsm", "columns": ["avg", "source"], "rows": rows}
+    text = table_text({"table": 4, "title": "t", "section": "s", "scorer": "official", "parts": [part]})
+    assert "|  | here, 3 seeds | 2.5 | words |\n|  | ± | 1.8 |  |" in text
+    assert "- c: Avg. -3.7, every seed's figure lies on one side of all of the other's" in text
+    assert "- a: Avg. -3.5, within what seeds differ by" in text
+
+
+def test_a_single_seed_has_no_spread():
+    rows = [line("a", 1.0), line("LayAlign", 2.0, as_is=True)]
+    assert rows[0]["spread"] == [None, None] and list(apart(rows)) == []
+
+
+def test_each_seed_is_trained_and_asked(sources, recipes, asking, monkeypatch):
+    """Those that are there already are not made again."""
+    words = (4, "-r", recipes["math"], "-o", sources.output, "--task", f"mgsm={asking.tasks['mgsm']}")
+    words += ("--max-new-tokens", 2, "--device", "cpu", "--row", "LayAlign", "--row", "MetaMath")
+    plan = json.loads(printed(*words, "--seeds", "3,1", "--plan", "--json"))
+    assert len(plan["trainings"]) == 4
+    printed(*words, "--seeds", "3")
+    trained = []
+    monkeypatch.setattr(make, "train", lambda recipe, real=make.train: trained.append(recipe.seed) or real(recipe))
+    text = printed(*words, "--seeds", "3,1")
+    assert trained == [1, 1]
+    rows = {row["name"]: row for row in json.loads((sources.output / "table_04.json").read_text())["parts"][0]["rows"]}
+    assert list(rows["LayAlign"]["seeds"]) == ["3", "1"] and "seeds" not in rows["MetaMath"]
+    folders = {found["folder"] for found in rows["LayAlign"]["seeds"].values()}
+    assert folders == {line["output"] for line in plan["trainings"] if line["run"].startswith("task")}
+    assert rows["MetaMath"]["measured"] is not None and rows["w/o Adapter"]["why"] == "not asked for"
+    assert "table 4: LayAlign, MGSM, seed 1" in text and "here, 2 seeds" in text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "overrides", "said"),
+    [
+        ("0,0", [], "seeds: got 0, 0, takes different numbers from 0 on"),
+        ("0,-1", [], "takes different numbers from 0 on"),
+        ("0,one", [], "--seeds: got '0,one', takes whole numbers, such as 0,1,2"),
+        ("1", ["seed=2"], "seeds: got 1 and seed=2, takes one of them"),
+    ],
+)
+def test_wrong_seeds(recipes, tmp_path, seeds, overrides, said):
+    with pytest.raises(ValueError, match=said):
+        printed(4, *overrides, "--seeds", seeds, "-r", recipes["math"], "-o", tmp_path / "t", "--plan")
+
+
+def test_seeds_go_into_the_recipes(recipes):
+    own = Sources(output=None, recipes=recipes, seeds=(0, 1)).of_seeds()
+    assert [one.overrides for one in own] == [("seed=0",), ("seed=1",)]
