@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from layalign.configuration import LayAlignConfig
 from layalign.kernels.files import write_json, write_text
 from layalign.loading import check_model_path, load_model
-from layalign.serving.page.processes import ServerProcess, Told, end_all, wait_until_ready
+from layalign.serving.page.processes import running
 from layalign.serving.settings import llm_place
 
 LAYALIGN, BARE = "layalign", "bare LLM"
@@ -76,9 +74,9 @@ def measure(
         for turn in range(rounds):
             # Who begins changes, as a machine may be slower at one time than at another.
             for name in list(served)[:: 1 if turn % 2 == 0 else -1]:
-                with _server(*served[name], name, dtype, Path(folder) / "server.log") as port:
+                with running(name, _command(*served[name], name, dtype), Path(folder) / "server.log") as url:
                     for load, count in LOADS.items():
-                        found = _client(port, name, llm, asked, load, count, new_tokens, Path(folder))
+                        found = _client(url, name, llm, asked, load, count, new_tokens, Path(folder))
                         seen[name][load].append({figure: found[figure] for figure in FIGURES})
                         print(
                             f"round {turn + 1}: {name}, {load} at once: {found['output_throughput']:.1f} tokens/s",
@@ -112,27 +110,13 @@ def measure(
     }
 
 
-@contextmanager
-def _server(folder: str, kind: str, name: str, dtype: str, log: Path) -> Iterator[int]:
-    """The port of a server that is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"--dtype {dtype} --enforce-eager --max-num-seqs 64 --max-model-len 1024 --host 127.0.0.1 --port {port}"
-    command = [sys.executable, "-m", "layalign.serving.page.child", kind, folder, "--served-model-name", name]
-    told = Told()
-    with told.listening():
-        server = ServerProcess(name, [*command, *options.split()], log, f"http://127.0.0.1:{port}")
-        try:
-            wait_until_ready(server, (), told, print)
-            if told.times:
-                raise KeyboardInterrupt
-            yield port
-        finally:
-            end_all([server], told)
+def _command(folder: str, kind: str, name: str, dtype: str) -> list[str]:
+    """That starts a server."""
+    options = f"--dtype {dtype} --enforce-eager --max-num-seqs 64 --max-model-len 1024 --served-model-name".split()
+    return [sys.executable, "-m", "layalign.serving.page.child", kind, folder, *options, name]
 
 
-def _client(port: int, name: str, tokenizer: str, asked: Path, load: int, count: int, new: int, folder: Path) -> dict:
+def _client(url: str, name: str, tokenizer: str, asked: Path, load: int, count: int, new: int, folder: Path) -> dict:
     """vLLM's figures of so many requests."""
     result = folder / "client.json"
     result.unlink(missing_ok=True)
@@ -141,7 +125,7 @@ def _client(port: int, name: str, tokenizer: str, asked: Path, load: int, count:
         "serve.main(parser.parse_args())"
     )
     options = (
-        f"--backend openai --port {port} --tokenizer {tokenizer} --dataset-name custom --dataset-path {asked} "
+        f"--backend openai --base-url {url} --tokenizer {tokenizer} --dataset-name custom --dataset-path {asked} "
         f"--skip-chat-template --custom-output-len {new} --ignore-eos --temperature 0 --num-prompts {count} --max-concurrency {load} "
         f"--num-warmups {min(load, 4)} --disable-tqdm --percentile-metrics ttft,itl --save-result --result-filename {result}"
     )

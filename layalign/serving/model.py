@@ -47,7 +47,7 @@ class ServedLayAlign(nn.Module, SupportsMultiModal):
         self.vocabulary, self.width = text.vocab_size, text.hidden_size
         self.has_bos = text.bos_token_id is not None
         path = model_config.model
-        llm, revision = llm_place(path, config)
+        llm, revision = llm_place(path, config, model_config.revision)
         self.secondary_weights = [DefaultModelLoader.Source(llm, revision, prefix="llm.")]
         architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]
         self.llm = init_vllm_registered_model(vllm_config, prefix="llm", hf_config=text, architectures=[architecture])

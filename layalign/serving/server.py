@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from layalign.configuration import LayAlignConfig
 from layalign.loading import check_model_path
-from layalign.serving.settings import check_served
+from layalign.serving.settings import check_served, given_revision
 
 
 def serve(model: str, arguments: Sequence[str] = ()) -> None:
@@ -21,7 +21,7 @@ def serve(model: str, arguments: Sequence[str] = ()) -> None:
         ModuleNotFoundError: no vLLM.
     """
     check_model_path(model)
-    check_served(LayAlignConfig.from_pretrained(model))
+    check_served(LayAlignConfig.from_pretrained(model, revision=given_revision(arguments)))
     run_vllm(model, arguments)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 
 from layalign.base_models import written_down
 from layalign.configuration import LayAlignConfig
@@ -60,15 +63,33 @@ def check_served(config: LayAlignConfig) -> None:
         )
 
 
-def llm_place(model: str, config: LayAlignConfig) -> tuple[str, str | None]:
+def given_revision(arguments: Sequence[str]) -> str | None:
+    """The model's revision among options of `vllm serve`; of several the last, as vLLM reads them.
+
+    Raises:
+        ValueError: the option without a revision.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--revision")
+    try:
+        return parser.parse_known_args(list(arguments))[0].revision
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+
+
+def llm_place(model: str, config: LayAlignConfig, revision: str | None = None) -> tuple[str, str | None]:
     """Where a model's LLM is: a folder or hub name, and its revision there.
 
     Args:
         model: the model's own folder or hub name.
         config: its settings.
+        revision: the model's own on the hub.
     """
     if config.train_llm:
-        return f"{model}/{LLM_FOLDER}", None
+        # vLLM takes a folder or a whole repository, not a part of one.
+        patterns = [f"{LLM_FOLDER}/*"]
+        own = model if Path(model).is_dir() else snapshot_download(model, revision=revision, allow_patterns=patterns)
+        return str(Path(own) / LLM_FOLDER), None
     name, place = written_down("llm", config, model)
     llm = resolve(name)
     if place.get("subfolder"):

@@ -22,8 +22,10 @@ pytest.importorskip("httpx", reason="httpx is not installed (layalign[ui])")
 
 from layalign import LayAlignConfig
 from layalign.cli import app
+from layalign.serving import server, settings
 from layalign.serving.page import asking, launch, processes, view
 from layalign.serving.page.asking import Answer, Server, stream_answer
+from layalign.serving.page.processes import free_port
 from tests.serving.stub_server import REFUSAL, SEPARATORS, Stub
 
 STUB = Path(__file__).parent / "stub_server.py"
@@ -55,12 +57,6 @@ def answers(server, prompt, most=64, temperature=0.0):
         return [answer async for answer in stream_answer(server, prompt, most, temperature)]
 
     return asyncio.run(collected())
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def test_answers_grow(stub, monkeypatch):
@@ -193,7 +189,7 @@ def test_what_the_llm_alone_is_asked(model_folder, tmp_path):
     assert launch.llm_prompt(str(tmp_path))("2 + 5?") == "2 + 5?"
 
 
-def test_the_llm_alone_is_the_model_s(model_folder, tmp_path):
+def test_the_llm_alone_is_the_model_s(model_folder, tmp_path, monkeypatch):
     config = LayAlignConfig.from_pretrained(model_folder)
     given = ["--dtype", "float32", "--host", "0.0.0.0"]
     llm, *words = launch.llm_words(model_folder, config, given)
@@ -202,11 +198,39 @@ def test_the_llm_alone_is_the_model_s(model_folder, tmp_path):
     assert words == [*given, "--host", "127.0.0.1", "--served-model-name", "llm"]
     config.llm_name_or_path, config.base_sources = "some/llm", {"llm": {"revision": "abc"}}
     assert launch.llm_words(model_folder, config, [])[-2:] == ["--revision", "abc"]
+    # The model's own revision is not its LLM's.
+    config.base_sources = {}
+    assert launch.llm_words(model_folder, config, ["--revision=v2"])[-2:] == ["--revision", "main"]
     # A trained LLM is saved with the model, without its tokenizer.
     config.train_llm = True
     (tmp_path / "llm").mkdir()
     llm, *words = launch.llm_words(str(tmp_path), config, [])
     assert llm == str(tmp_path / "llm") and words[-2:] == ["--tokenizer", str(tmp_path)]
+    # Of a model on the hub the part with its LLM is fetched, of the same revision.
+    asked = []
+    monkeypatch.setattr(
+        settings, "snapshot_download", lambda *given, **how: asked.append((given, how)) or str(tmp_path)
+    )
+    llm, *words = launch.llm_words("some/model", config, ["--revision", "v1", "--revision", "v2"])
+    assert llm == str(tmp_path / "llm") and words[-4:] == ["--tokenizer", "some/model", "--tokenizer-revision", "v2"]
+    assert asked == [(("some/model",), {"revision": "v2", "allow_patterns": ["llm/*"]})]
+
+
+def test_the_config_is_that_of_the_revision(monkeypatch):
+    """Of `layalign serve`, with the page and without."""
+    asked = []
+
+    def config(*given, **how):
+        asked.append((given, how))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(LayAlignConfig, "from_pretrained", config)
+    for serving in (server.serve, launch.serve_with_page):
+        with pytest.raises(ValueError, match="far enough"):
+            serving("some/model", ["--port", "80", "--revision", "v2"])
+        with pytest.raises(ValueError, match="--revision"):
+            serving("some/model", ["--revision"])
+    assert asked == [(("some/model",), {"revision": "v2"})] * 2
 
 
 def test_options_that_do_not_go_together(model_folder):

@@ -1,10 +1,7 @@
 """`layalign serve`: OpenAI's two forms of asking, streaming, errors in words, and answers that are those of `model.generate`."""
 
 import json
-import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -25,8 +22,8 @@ NEW = 16
 class Client:
     """Asks a server in JSON."""
 
-    def __init__(self, port):
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, url):
+        self.url = url
 
     def send(self, path, body=None):
         """-> (status, bytes)."""
@@ -50,31 +47,15 @@ class Client:
 @pytest.fixture(scope="module")
 def client(model_folder, tmp_path_factory):
     """Of a server that runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    options = f"--dtype float32 --enforce-eager --max-num-seqs 32 --host 127.0.0.1 --port {port}".split()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    command = [sys.executable, "-m", "layalign", "serve", model_folder, "--served-model-name", "layalign", *options]
-    with log.open("w") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
-    try:
-        found, ends = Client(port), time.monotonic() + 900
-        while True:
-            assert server.poll() is None and time.monotonic() < ends, log.read_text()[-4000:]
-            try:
-                if found.send("/health")[0] == 200:
-                    break
-            except (urllib.error.URLError, OSError):
-                time.sleep(1)
-        yield found
-    finally:
-        server.send_signal(signal.SIGINT)
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
+    from layalign.serving.page.processes import running
+
+    options = ["--served-model-name", "layalign", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+        command = [sys.executable, "-m", "layalign", "serve", model_folder, *options]
+        with running("the server", command, tmp_path_factory.mktemp("server") / "log.txt") as url:
+            yield Client(url)
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,21 @@ from layalign.loading import check_model_path
 from layalign.processor import LayAlignProcessor
 from layalign.prompts import fill_prompt
 from layalign.serving.page.asking import LOCAL, Server, headers
-from layalign.serving.page.processes import LOOK, ServerEnded, ServerProcess, Told, end_all, wait_until_ready, watch
+from layalign.serving.page.processes import (
+    LOOK,
+    LOOPBACK,
+    ServerEnded,
+    ServerProcess,
+    Told,
+    end_all,
+    free_port,
+    wait_until_ready,
+    watch,
+)
 from layalign.serving.page.view import Side, build_app
-from layalign.serving.settings import check_served, llm_place
+from layalign.serving.settings import check_served, given_revision, llm_place
 
 PORT, UI_PORT = 8000, 7860
-LOOPBACK = "127.0.0.1"
 # Where a server listens on all addresses.
 ANYWHERE = (None, "", "0.0.0.0", "::")  # noqa: S104
 # Of a device's memory, which both servers share, unless --gpu-memory-utilization says otherwise.
@@ -59,7 +68,8 @@ def serve_with_page(
         ServerEnded: a server ended before it was told to.
     """
     check_model_path(model)
-    config = LayAlignConfig.from_pretrained(model)
+    revision = given_revision(arguments)
+    config = LayAlignConfig.from_pretrained(model, revision=revision)
     check_served(config)
     options = _read(arguments)
     host = options.host if options.host not in ANYWHERE else LOOPBACK
@@ -88,11 +98,11 @@ def serve_with_page(
             # One after the other: vLLM measures what memory there is while it starts.
             own = start("LayAlign", "layalign", host, options.port, ["layalign", model, *arguments, *shared])
             words = ["llm", *llm_words(model, config, arguments), *shared]
-            alone = own and start("the LLM alone", "llm", LOOPBACK, _free_port(), words)
+            alone = own and start("the LLM alone", "llm", LOOPBACK, free_port(), words)
             if own and alone:
                 sides = (
                     Side("LayAlign", own, lambda question: question),
-                    Side("The LLM alone", alone, llm_prompt(model)),
+                    Side("The LLM alone", alone, llm_prompt(model, revision)),
                 )
                 _show(sides, own.model, options.host or LOOPBACK, port, go_on, say)
         finally:
@@ -111,24 +121,26 @@ def llm_words(model: str, config: LayAlignConfig, arguments: Sequence[str]) -> l
         config: its settings.
         arguments: of its own server, which are the LLM's server's too, unless they are about LayAlign's name and place.
     """
-    llm, revision = llm_place(model, config)
+    own = given_revision(arguments)
+    llm, revision = llm_place(model, config, own)
     # Of an option that is given twice vLLM takes the last.
     words = [llm, *arguments, "--host", LOOPBACK, "--served-model-name", "llm"]
-    if revision or any(word.partition("=")[0] == "--revision" for word in arguments):
+    if revision or own:
         words += ["--revision", revision or "main"]
     folder = Path(llm)
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        words += ["--tokenizer", model]
+        words += ["--tokenizer", model, *(["--tokenizer-revision", own] if own else [])]
     return words
 
 
-def llm_prompt(model: str) -> Callable[[str], str]:
+def llm_prompt(model: str, revision: str | None = None) -> Callable[[str], str]:
     """What makes of a question the text that the model's LLM reads beside the soft prompts; without a template, the question.
 
     Args:
         model: folder or hub name.
+        revision: of the latter.
     """
-    settings, _ = LayAlignProcessor.get_processor_dict(model)
+    settings, _ = LayAlignProcessor.get_processor_dict(model, revision=revision)
     template = settings.get("prompt_template")
     return (lambda question: question) if template is None else (lambda question: fill_prompt(template, question))
 
@@ -158,12 +170,6 @@ def _check_free(name: str, host: str, port: int) -> None:
             tried.bind((host, port))
         except (OSError, OverflowError) as error:
             raise ValueError(f"{name}: {host}:{port} cannot be had ({error}); give another") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind((LOOPBACK, 0))
-        return free.getsockname()[1]
 
 
 def _found(title: str, url: str, keys: Sequence[str] | None) -> Server:

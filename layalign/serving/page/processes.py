@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from layalign.serving.page.asking import LOCAL
 
 # Seconds between looks at a process; between words on one that starts; that it has to end by itself.
 LOOK, WORD, GRACE = 0.3, 15.0, 30.0
+LOOPBACK = "127.0.0.1"
 # Of a log: the lines that are shown of a process that ended, and bytes that hold them.
 LINES, BYTES = 15, 20_000
 
@@ -164,3 +166,32 @@ def end_all(servers: Sequence[ServerProcess], told: Told) -> None:
     for server in servers:
         # Also where it has ended: what it started may be left.
         server.kill()
+
+
+@contextmanager
+def running(title: str, command: Sequence[str], log: Path, say: Callable[[str], None] = print) -> Iterator[str]:
+    """A server on loopback for the length of the block, which gets its address.
+
+    Args:
+        title: what sentences call it.
+        command: that starts it, without its host and port.
+        log: file for all that it prints.
+        say: takes words on how it goes.
+
+    Raises:
+        ServerEnded: it ended before it answered.
+    """
+    port, told = free_port(), Told()
+    server = ServerProcess(title, [*command, "--host", LOOPBACK, "--port", str(port)], log, f"http://{LOOPBACK}:{port}")
+    try:
+        wait_until_ready(server, (), told, say)
+        yield server.url
+    finally:
+        end_all([server], told)
+
+
+def free_port() -> int:
+    """One on loopback that nobody listens at."""
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        return free.getsockname()[1]
