@@ -71,7 +71,7 @@ def outcome(target: Target, folder: Path, damaged: str, expected: bytes) -> Outc
     """Run the target's work on a damaged folder in a fork, and judge how it ended."""
     before = snapshot(folder, target.loose)
     status, text = forked(lambda: target.run(folder))
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    last = _message(text)
     if status is None:
         return Outcome("waiting", last)
     if status == 0:
@@ -83,6 +83,13 @@ def outcome(target: Target, folder: Path, damaged: str, expected: bytes) -> Outc
     if snapshot(folder, target.loose) != before:
         return Outcome("changed", last)
     return Outcome("refused", last)
+
+
+def _message(text: str) -> str:
+    """The last line on standard error, with settings that differ from a run's, which stand indented below it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    begins = next((place for place in reversed(range(len(lines))) if not lines[place].startswith("  ")), 0)
+    return " ".join(lines[begins:])
 
 
 def snapshot(folder: Path, loose: tuple[str, ...] = ()) -> dict[str, str]:
@@ -101,10 +108,18 @@ def _kind(path: Path) -> str:
 
 
 def _result(target: Target, folder: Path) -> bytes:
+    def too_long(number, frame):
+        raise TimeoutError("a pipe is left where a result should be")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(10)
     try:
         return target.result(folder)
     except (OSError, ValueError) as error:
         return repr(error).encode()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def forked(work: Callable[[], None]) -> tuple[int | None, str]:

@@ -76,7 +76,7 @@ class Comparison(ABC):
             self.evaluate_llm(self.llm_folder)
         self.finished()
         for run in self.runs:
-            if kept(run.folder / DONE) is None or damage(run.folder / "model") is not None:
+            if not is_whole(run.folder):
                 self._make(run)
                 self.finished()
 
@@ -100,6 +100,7 @@ class Comparison(ABC):
             "trained_parameters": model.num_trained_parameters,
             "gates": None if model.aligner is None else model.gates().tolist(),
             "history": history,
+            "pieces": pieces_in(run.folder),
         }
         keep(run.folder / DONE, done)
 
@@ -138,6 +139,20 @@ def kept(file: Path) -> Any:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a run is done, and its model and every piece of its evaluation are as they were then."""
+    done = kept(folder / DONE)
+    if done is None or damage(folder / "model") is not None:
+        return False
+    pieces = done.get("pieces", pieces_in(folder))  # an earlier version did not say which there were
+    return all(kept(piece_file(folder, name)) is not None for name in pieces)
+
+
+def pieces_in(folder: Path) -> list[str]:
+    """The names of a run's pieces."""
+    return sorted(file.stem for file in (folder / "evaluation").glob("*.json"))
 
 
 def piece_file(folder: Path, name: str) -> Path:

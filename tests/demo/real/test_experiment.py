@@ -1,6 +1,7 @@
 """The driver, the export and the shipped part, on the miniature bases."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,24 @@ def test_finished_work_is_not_done_again(data, finished, monkeypatch):
     assert make(finished, data) == first
     with pytest.raises(ValueError, match=r"steps 4 there, 6 here; choose another folder"):
         make(finished, data, steps=6)
+
+
+@pytest.mark.parametrize("damaged", ["changed", "removed"])
+def test_a_damaged_piece_of_a_finished_run_is_made_again(data, finished, tmp_path, damaged):
+    """And no other piece, nor the model."""
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    folder = copy / "layalign-0"
+    kept = [*folder.glob("evaluation/*.json"), *folder.glob("model/*.safetensors")]
+    before = {file: file.read_bytes() for file in kept}
+    piece = kept[0]
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("evaluation/*.json") if file != piece}
+    if damaged == "changed":
+        piece.write_bytes(piece.read_bytes().replace(b'"value"', b'"walue"'))
+    else:
+        piece.unlink()
+    make(copy, data)
+    assert {file: file.read_bytes() for file in kept} == before
+    assert times and {file: file.stat().st_mtime_ns for file in times} == times
 
 
 def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeypatch):
