@@ -25,6 +25,7 @@ from layalign.tasks import find_task
 from layalign.train.plan.cost import sizes_of
 from layalign.train.plan.plan import empty_model, make_plan
 from layalign.train.stages import train
+from layalign.train.tables.figure import TRAINED, trained_millions, write_figure
 from layalign.train.tables.runs import Entry, Sources, Training, entries
 from layalign.train.tables.table import COUNTED, WORDS, Table
 from layalign.train.tables.text import table_text
@@ -58,7 +59,8 @@ def make_table(
     rows: Iterable[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train and ask what is not there yet, and write table_NN.json and table_NN.md in the output folder.
+    """Train and ask what is not there yet, and write table_NN.json and table_NN.md in the output folder, and the rows' accuracy against
+    their trained parameters as a figure (table_NN.png, .svg, its points as .csv), where a row has both.
 
     Called again, also after it was killed, it goes on, and repeats nothing that is whole; rows that several tables share are made once.
 
@@ -71,7 +73,7 @@ def make_table(
 
     Returns:
         the content of table_NN.json: {"table", "title", "scorer", "parts": [{"name", "columns", "rows": [{"name", "published",
-        "measured" (None: not), "why" (it is not), "folder", ...}]}]}.
+        "measured" (None: not), "why" (it is not), "folder", "trained_millions", ...}]}]}.
 
     Raises:
         ValueError: a recipe, data or bases that are missing or wrong, or several processes.
@@ -109,13 +111,17 @@ def make_table(
     write_json(sources.output / f"table_{table.number:02}.json", result, indent=1)
     text = table_text(result)
     write_text(sources.output / f"table_{table.number:02}.md", text)
+    drawn = write_figure(result, sources.output / f"table_{table.number:02}")
     if progress:
         print(text)
+        if drawn:
+            print(f"accuracy against trained parameters: {sources.output / f'table_{table.number:02}.png'}")
     return result
 
 
 def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = True) -> dict[str, Any]:
-    """A row's own figures: {"measured": one a column, "folder" of its training and "evaluation", "questions" a language}.
+    """A row's own figures: {"measured": one a column, "folder" of its training, "trained_millions" and "evaluation", "questions" a
+    language}.
 
     Raises:
         ValueError: as `make_table`.
@@ -133,6 +139,7 @@ def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = Tru
             for training in entry.training.in_order():
                 make(training)
             line["folder"] = str(entry.training.folder)
+        line[TRAINED] = 0.0 if entry.training is None else trained_millions(entry.training.folder / "model")
         scores, line["evaluation"], line["questions"] = ask(entry, sources, asking, progress)
         figures |= scores
     return {"measured": [figures.get(column) for column in columns], "why": None, **line}
