@@ -67,6 +67,7 @@ def save_figure(figure: Figure, path: Files, dpi: int = 150) -> None:
         vector: dict[str, Any] = {"metadata": {"Date": None}} if Path(file).suffix == ".svg" else {}
         with rc_context({"svg.hashsalt": "layalign"}):
             figure.savefig(file, dpi=dpi, **vector)
+        figure.set_layout_engine("none")  # it is laid out now, which takes as long as drawing it
 
 
 def write_csv(path: str | PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -135,7 +135,9 @@ def _systems(models: Model | Sequence[Model], settings: GenerationSettings) -> d
     systems: list[Any] = [one if isinstance(one, System) else system_at(str(one), settings) for one in given]
     for system in systems:
         if not isinstance(system, (LayAlignModel, LLM, PublishedBaseline)):
-            raise ValueError(f"models: {system.name} takes two models; takes LayAlign models, LLMs and baselines")
+            raise ValueError(
+                f"models: got {system.name}, a {type(system).__name__}; takes LayAlign models, LLMs and published baselines"
+            )
     return dict(zip(labels([one.name for one in systems], [_place(one) for one in systems]), systems, strict=True))
 
 
