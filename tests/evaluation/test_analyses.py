@@ -206,7 +206,7 @@ def test_the_page_needs_nothing_else(several):
 
 
 def test_hostile_names_and_texts_are_shown_as_they_are(folder, undrawn, tmp_path):
-    name = "<b onclick=x>&amp;"
+    name = '"><b onclick=x>&amp;'
     shutil.copytree(folder / "bare", tmp_path / name)
     pair = analysis_run.TokenPair(texts=(HOSTILE, "what is 3"))
     options = {"texts": folder / "texts", "output": tmp_path / "out", "settings": CPU, "progress": False}
