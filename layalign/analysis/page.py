@@ -56,10 +56,9 @@ FIGURES = {
 }
 _ROLES = {"lora": "LoRA", "llm": "LLM"}
 # px an inch of a figure: as it is drawn, and the least at which its letters can be read; below that it scrolls by itself.
-_WIDE, _NARROW = 88, 62
+_WIDE, _NARROW = 88, 58
 _STYLE = """
 .plot{margin:0 0 14px;padding:10px}.plot img{display:block;height:auto;background:#fff;border-radius:4px}
-.tokens td,.tokens th{padding-right:22px}
 """
 
 

@@ -148,7 +148,7 @@ def plot_ratio(systems: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[
         systems: {name: (fused layers, {lang: a number a layer})}.
         path: see `save_figure`.
     """
-    figure, axes = new_figure(7.0, 4.2)
+    figure, axes = new_figure(6.0, 4.0)
     for place, (name, (layers, ratio)) in enumerate(systems.items()):
         columns = list(zip(*ratio.values(), strict=True))
         means, mark = [sum(column) / len(column) for column in columns], _mark(place)

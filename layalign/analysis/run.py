@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -78,8 +79,8 @@ def analyze(
         progress: show bars, then the tables.
 
     Returns:
-        What analysis.json holds: texts (N), languages, data, pair {"texts", "languages"}, settings, versions, and systems {name: what it
-        is (kind, place, encoder, llm, trained {part: parameters}, settings), and what was measured}: english {"encoder", "llm": {lang:
+        What analysis.json holds: texts (N), languages, data, pair {"texts", "languages"}, versions, and systems {name: what it is (kind,
+        place, encoder, llm, trained {part: parameters}, settings, run), and what was measured}: english {"encoder", "llm": {lang:
         {"same", "other", "found"}}} (see `measures.against_english`; the encoder's last state), components {"llm": {"share": (2,),
         "points": {lang: (N, 2)}}}; with an encoder encoder_layers {"english": {lang: {...: [a number a state]}}, "similarity": (E, E)}
         and tokens (see `tokens.token_map`); with an aligner ratio {lang: [a number a fused layer]}, fused_layers, mix {"keys", "values":
@@ -108,8 +109,11 @@ def analyze(
         record = _analyzed(label, system, asked, alone)
         if record is not None:
             found[label] = record
-    names = ["LLM alone"] if len(alone) == 1 else [f"{name} alone" for name, _ in alone.values()]
-    names = labels(names, list(alone)) if len(alone) > 1 else names
+        gc.collect()  # the next one needs the room
+    names = labels([name for name, _ in alone.values()], list(alone))
+    if len(alone) == 1 and found:
+        names = ["LLM alone"]
+    names = [f"{name} (the LLM)" if name in found else name for name in names]
     systems_found = found | dict(zip(names, (record for _, record in alone.values()), strict=True))
     results = {
         "texts": len(parallel["en"]),
@@ -171,7 +175,7 @@ def _analyzed(
     for lang, rows in parallel.items():
         answerer.check(rows, partial(_named, lang), [lang] * len(rows))
     record = None
-    llm, name, place = model, label, _place(system)
+    llm, name, place = model, f"{label} alone", _place(system)
     if not isinstance(system, LLM):
         llm, config = model.llm, model.config
         if model.encoder is not None:
@@ -183,11 +187,13 @@ def _analyzed(
             found = measured(model, answerer.processor, parallel, **reading, **of_both)
             record |= {key: value for key, value in found.items() if key not in ("texts", "languages")}
             record["without"] = _without(model)
-        base = system.llm or config.llm_name_or_path
-        if config.train_llm or config.lora or base is None or model.encoder is None:
-            name = f"LLM of {label}"  # no longer the base
+        # Of a published LLM that its authors changed, no place is written down.
+        base = (isinstance(system, LayAlignModel) and system.llm) or config.llm_name_or_path
+        changed = config.train_llm or config.lora or (config.quantization or {}).get("llm")
+        if changed or base is None or model.encoder is None:
+            name = f"LLM of {label}"  # not the base as others have it
         else:
-            name, place = Path(base).name, base
+            name, place = f"{Path(base).name} alone", base
     place = os.path.realpath(place) if Path(place).exists() else place
     if place not in alone:
         no_encoder = dict.fromkeys(("encoder_layers", "encoder_english", "tokens"), "no encoder")

@@ -183,7 +183,7 @@ def plot_gates(
         title: above them.
         layers: {system: its L fused layers}; None: the first L.
     """
-    figure, axes = new_figure(7.0, 4.0)
+    figure, axes = new_figure(6.0, 3.8)
     fused: set[int] = set()
     for place, (system, values) in enumerate(gates.items()):
         rows = [row if isinstance(row, list) else [row] for row in _as_list(values)]

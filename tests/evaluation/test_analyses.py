@@ -240,6 +240,26 @@ def test_a_published_baseline_is_read_as_its_settings_are(folder, bases, undrawn
     assert baseline["tokens"]["cosine"][0][0][2] == pytest.approx(1), "one word's embedding"
 
 
+def test_an_llm_that_was_trained_is_not_its_base(folder, bases, undrawn, tmp_path):
+    """Trained alone, in a model's folder without an encoder; read as any LLM is, beside a model over its base."""
+    model = LayAlignForConditionalGeneration.from_bases(
+        None, str(bases / "llm"), adapter=None, aligner=None, train_llm=True
+    )
+    with torch.no_grad():
+        model.llm.lm_head.weight.mul_(2), model.llm.model.norm.weight.mul_(torch.linspace(-1, 1, 32))
+    model.save_pretrained(tmp_path / "whole")
+    LayAlignProcessor.from_bases(None, str(bases / "llm"), "{text}").save_pretrained(tmp_path / "whole")
+    options = {"texts": folder / "texts", "output": tmp_path / "out", "settings": CPU, "progress": False}
+    systems = analyze([tmp_path / "whole", folder / "bare"], **options)["systems"]
+    assert list(systems) == ["bare", "LLM of whole", "llm alone"]
+    assert systems["LLM of whole"]["english"] != systems["llm alone"]["english"]
+    assert systems["LLM of whole"]["place"] == str(tmp_path / "whole")
+    alone = analyze(bases / "llm", **options)
+    assert alone["systems"] == {"llm alone": systems["llm alone"]}
+    assert "Analysis of llm alone" in (tmp_path / "out" / "report.html").read_text()
+    assert not (tmp_path / "out" / "ratio.svg").exists()
+
+
 def test_labels():
     assert labels(["x", "y"], ["a/x", "b/y"]) == ["x", "y"]
     assert labels(["x", "x", "y"], ["org/x", "other/x", "y"]) == ["x in org", "x in other", "y"]
