@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from math import ceil
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layalign.fonts import choose_fonts
+from layalign.kernels.files import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# Where a figure is written: a file, whose name says of which kind, or several.
+Files = str | PathLike | Sequence[str | PathLike]
 
 # Okabe and Ito's palette, told apart by readers with any common colour vision; hatches serve print in grey.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
@@ -48,10 +55,25 @@ def new_figure(
     return figure, axes[:count] if panels else axes[0]
 
 
-def save_figure(figure: Figure, path: str | PathLike, dpi: int = 150) -> None:
-    """Write the figure as an image; folders that are missing are made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+def save_figure(figure: Figure, path: Files, dpi: int = 150) -> None:
+    """Write the figure as an image, or as several of different kinds; folders that are missing are made. The same figure gives the same
+    bytes again.
+    """
+    from matplotlib import rc_context
+
+    choose_fonts(figure)
+    for file in [path] if isinstance(path, (str, PathLike)) else path:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        vector: dict[str, Any] = {"metadata": {"Date": None}} if Path(file).suffix == ".svg" else {}
+        with rc_context({"svg.hashsalt": "layalign"}):
+            figure.savefig(file, dpi=dpi, **vector)
+        figure.set_layout_engine("none")  # it is laid out now, which takes as long as drawing it
+
+
+def write_csv(path: str | PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a figure's data as UTF-8, every digit of its numbers."""
+    with whole_file(path) as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def draw_bars(
@@ -80,7 +102,7 @@ def draw_bars(
     middles = [spot + (place - (count - 1) / 2) * width for spot in spots]
     style: dict[str, Any] = {"color": colour}
     if colour is None:
-        hatch = HATCHES[place % len(HATCHES)]
+        hatch = HATCHES[(place + place // len(COLOURS)) % len(HATCHES)]
         style = {"color": COLOURS[place % len(COLOURS)], "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
     axes.bar(middles, values, width, label=label, **style)
     return middles, width

@@ -290,7 +290,8 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
             assert "proven by a test" in layalign(words[1:], folder)
         elif name == "analyze":
             assert "nearest" in layalign(words[1:], folder)
-            assert (folder / "runs/analysis/components.png").is_file()
+            output = folder / words[words.index("--output") + 1]
+            assert (output / "components.png").is_file() and "<img alt=" in (output / "report.html").read_text()
         elif name == "convert":
             if "--to-published" not in words:
                 layalign(["convert", "runs/demo/model", "pytorch_model.bin", "--to-published"], folder)

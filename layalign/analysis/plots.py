@@ -1,26 +1,30 @@
-"""The figures of an analysis; their data is described in `run.analyze`."""
+"""The figures of an analysis; their data is described in `run.analyze`. Each is written into one file, or several of different kinds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from layalign.analysis.measures import Nearness
-from layalign.figures import COLOURS, GRID, MARKERS, draw_bar_grid, draw_bars, new_figure, save_figure
+from layalign.figures import GRID, MANY_COLOURS, MARKERS, Files, draw_bar_grid, draw_bars, new_figure, save_figure
+from layalign.fonts import lacking, legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_STATE = "encoder state (0: embeddings)"
+_MOST_POINTS = 5000  # above, points are one picture inside a vector file
 
-def plot_english(readers: Mapping[str, Mapping[str, Nearness]], path: str | PathLike) -> None:
+
+def plot_english(readers: Mapping[str, Mapping[str, Nearness]], path: Files) -> None:
     """Bars by language: cosine with English of the same meaning, a line across each at that of other meanings."""
     languages = list(next(iter(readers.values())))
-    figure, axes = new_figure(max(6.0, 2 + 0.3 * len(languages) * len(readers)), 4.2)
+    figure, axes = new_figure(min(16.0, max(6.0, 2 + 0.3 * len(languages) * len(readers))), 4.4)
     for place, (reader, found) in enumerate(readers.items()):
         same = [found[lang]["same"] for lang in languages]
-        middles, width = draw_bars(axes, range(len(languages)), same, place, len(readers), reader)
+        middles, width = draw_bars(axes, range(len(languages)), same, place, len(readers), legible(reader))
         axes.hlines(
             [found[lang]["other"] for lang in languages],
             [middle - width / 2 for middle in middles],
@@ -28,87 +32,188 @@ def plot_english(readers: Mapping[str, Mapping[str, Nearness]], path: str | Path
             color="black",
             label="other meanings" if place == 0 else None,
         )
-    axes.set_xticks(range(len(languages)), languages)
+    axes.set_xticks(range(len(languages)), list(map(legible, languages)))
     axes.set_ylabel("cosine with English")
     axes.set_title("Mean-pooled states: the same meaning in English")
     draw_bar_grid(axes)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     save_figure(figure, path)
 
 
-def plot_components(readers: Mapping[str, Mapping[str, Any]], path: str | PathLike) -> None:
+def plot_components(readers: Mapping[str, Mapping[str, Any]], path: Files) -> None:
     """A panel a reader: the texts of every language along the first two principal components."""
-    figure, panels = new_figure(5.4 * len(readers), 4.6, len(readers))
+    columns = 2 if len(readers) in (2, 4) else min(3, len(readers))
+    rows = -(-len(readers) // columns)
+    figure, panels = new_figure(4.8 * columns, 4.2 * rows + 0.6, len(readers), columns)
     for axes, (reader, found) in zip(panels, readers.items(), strict=True):
+        count = sum(map(len, found["points"].values()))
         for place, (lang, points) in enumerate(found["points"].items()):
             axes.scatter(
                 *zip(*points, strict=True),
-                s=14,
+                s=18,
                 alpha=0.7,
-                label=lang,
-                color=COLOURS[place % len(COLOURS)],
-                marker=MARKERS[place // len(COLOURS) % len(MARKERS)],
+                label=legible(lang),
                 linewidths=0,
+                rasterized=count > _MOST_POINTS,
+                **_mark(place),
             )
         first, second = found["share"]
         axes.set_xlabel(f"first component ({first:.0%} of the variance)")
         axes.set_ylabel(f"second component ({second:.0%})")
-        axes.set_title(reader)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False)
+        axes.set_title(_title(reader, 44))
+    _legend_below(figure, panels[0])
     save_figure(figure, path)
 
 
-def plot_encoder_layers(found: Mapping[str, Any], path: str | PathLike) -> None:
-    """How alike the encoder's layers are, and how near a translation is to its English in each."""
-    figure, (left, middle, right) = new_figure(14.0, 4.2, 3)
-    _heatmap(figure, left, found["similarity"], "viridis", None, "cosine")
-    left.set_xlabel("encoder state (0: embeddings)")
-    left.set_ylabel("encoder state")
-    left.set_title("Cosine of two layers, the same text")
-    for axes, kind, title in (
-        (middle, "same", "Cosine with English of the same meaning"),
-        (right, "found", "English of the same meaning is nearest (%)"),
-    ):
-        for place, (lang, values) in enumerate(found["english"].items()):
-            style = "-" if place < len(COLOURS) else "--"
-            axes.plot(values[kind], style, color=COLOURS[place % len(COLOURS)], label=lang, linewidth=1.2)
-        axes.set_xlabel("encoder state (0: embeddings)")
-        axes.set_title(title)
-        axes.grid(color=GRID)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False)
+def plot_encoder_layers(encoders: Mapping[str, Sequence[Sequence[float]]], path: Files) -> None:
+    """A row an encoder: how alike any two of its layers are, and each with the embeddings and with the last."""
+    figure, panels = new_figure(10.0, 4.0 * len(encoders), 2 * len(encoders), 2)
+    for place, (encoder, similarity) in enumerate(encoders.items()):
+        left, right = panels[2 * place : 2 * place + 2]
+        _heatmap(figure, left, similarity, "viridis", None, "cosine")
+        left.set_yticks(range(0, len(similarity), -(-len(similarity) // 13)))
+        left.set_ylabel("encoder state")
+        left.set_title(_title(f"Two layers, {encoder}", 44))
+        for mark, (name, row) in enumerate((("the embeddings", similarity[0]), ("the last state", similarity[-1]))):
+            right.plot(row, label=name, linewidth=1.2, **_mark(mark))
+        right.set_ylabel("cosine")
+        right.set_title("Each layer with")
+        right.legend(frameon=False)
+        right.grid(color=GRID)
+        for axes in (left, right):
+            _whole_ticks(axes)
+            axes.set_xlabel(_STATE)
     save_figure(figure, path)
 
 
-def plot_ratio(ratio: Mapping[str, Sequence[float]], layers: Sequence[int], path: str | PathLike) -> None:
-    """By LLM layer, the mean over languages and their range."""
-    rows = list(ratio.values())
-    columns = list(zip(*rows, strict=True))
-    figure, axes = new_figure(7.0, 4.0)
-    axes.plot(layers, [sum(column) / len(column) for column in columns], color=COLOURS[0], marker=MARKERS[0])
-    axes.fill_between(layers, list(map(min, columns)), list(map(max, columns)), color=COLOURS[0], alpha=0.2)
+def plot_encoder_english(encoders: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], path: Files) -> None:
+    """A row an encoder: by state, how near a translation is to its English, and how often that is the nearest."""
+    figure, panels = new_figure(10.0, 3.8 * len(encoders) + 0.6, 2 * len(encoders), 2)
+    for place, (encoder, languages) in enumerate(encoders.items()):
+        left, right = panels[2 * place : 2 * place + 2]
+        for axes, kind, title in (
+            (left, "same", f"Cosine with English of the same meaning, {encoder}"),
+            (right, "found", "English of the same meaning is nearest (%)"),
+        ):
+            for mark, (lang, values) in enumerate(languages.items()):
+                axes.plot(values[kind], label=legible(lang), linewidth=1.2, markersize=4, **_mark(mark))
+            _whole_ticks(axes)
+            axes.set_xlabel(_STATE)
+            axes.set_title(_title(title, 52))
+            axes.grid(color=GRID)
+    _legend_below(figure, panels[0])
+    save_figure(figure, path)
+
+
+def plot_tokens(encoders: Mapping[str, Mapping[str, Any]], languages: Sequence[str | None], path: Files) -> None:
+    """A row an encoder, a panel a layer: the cosine of each token of one text with each of another.
+
+    Args:
+        encoders: {name: what `tokens.token_map` gives}.
+        languages: of the rows' and of the columns' text; None where it is not known.
+        path: see `save_figure`.
+    """
+    most = max(max(map(len, found["tokens"])) for found in encoders.values())
+    least = min(0.0, *(min(map(min, cosine)) for found in encoders.values() for cosine in found["cosine"]))
+    layers = max(len(found["layers"]) for found in encoders.values())
+    count = sum(len(found["layers"]) for found in encoders.values())
+    columns = layers if most <= 24 else 1
+    rows, side = -(-count // columns), max(3.2, 1.4 + 0.2 * most)
+    figure, panels = new_figure(side * columns + 0.9, (side + 0.2) * rows + 0.3, count, columns)
+    spare = iter(panels)
+    for encoder, found in encoders.items():
+        across, down = ([_token_label(*token) for token in enumerate(found["tokens"][text])] for text in (1, 0))
+        for layer, cosine in zip(found["layers"], found["cosine"], strict=True):
+            axes = next(spare)
+            image = axes.imshow(cosine, cmap="cividis", vmin=least, vmax=1, aspect="auto", interpolation="nearest")
+            small = {"fontsize": 9 if most <= 24 else 7}
+            axes.set_xticks(range(len(across)), across, rotation=90, **small)
+            axes.set_yticks(range(len(down)), down, **small)
+            where = f"layer {layer}" if layer else "embeddings"
+            first = len(encoders) > 1 and layer == found["layers"][0]
+            axes.set_title(_title(f"{where}, {encoder}" if first else where, 36))
+            axes.set_xlabel(legible(languages[1] or "second text"))
+            axes.set_ylabel(legible(languages[0] or "first text"))
+    figure.colorbar(image, ax=panels, label="cosine", aspect=4 * figure.get_figheight())
+    if any(lacking(token) for found in encoders.values() for tokens in found["tokens"] for token in tokens):
+        note = "#n: token n of its text, in letters that no font of this machine has; the report and the CSV file have them"
+        figure.supxlabel(fill(note, int(13 * figure.get_figwidth())), fontsize="small")
+    save_figure(figure, path)
+
+
+def plot_ratio(systems: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[float]]]], path: Files) -> None:
+    """By LLM layer the mean over languages and their range, a line a system.
+
+    Args:
+        systems: {name: (fused layers, {lang: a number a layer})}.
+        path: see `save_figure`.
+    """
+    figure, axes = new_figure(6.0, 4.0)
+    for place, (name, (layers, ratio)) in enumerate(systems.items()):
+        columns = list(zip(*ratio.values(), strict=True))
+        means, mark = [sum(column) / len(column) for column in columns], _mark(place)
+        axes.plot(layers, means, label=legible(name), **mark)
+        axes.fill_between(layers, [*map(min, columns)], [*map(max, columns)], color=mark["color"], alpha=0.15)
     axes.set_ylim(bottom=0)
+    _whole_ticks(axes)
     axes.set_xlabel("LLM layer")
     axes.set_ylabel("|gate x cross-attention| / |self-attention|")
-    axes.set_title(f"Weight of the cross-attention, mean and range of {len(rows)} languages")
+    axes.set_title(f"Weight of the cross-attention, mean and range of {len(ratio)} languages")
     axes.grid(color=GRID)
+    axes.legend(frameon=False)
     save_figure(figure, path)
 
 
-def plot_mix(
-    mix: Mapping[str, Sequence[Sequence[float]]], states: Sequence[Any], layers: Sequence[int], path: str | PathLike
-) -> None:
-    """The aligner's weights of every encoder state in the keys and values of every fused layer."""
-    figure, panels = new_figure(11.0, 4.6, 2)
-    most = max(abs(weight) for rows in mix.values() for row in rows for weight in row) or 1.0
-    for axes, (kind, rows) in zip(panels, mix.items(), strict=True):
-        _heatmap(figure, axes, rows, "RdBu_r", most, "weight")
-        axes.set_xticks(range(len(states)), states, fontsize="small")
-        axes.set_yticks(range(0, len(layers), max(1, len(layers) // 16)), layers[:: max(1, len(layers) // 16)])
-        axes.set_xlabel("encoder state (0: embeddings)")
-        axes.set_ylabel("LLM layer")
-        axes.set_title(f"Aligner: {kind}")
+def plot_mix(systems: Mapping[str, Mapping[str, Any]], path: Files) -> None:
+    """The aligner's weights of every encoder state in the keys and values of every fused layer; a row a system, one scale for all.
+
+    Args:
+        systems: {name: {"mix": {"keys", "values": (L, E)}, "mixed_states": (E,), "fused_layers": (L,)}}.
+        path: see `save_figure`.
+    """
+    figure, panels = new_figure(11.0, 4.2 * len(systems), 2 * len(systems), 2)
+    weights = [abs(x) for found in systems.values() for rows in found["mix"].values() for row in rows for x in row]
+    spare = iter(panels)
+    for name, found in systems.items():
+        states, layers = found["mixed_states"], found["fused_layers"]
+        for kind, rows in found["mix"].items():
+            axes = next(spare)
+            _heatmap(figure, axes, rows, "RdBu_r", max(weights) or 1.0, "weight")
+            every = -(-len(states) // 13)
+            axes.set_xticks(range(0, len(states), every), states[::every])
+            every = -(-len(layers) // 16)
+            axes.set_yticks(range(0, len(layers), every), layers[::every])
+            axes.set_xlabel(_STATE)
+            axes.set_ylabel("LLM layer")
+            axes.set_title(_title(f"{name}, aligner: {kind}", 48))
     save_figure(figure, path)
+
+
+def _mark(place: int) -> dict[str, Any]:
+    """Colour and shape of one of many things in a figure: either tells apart those that are near."""
+    colour, turn = place % len(MANY_COLOURS), place // len(MANY_COLOURS)
+    return {"color": MANY_COLOURS[colour], "marker": MARKERS[(place + turn) % len(MARKERS)]}
+
+
+def _title(words: str, width: int) -> str:
+    return legible(fill(words, width, max_lines=2, placeholder=" ..."))
+
+
+def _token_label(place: int, token: str) -> str:
+    return f"#{place + 1}" if lacking(token) else legible(token)
+
+
+def _whole_ticks(axes: Axes) -> None:
+    """Layers have whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = int(1.4 * figure.get_figwidth())
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _heatmap(

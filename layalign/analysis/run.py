@@ -1,21 +1,31 @@
-"""`layalign analyze`: measure a saved model on parallel texts and write figures."""
+"""`layalign analyze`: measure saved models on parallel texts and write figures."""
 
 from __future__ import annotations
 
+import gc
+import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from layalign.analysis import measures, plots
+from layalign.analysis import measures
 from layalign.analysis.states import joined_states, llm_states
 from layalign.analysis.texts import parallel_texts
-from layalign.evaluation import report
+from layalign.analysis.tokens import TokenPair, token_map
+from layalign.analysis.write import RESULTS, write_analysis
+from layalign.arguments import Arguments
+from layalign.configuration import SETTINGS, encoder_depth
 from layalign.evaluation.output import check_output
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
-from layalign.generation.texts import Answerer
-from layalign.kernels.files import write_json, write_text
+from layalign.parts import part_of
+from layalign.saving import read_settings
+from layalign.systems import LLM, LayAlignModel, PublishedBaseline, System, system_at
+from layalign.systems.labels import labels
+from layalign.versions import CORE, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,14 +33,24 @@ if TYPE_CHECKING:
     from layalign.model import LayAlignForConditionalGeneration
     from layalign.processor import LayAlignProcessor
 
-RESULTS = "analysis.json"
-
 # {lang: N texts}, row i of one meaning in all of them, English among them.
 Parallel = Mapping[str, Sequence[str]]
+# What is analysed: what `systems.system_at` takes, or a system of its own settings.
+Analysed = LayAlignModel | LLM | PublishedBaseline
+Model = str | PathLike | System
+DEFAULT_PAIR = TokenPair()
+
+
+class _Asked(NamedTuple):
+    parallel: Parallel
+    texts: list[str]  # the two whose tokens are compared
+    languages: list[str | None]
+    layers: Sequence[int] | None
+    progress: bool
 
 
 def analyze(
-    model_path: str | PathLike,
+    models: Model | Sequence[Model],
     task: str = "mgsm",
     *,
     data: str | PathLike | None = None,
@@ -38,56 +58,185 @@ def analyze(
     languages: Sequence[str] | None = None,
     limit: int | None = 100,
     output: str | PathLike | None = None,
+    pair: TokenPair = DEFAULT_PAIR,
     settings: GenerationSettings = DEFAULT_SETTINGS,
     progress: bool = True,
-    bases: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measure how alike the model sees the same text in different languages, and write a folder: analysis.json and a
-    figure for each of the paper's analyses (section 5.4, appendix A).
+    """Measure how alike models see the same text in different languages, and write a folder: analysis.json, report.html, table.md, and
+    each of the paper's analyses (section 5.4, appendix A) as a figure (PNG, SVG) with its data (CSV).
 
     Args:
-        model_path: folder or hub name.
+        models: one or several, side by side: LayAlign models, LLMs alone and published baselines, by folder or hub name or as
+            `layalign.systems` of their own settings. The LLM of each is read alone, too.
         task, data: parallel questions, as in `tasks.load_task`.
         texts: a folder with one UTF-8 file a language instead, such as sw.txt, whose lines are translations of each
             other (FLORES).
         languages: codes, English among them; None for all.
         limit: texts a language, from the start; None for all.
-        output: the folder; runs/analyze/<model's name> by default.
-        settings: how the model is run; all but `max_new_tokens`.
+        output: the folder; runs/analyze/<models' names> by default.
+        pair: the two texts whose tokens are compared.
+        settings: how models given by name are run; all but `max_new_tokens`.
         progress: show bars, then the tables.
-        bases: {"encoder", "llm"} of the model, where they are not where it says.
 
     Returns:
-        What analysis.json holds: texts (N), languages, english {"encoder", "llm", "llm_alone": {lang: {"same", "other",
-        "found"}}} (see `measures.against_english`; the encoder's last state), encoder_layers {"english": {lang: {...: [a
-        number a state]}}, "similarity": (E, E)}, components {"llm", "llm_alone": {"share": (2,), "points": {lang: (N, 2)}}},
-        and where there is an aligner ratio {lang: [a number a fused layer]}, fused_layers, mix {"keys", "values": (L, E)},
-        mixed_states and gates (None if dynamic).
+        What analysis.json holds: texts (N), languages, data, pair {"texts", "languages"}, versions, and systems {name: what it is (kind,
+        place, encoder, llm, trained {part: parameters}, settings, run), and what was measured}: english {"encoder", "llm": {lang:
+        {"same", "other", "found"}}} (see `measures.against_english`; the encoder's last state), components {"llm": {"share": (2,),
+        "points": {lang: (N, 2)}}}; with an encoder encoder_layers {"english": {lang: {...: [a number a state]}}, "similarity": (E, E)}
+        and tokens (see `tokens.token_map`); with an aligner ratio {lang: [a number a fused layer]}, fused_layers, mix {"keys", "values":
+        (L, E)}, mixed_states and gates (L, 1 or Hq); and without {figure: why it has none}. Of a single model with an encoder, its
+        measures also stand at the top, those of its LLM alone as english and components {"llm_alone"}.
 
     Raises:
         ValueError: anything missing or malformed.
     """
-    from layalign.loading import check_model_path, load_model
-
-    check_model_path(model_path)
-    folder = Path(output) if output else Path("runs") / "analyze" / Path(model_path).name
+    systems = _systems(models, settings)
+    folder = Path(output) if output else Path("runs") / "analyze" / _joined_name(systems)
     check_output(folder, "analysis", RESULTS)
     parallel = parallel_texts(task, data, texts, languages, limit)
-    model, processor = load_model(model_path, settings.dtype, settings.device, settings.devices, **(bases or {}))
-    reading: dict[str, Any] = {
-        "batch_size": settings.batch_size,
-        "encoder_max_length": settings.encoder_max_length,
-        "prompt": settings.prompt,
+    asked = _Asked(parallel, *pair.among(parallel), pair.layers, progress)
+    for label, system in systems.items():
+        system.check(parallel)
+        if isinstance(system, LayAlignModel):
+            config = read_settings(system.model, None, Arguments())
+            if config.encoder_config is not None:
+                pair.check_depth(encoder_depth(config.encoder_config), label)
+    found: dict[str, dict[str, Any]] = {}
+    alone: dict[str, tuple[str, dict[str, Any]]] = {}
+    for label, system in systems.items():
+        if progress and len(systems) > 1:
+            print(f"{label}:")
+        record = _analyzed(label, system, asked, alone)
+        if record is not None:
+            found[label] = record
+        gc.collect()  # the next one needs the room
+    names = labels([name for name, _ in alone.values()], list(alone))
+    if len(alone) == 1 and found:
+        names = ["LLM alone"]
+    names = [f"{name} (the LLM)" if name in found else name for name in names]
+    systems_found = found | dict(zip(names, (record for _, record in alone.values()), strict=True))
+    results = {
+        "texts": len(parallel["en"]),
+        "languages": list(parallel),
+        "data": {"texts": str(texts)} if texts else {"task": task, "data": None if data is None else str(data)},
+        "pair": {"texts": asked.texts, "languages": asked.languages},
+        "systems": systems_found,
+        "versions": versions((*CORE, "matplotlib")),
     }
-    answerer = Answerer(model, processor, **reading)
+    if len(found) == 1:
+        results |= _of_one(next(iter(found.values())), next(record for _, record in alone.values()))
+    write_analysis(results, folder, show=progress)
+    return results
+
+
+def _systems(models: Model | Sequence[Model], settings: GenerationSettings) -> dict[str, Analysed]:
+    """{label: system}."""
+    given = [models] if isinstance(models, (str, PathLike, System)) else list(models)
+    if not given:
+        raise ValueError("models: got none, takes at least one")
+    if settings is not DEFAULT_SETTINGS and any(isinstance(one, System) for one in given):
+        raise ValueError("settings: a system has its own; give them to it")
+    systems: list[Any] = [one if isinstance(one, System) else system_at(str(one), settings) for one in given]
+    for system in systems:
+        if not isinstance(system, (LayAlignModel, LLM, PublishedBaseline)):
+            raise ValueError(
+                f"models: got {system.name}, a {type(system).__name__}; takes LayAlign models, LLMs and published baselines"
+            )
+    return dict(zip(labels([one.name for one in systems], [_place(one) for one in systems]), systems, strict=True))
+
+
+def _place(system: Analysed) -> str:
+    if isinstance(system, LayAlignModel):
+        return system.model
+    return system.llm if isinstance(system, LLM) else system.checkpoint
+
+
+def _joined_name(systems: Mapping[str, Analysed]) -> str:
+    return re.sub(r"[^\w.-]+", "-", "+".join(systems).replace("+", "-and-"))[:100]
+
+
+def _analyzed(
+    label: str, given: Analysed, asked: _Asked, alone: dict[str, tuple[str, dict[str, Any]]]
+) -> dict[str, Any] | None:
+    """What is measured of a system, None where it is an LLM alone; its LLM, read alone, goes to `alone` unless it is there.
+
+    Args:
+        label: its name.
+        given: the system.
+        asked: of it.
+        alone: {place: (name, what was measured)} of the LLMs so far.
+    """
+    system = replace(given)  # what it loads goes with it
+    settings, parallel = system.settings, asked.parallel
+    answerer: Any = system.load() if isinstance(system, LLM) else system.load(settings.prompt)
+    model = answerer.model
+    run = {key: value for key, value in asdict(settings).items() if key != "max_new_tokens"}
+    reading: dict[str, Any] = {"batch_size": settings.batch_size, "progress": asked.progress}
     for lang, rows in parallel.items():
         answerer.check(rows, partial(_named, lang), [lang] * len(rows))
-    results = measured(model, processor, parallel, progress=progress, **reading)
-    alone = measured_alone(model.llm, processor.tokenizer, parallel, progress=progress, batch_size=settings.batch_size)
-    for name, found in alone.items():
-        results[name]["llm_alone"] = found["llm"]
-    _write(results, folder, Path(model_path).name, progress)
-    return results
+    record = None
+    llm, name, place = model, f"{label} alone", _place(system)
+    if not isinstance(system, LLM):
+        llm, config = model.llm, model.config
+        if model.encoder is not None:
+            langs, longest = asked.languages, settings.encoder_max_length
+            answerer.check(asked.texts, "pair, text {}".format, None if None in langs else langs)
+            record = _described(system, model) | {"run": run}
+            record["tokens"] = token_map(model, answerer.processor, asked.texts, langs, asked.layers, longest)
+            of_both = {"encoder_max_length": longest, "prompt": answerer.prompt}
+            found = measured(model, answerer.processor, parallel, **reading, **of_both)
+            record |= {key: value for key, value in found.items() if key not in ("texts", "languages")}
+            record["without"] = _without(model)
+        # Of a published LLM that its authors changed, no place is written down.
+        base = (isinstance(system, LayAlignModel) and system.llm) or config.llm_name_or_path
+        changed = config.train_llm or config.lora or (config.quantization or {}).get("llm")
+        if changed or base is None or model.encoder is None:
+            name = f"LLM of {label}"  # not the base as others have it
+        else:
+            name, place = f"{Path(base).name} alone", base
+    place = os.path.realpath(place) if Path(place).exists() else place
+    if place not in alone:
+        no_encoder = dict.fromkeys(("encoder_layers", "encoder_english", "tokens"), "no encoder")
+        without = no_encoder | dict.fromkeys(("ratio", "aligner", "gates"), "no aligner")
+        found = measured_alone(llm, answerer.tokenizer, parallel, **reading)
+        described = {"kind": "LLM alone", "place": place, "llm": place, "run": run}
+        alone[place] = name, described | found | {"without": without}
+    return record
+
+
+def _described(system: LayAlignModel | PublishedBaseline, model: LayAlignForConditionalGeneration) -> dict[str, Any]:
+    """What a system is."""
+    config = model.config
+    trained: dict[str, int] = {}
+    for name, parameter in model.trained_parameters():
+        part = part_of(name) or name
+        trained[part] = trained.get(part, 0) + parameter.numel()
+    return {
+        "kind": "LayAlign" if isinstance(system, LayAlignModel) else system.kind,
+        "place": _place(system),
+        "encoder": config.encoder_name_or_path,
+        "llm": config.llm_name_or_path,
+        "trained": trained,
+        "settings": {name: getattr(config, name) for name in SETTINGS},
+    }
+
+
+def _without(model: LayAlignForConditionalGeneration) -> dict[str, str]:
+    """{figure: why a model has none}."""
+    if model.aligner is None:
+        return dict.fromkeys(("ratio", "aligner", "gates"), "no aligner")
+    if model.config.gate is None:
+        return {"gates": "no gates (gate: none)"}
+    if model.config.gate == "dynamic":
+        return {"gates": "other gates for each input (gate: dynamic)"}
+    return {}
+
+
+def _of_one(record: Mapping[str, Any], alone: Mapping[str, Any]) -> dict[str, Any]:
+    """A single model's measures as they stand at the top."""
+    names = ("english", "encoder_layers", "components", "ratio", "fused_layers", "mix", "mixed_states", "gates")
+    found = {name: record[name] for name in names if name in record}
+    return found | {name: record[name] | {"llm_alone": alone[name]["llm"]} for name in ("english", "components")}
 
 
 def _named(lang: str, place: int) -> str:
@@ -128,7 +277,7 @@ def measured(
         "fused_layers": list(model.config.fused_layers),
         "mix": {"keys": mix[0::2].tolist(), "values": mix[1::2].tolist()},
         "mixed_states": ["mean"] if model.aligner.average else list(model.config.mixed_states),
-        "gates": None if model.config.gate == "dynamic" else model.gates().tolist(),
+        "gates": None if model.config.gate in (None, "dynamic") else model.gates().tolist(),
     }
 
 
@@ -146,41 +295,3 @@ def measured_alone(
         for lang, rows in parallel.items()
     }
     return {"english": {"llm": measures.against_english(states)}, "components": {"llm": measures.components(states)}}
-
-
-def english_tables(readers: Mapping[str, Mapping[str, measures.Nearness]]) -> dict[str, report.Table]:
-    """{title: table} for `evaluation.report` from {reader: what `measures.against_english` gives}."""
-    kinds = {
-        "Cosine with English of the same meaning (x 100)": ("same", 100),
-        "Cosine with English of other meanings (x 100)": ("other", 100),
-        "English of the same meaning is the nearest (%)": ("found", 1),
-    }
-    return {
-        title: {
-            reader: {lang: scale * values[kind] for lang, values in found.items()} for reader, found in readers.items()
-        }
-        for title, (kind, scale) in kinds.items()
-    }
-
-
-def _write(results: dict[str, Any], output: Path, name: str, show: bool) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    titles = {"llm": f"{name}, LLM's last layer", "llm_alone": "LLM alone, last layer"}
-    english = {title: results["english"][key] for key, title in titles.items()}
-    plots.plot_english(english, output / "english.png")
-    plots.plot_components(
-        {title: results["components"][key] for key, title in titles.items()}, output / "components.png"
-    )
-    plots.plot_encoder_layers(results["encoder_layers"], output / "encoder_layers.png")
-    if "mix" in results:
-        plots.plot_ratio(results["ratio"], results["fused_layers"], output / "ratio.png")
-        plots.plot_mix(results["mix"], results["mixed_states"], results["fused_layers"], output / "aligner.png")
-        if results["gates"] is not None:
-            report.plot_gates({name: results["gates"]}, output / "gates.png")
-    tables = english_tables({"encoder, last state": results["english"]["encoder"]} | english)
-    write_text(output / "table.md", "\n".join(report.markdown_table(table, title) for title, table in tables.items()))
-    write_json(output / RESULTS, results)
-    if show:
-        for title, table in tables.items():
-            report.print_table(table, title)
-        print(f"figures in {output}")

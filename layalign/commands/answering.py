@@ -153,7 +153,12 @@ def compare(
 
 @runs_a_model
 def analyze(
-    model: Model,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Folders or hub names of LayAlign models, and of LLMs that are read alone; several stand side by side."
+        ),
+    ] = None,
     task: Annotated[
         str, typer.Option("--task", "-t", help="mgsm, msvamp, problems or a JSON-lines file; questions are parallel.")
     ] = "mgsm",
@@ -165,26 +170,73 @@ def analyze(
     languages: Annotated[str | None, typer.Option(help="Comma-separated codes, en among them; all by default.")] = None,
     limit: Annotated[int, typer.Option(min=2, help="Texts per language.")] = 100,
     output: Output = None,
-    encoder: Encoder = None,
-    llm: OwnLLM = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="mindmerger=CHECKPOINT or langbridge=FOLDER, over --encoder and --llm: a baseline's; may be repeated."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="The models' encoder, where it has moved, and that of --published.")
+    ] = None,
+    llm: Annotated[str | None, typer.Option(help="The models' LLM, likewise.")] = None,
+    encoder_tokenizer: Annotated[
+        str | None, typer.Option(help="--published: where the encoder's tokenizer is, if not with it.")
+    ] = None,
+    pair: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Two texts whose tokens are compared; by default the shortest pair of the analysed ones."),
+    ] = None,
+    pair_languages: Annotated[
+        str | None, typer.Option(help="Theirs; by default zh,en, or the first language that there is and en.")
+    ] = None,
+    pair_layers: Annotated[
+        str | None, typer.Option(help="The encoder's layers, such as 1,12,24; by default first, middle and last.")
+    ] = None,
     *,
     running: Running,
 ) -> None:
-    """The paper's figures: languages side by side in the states, the weight of the cross-attention, the aligner's weights."""
+    """The paper's figures of one or several models, as images, CSV and one HTML page: languages side by side in the states, tokens of
+    two texts, the weight of the cross-attention, the aligner's weights.
+    """
     require("matplotlib", "rich")
     from layalign.analysis.run import analyze
+    from layalign.analysis.tokens import TokenPair
     from layalign.evaluation.settings import GenerationSettings
+    from layalign.systems import PublishedBaseline, System, system_at
 
     settings = GenerationSettings(**running.given())
-    codes = listed(languages, "--languages")
+    if encoder_tokenizer is not None and not published:
+        raise ValueError("--encoder-tokenizer goes with --published; a LayAlign model has its own")
+    systems: list[System] = [system_at(place, settings, encoder, llm) for place in models or ()]
+    for words in published or ():
+        kind, _, checkpoint = words.partition("=")
+        if not checkpoint:
+            raise ValueError(f"--published: got {words!r}, takes mindmerger=CHECKPOINT or langbridge=FOLDER")
+        systems.append(
+            PublishedBaseline(
+                kind=kind,
+                checkpoint=checkpoint,
+                encoder=encoder,
+                llm=llm,
+                encoder_tokenizer=encoder_tokenizer,
+                settings=settings,
+            )
+        )
+    layers = listed(pair_layers, "--pair-layers")
+    if layers is not None and not all(layer.isdecimal() for layer in layers):
+        raise ValueError(f"--pair-layers: got {pair_layers!r}, takes numbers parted by commas")
     analyze(
-        model,
+        systems,
         task,
         data=data,
         texts=texts,
-        languages=codes,
+        languages=listed(languages, "--languages"),
         limit=limit,
         output=output,
-        settings=settings,
-        bases={"encoder": encoder, "llm": llm},
+        pair=TokenPair(
+            texts=pair,
+            languages=listed(pair_languages, "--pair-languages"),
+            layers=None if layers is None else [int(layer) for layer in layers],
+        ),
     )

@@ -12,7 +12,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from layalign import figures
-from layalign.figures import COLOURS, GRID, MARKERS, draw_bar_grid, draw_bars, new_figure, save_figure
+from layalign.figures import COLOURS, GRID, MARKERS, Files, draw_bar_grid, draw_bars, new_figure, save_figure
+from layalign.fonts import legible
 from layalign.languages import MATHEMATICS_GROUPS, PAPER_LANGUAGES, Groups, in_order
 
 if TYPE_CHECKING:
@@ -167,21 +168,34 @@ def plot_losses(
     save_figure(figure, path)
 
 
-def plot_gates(gates: Mapping[str, Any], path: str | PathLike, title: str | None = None) -> None:
-    """Gate values by LLM layer; gates: {system: (L,) or (L, H) numbers}, of H per layer the mean and the range."""
-    figure, axes = new_figure(7.0, 4.0)
-    longest = 0
+def plot_gates(
+    gates: Mapping[str, Any],
+    path: Files,
+    title: str | None = None,
+    *,
+    layers: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Gate values by LLM layer.
+
+    Args:
+        gates: {system: (L,) or (L, H) numbers}, of H per layer the mean and the range.
+        path: see `figures.save_figure`.
+        title: above them.
+        layers: {system: its L fused layers}; None: the first L.
+    """
+    figure, axes = new_figure(6.0, 3.8)
+    fused: set[int] = set()
     for place, (system, values) in enumerate(gates.items()):
         rows = [row if isinstance(row, list) else [row] for row in _as_list(values)]
-        layers = range(len(rows))
-        longest = max(longest, len(rows))
+        own = list(range(len(rows)) if layers is None else layers[system])
+        fused |= set(own)
         colour = COLOURS[place % len(COLOURS)]
         means = [sum(row) / len(row) for row in rows]
-        axes.plot(layers, means, color=colour, marker=MARKERS[place % len(MARKERS)], label=system)
+        axes.plot(own, means, color=colour, marker=MARKERS[place % len(MARKERS)], label=legible(system))
         if any(len(row) > 1 for row in rows):
-            axes.fill_between(layers, [min(row) for row in rows], [max(row) for row in rows], color=colour, alpha=0.2)
+            axes.fill_between(own, [min(row) for row in rows], [max(row) for row in rows], color=colour, alpha=0.2)
     axes.axhline(0, color="0.5", linewidth=0.8)
-    axes.set_xticks(range(0, longest, max(1, longest // 16)))
+    axes.set_xticks(sorted(fused)[:: -(-len(fused) // 16)])
     axes.set_xlabel("LLM layer")
     axes.set_ylabel("gate")
     axes.set_title(title or "Gates by layer")

@@ -1,7 +1,7 @@
 """What can be asked a task's questions, a file each: LayAlign, an LLM alone, translation before an LLM, MindMerger, LangBridge."""
 
 from layalign.systems.baselines import PublishedBaseline
-from layalign.systems.choice import chosen_system
+from layalign.systems.choice import chosen_system, system_at
 from layalign.systems.examples import Example, read_examples
 from layalign.systems.layalign_model import LayAlignModel
 from layalign.systems.llm import LLM
@@ -17,4 +17,5 @@ __all__ = [
     "TranslateFirst",
     "chosen_system",
     "read_examples",
+    "system_at",
 ]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from layalign.configuration import LayAlignConfig
 from layalign.evaluation.settings import GenerationSettings
+from layalign.loading import PREFIX, check_model_path
 from layalign.systems.baselines import PublishedBaseline
+from layalign.systems.folders import causal_config
 from layalign.systems.layalign_model import LayAlignModel
 from layalign.systems.llm import LLM
 from layalign.systems.system import System
@@ -79,3 +85,37 @@ def chosen_system(
         prefix=prefix or "",
         settings=settings,
     )
+
+
+def system_at(
+    place: str, settings: GenerationSettings, encoder: str | None = None, llm: str | None = None
+) -> LayAlignModel | LLM:
+    """What is there: a LayAlign model or, of any other kind, an LLM alone.
+
+    Args:
+        place: a folder, a hub name or `layalign:NAME`.
+        settings: how it is run.
+        encoder, llm: the bases of a LayAlign model, where they have moved.
+
+    Raises:
+        ValueError: a folder without a model, or a path to nothing.
+    """
+    if not place.startswith(PREFIX):
+        check_model_path(place)
+    if _is_llm(place):
+        return LLM(llm=place, settings=settings)
+    return LayAlignModel(model=place, encoder=encoder, llm=llm, settings=settings)
+
+
+def _is_llm(place: str) -> bool:
+    if not Path(place).is_dir():
+        try:
+            causal_config("model", place)
+        except ValueError:  # LayAlign's, or its own loading says what is wrong
+            return False
+        return True
+    try:
+        config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
+        return config["model_type"] != LayAlignConfig.model_type
+    except (OSError, ValueError, KeyError, TypeError):  # likewise
+        return False

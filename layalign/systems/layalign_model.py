@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ class LayAlignModel(System):
     @property
     def name(self) -> str:
         """The folder's."""
-        return Path(self.model).name
+        return Path(os.path.abspath(self.model)).name
 
     def check(self, langs: Iterable[str] = ()) -> None:
         """See `System`; the encoder's tokenizer is asked for the languages, where it is told them."""

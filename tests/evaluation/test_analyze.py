@@ -14,9 +14,13 @@ from layalign.analysis.states import branch_ratios, joined_states, llm_states
 from layalign.evaluation.settings import GenerationSettings
 from layalign.loading import load_model
 
-FIGURES = {"english.png", "components.png", "encoder_layers.png"}
 CPU = GenerationSettings(device="cpu")
-FUSED = {"ratio.png", "aligner.png", "gates.png"}
+FIGURES = {"english", "components", "encoder_layers", "encoder_english", "tokens"}
+FUSED = {"ratio", "aligner", "gates"}
+
+
+def files_of(figures):
+    return {f"{name}.{kind}" for name in figures for kind in ("png", "svg", "csv")}
 
 
 def test_cosines_with_english():
@@ -126,18 +130,25 @@ def written(path, texts):
     return path
 
 
-def test_an_analysis_writes_its_folder_and_may_be_repeated(model_folder, texts, tmp_path, capsys):
+def test_an_analysis_writes_its_folder(model_folder, texts, tmp_path, capsys):
     file = written(tmp_path / "questions.jsonl", texts)
     output = tmp_path / "out"
     results = analyze(model_folder, str(file), output=output, settings=CPU)
     assert "nearest" in capsys.readouterr().out
-    assert {path.name for path in output.iterdir()} == FIGURES | FUSED | {"analysis.json", "table.md"}
+    names = {path.name for path in output.iterdir()}
+    assert names == files_of(FIGURES | FUSED) | {"analysis.json", "table.md", "report.html"}
     assert results == json.loads((output / "analysis.json").read_text())
     assert results["texts"] == 4 and results["languages"] == ["en", "sw"]
+    assert list(results["systems"]) == ["tiny", "LLM alone"]
+    assert results["english"]["llm_alone"] == results["systems"]["LLM alone"]["english"]["llm"]
     assert (
         len(results["ratio"]["sw"]) == len(results["mix"]["keys"]) == 2
         and results["gates"] == [[pytest.approx(0.7)]] * 2
     )
+
+
+def test_an_analysis_may_be_repeated_with_other_texts(model_folder, texts, tmp_path, undrawn):
+    output = tmp_path / "out"
     folder = tmp_path / "texts"
     folder.mkdir()
     for lang, rows in texts.items():
@@ -148,20 +159,29 @@ def test_an_analysis_writes_its_folder_and_may_be_repeated(model_folder, texts, 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"aligner": None}, {"gate": "dynamic"}, {"adapter": None}, {"encoder_states": "mean"}]
+    "settings", [{"aligner": None}, {"gate": "dynamic"}, {"gate": None}, {"adapter": None}, {"encoder_states": "mean"}]
 )
-def test_every_kind_of_model(settings, bases, texts, tmp_path):
+def test_every_kind_of_model(settings, bases, texts, tmp_path, undrawn):
+    """In a folder where another one's figures are: what this model has no figure of goes."""
     torch.manual_seed(1)
     model = LayAlignForConditionalGeneration.from_bases(str(bases / "encoder"), str(bases / "llm"), **settings)
     model.save_pretrained(tmp_path / "model")
     LayAlignProcessor.from_bases(str(bases / "encoder"), str(bases / "llm")).save_pretrained(tmp_path / "model")
     file = written(tmp_path / "questions.jsonl", texts)
+    (tmp_path / "out").mkdir()
+    for name in (*files_of(FUSED), "analysis.json"):
+        (tmp_path / "out" / name).touch()
     results = analyze(tmp_path / "model", str(file), output=tmp_path / "out", settings=CPU, progress=False)
-    figures = {path.name for path in (tmp_path / "out").glob("*.png")}
-    missing = {"aligner": FUSED, "gate": {"gates.png"}}.get(next(iter(settings)), set())
-    assert figures == (FIGURES | FUSED) - missing
+    figures = {path.name for path in (tmp_path / "out").iterdir() if path.suffix in (".png", ".svg", ".csv")}
+    (setting,) = settings.items()
+    missing = {("aligner", None): FUSED, ("gate", "dynamic"): {"gates"}, ("gate", None): {"gates"}}.get(setting, set())
+    assert figures == files_of((FIGURES | FUSED) - missing)
+    assert results["systems"]["model"]["without"].keys() == missing
+    for reason in results["systems"]["model"]["without"].values():
+        assert f"Not in this figure: model ({reason})." in (tmp_path / "out" / "report.html").read_text()
     # Gates begin at zero: the cross-attention adds nothing.
-    assert all(value == 0 for row in results.get("ratio", {}).values() for value in row)
+    if setting != ("gate", None):
+        assert all(value == 0 for row in results.get("ratio", {}).values() for value in row)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from tests.tables.conftest import recipe_values
 @pytest.fixture
 def quick(monkeypatch):
     """Without plots, and without a look through all that the tests' process has imported at the end of each training."""
-    monkeypatch.setattr("layalign.evaluation.report.plot_accuracy", lambda *arguments, **options: None)
+    for plot in ("layalign.evaluation.report.plot_accuracy", "layalign.train.tables.figure.save_figure"):
+        monkeypatch.setattr(plot, lambda *arguments, **options: None)
     gc.collect()
     gc.freeze()
     yield
@@ -44,10 +45,13 @@ def test_every_row_is_trained_a_step_and_evaluated(sources, asking, quick, monke
     assert len({recipe.output for recipe in trained}) == len(trained)
     assert all(len(recipe.stages) == 1 for recipe in trained)
     for number, result in results.items():
+        # Table 1 says in words what rows are made of, and has no accuracy.
+        assert (sources.output / f"table_{number:02}.csv").is_file() == (number != 1)
         for part, shown in zip(tables[number].parts, result["parts"], strict=True):
             assert [row["name"] for row in shown["rows"]] == [row.name for row in tables[number].rows]
             for row in shown["rows"]:
                 assert row["why"] is None, row
+                assert number == 1 or (row["trained_millions"] > 0) == ("folder" in row)
                 for column, value in zip(part.columns, row["measured"], strict=True):
                     if column in WORDS:
                         assert value

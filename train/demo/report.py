@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layalign.analysis.data import english_tables
 from layalign.analysis.plots import plot_components, plot_english
-from layalign.analysis.run import english_tables
 from layalign.evaluation.report import markdown_table, plot_accuracy, plot_gates, plot_losses, print_table
 from layalign.kernels.files import write_json, write_text
 from layalign.train.demo.driver import DONE, kept, piece_file

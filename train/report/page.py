@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from layalign.pages import definitions, table, whole_page
 from layalign.train.plan.text import duration
 from layalign.train.report.charts import Series, heat_map, line_chart
 from layalign.train.report.data import RunReport, StageReport
@@ -26,12 +27,7 @@ def page(run: RunReport) -> str:
         run: of `read_run`.
     """
     title = f"Training run: {run.folder.resolve().name}"
-    body = "\n".join((*_head(run, title), *_stages(run), *_samples(run), *_settings(run)))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style()}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    return whole_page(title, (*_head(run, title), *_stages(run), *_samples(run), *_settings(run)), style())
 
 
 def _head(run: RunReport, title: str) -> Iterator[str]:
@@ -46,7 +42,7 @@ def _head(run: RunReport, title: str) -> Iterator[str]:
             yield f'<div class="note"><b>Step {step:,}:</b> {escape(text)}</div>'
     header = ("stage", "", "steps", "examples", "loss", "held-out loss", "lowest", "tokens/s", "time")
     yield "<h2>Stages</h2>"
-    yield from _table(header, [_row(stage, run.state) for stage in run.stages], first_number=2)
+    yield from table(header, [_row(stage, run.state) for stage in run.stages], first_number=2)
 
 
 def _row(stage: StageReport, state: str) -> list[str]:
@@ -130,7 +126,7 @@ def _figures(stage: StageReport) -> Iterator[str]:
     ]
     rows = [[f"{log['step']:,}", *(_cell(log.get(key)) for key in keys)] for log in logs]
     yield f"<details><summary>{len(rows)} of {len(stage.logs)} logs as a table</summary>"
-    yield from _table(("step", *keys), rows, first_number=0)
+    yield from table(("step", *keys), rows, first_number=0)
     yield "</details>"
 
 
@@ -144,7 +140,7 @@ def _samples(run: RunReport) -> Iterator[str]:
     for sample in answered or run.samples[:8]:
         texts = [str(sample.get(key) or "") for key in ("lang", "source", "target", "answer")]
         rows.append([*texts, "held out" if sample.get("held_out") else "trained on"])
-    yield from _table(("language", "source", "target", "answer", "seen"), rows)
+    yield from table(("language", "source", "target", "answer", "seen"), rows)
 
 
 def _settings(run: RunReport) -> Iterator[str]:
@@ -173,29 +169,12 @@ def _without_defaults(value: Any) -> Any:
 
 
 def _list(values: Mapping[str, Any]) -> Iterator[str]:
-    yield "<dl>"
-    for key, value in values.items():
-        shown = yaml.safe_dump(value, allow_unicode=True) if isinstance(value, (dict, list)) else str(value)
-        yield f"<dt>{escape(str(key))}</dt><dd>{escape(shown)}</dd>"
-    yield "</dl>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], first_number: int | None = None) -> Iterator[str]:
-    """first_number: the column from which on cells are numbers; None: all are texts."""
-
-    def attribute(column):
-        if first_number is None:
-            return f' class="text" data-name="{escape(header[column])}"'
-        return ' class="n"' if column >= first_number else ""
-
-    yield f'<div class="wide{" stack" if first_number is None else ""}"><table><tr>'
-    yield "".join(f"<th{attribute(column)}>{escape(name)}</th>" for column, name in enumerate(header))
-    yield "</tr>"
-    for row in rows:
-        yield (
-            "<tr>" + "".join(f"<td{attribute(column)}>{escape(cell)}</td>" for column, cell in enumerate(row)) + "</tr>"
-        )
-    yield "</table></div>"
+    return definitions(
+        {
+            str(key): yaml.safe_dump(value, allow_unicode=True) if isinstance(value, (dict, list)) else str(value)
+            for key, value in values.items()
+        }
+    )
 
 
 def _cell(value: Any) -> str:

@@ -26,6 +26,7 @@ from layalign.tasks import find_task
 from layalign.train.plan.cost import sizes_of
 from layalign.train.plan.plan import empty_model, make_plan
 from layalign.train.stages import train
+from layalign.train.tables.figure import TRAINED, trained_millions, write_figure
 from layalign.train.tables.runs import Entry, Sources, Training, entries
 from layalign.train.tables.seeds import over_seeds
 from layalign.train.tables.table import COUNTED, WORDS, Table
@@ -60,7 +61,8 @@ def make_table(
     rows: Iterable[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train and ask what is not there yet, and write table_NN.json and table_NN.md in the output folder.
+    """Train and ask what is not there yet, and write table_NN.json and table_NN.md in the output folder, and the rows' accuracy against
+    their trained parameters as a figure (table_NN.png, .svg, its points as .csv), where a row has both.
 
     Called again, also after it was killed, it goes on, and repeats nothing that is whole; rows that several tables share are made once.
 
@@ -73,7 +75,7 @@ def make_table(
 
     Returns:
         the content of table_NN.json: {"table", "title", "scorer", "parts": [{"name", "columns", "rows": [{"name", "published",
-        "measured" (None: not), "why" (it is not), "folder", ...}]}]}; over seeds as `over_seeds` has it.
+        "measured" (None: not), "why" (it is not), "folder", "trained_millions", ...}]}]}; over seeds as `over_seeds` has it.
 
     Raises:
         ValueError: a recipe, data or bases that are missing or wrong, or several processes.
@@ -108,6 +110,9 @@ def make_table(
         result = written(table, sources, lines)  # after each seed, a whole table
         if progress:
             print(table_text(result))
+    drawn = sources.output / f"table_{table.number:02}.png"
+    if progress and drawn.exists():
+        print(f"accuracy against trained parameters: {drawn}")
     return result
 
 
@@ -119,7 +124,7 @@ def _with_seed(line: Mapping[str, Any], seeds: Sequence[int], found: dict[str, A
 
 
 def written(table: Table, sources: Sources, lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
-    """Write table_NN.json and table_NN.md of lines by part and row -> the former's content."""
+    """Write table_NN.json, table_NN.md and the figure of lines by part and row -> the first one's content."""
     parts = [
         {"name": part.name, "task": part.task, "columns": part.columns}
         | {"rows": [line for (name, _), line in lines.items() if name == part.name]}
@@ -127,12 +132,15 @@ def written(table: Table, sources: Sources, lines: Mapping[tuple[str, str], Mapp
     ]
     result = {"table": table.number, "title": table.title, "section": table.section, "scorer": SCORER, "parts": parts}
     write_json(sources.output / f"table_{table.number:02}.json", result, indent=1)
-    write_text(sources.output / f"table_{table.number:02}.md", table_text(result))
+    stem = sources.output / f"table_{table.number:02}"
+    write_text(stem.with_suffix(".md"), table_text(result))
+    write_figure(result, stem)
     return result
 
 
 def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = True) -> dict[str, Any]:
-    """A row's own figures: {"measured": one a column, "folder" of its training and "evaluation", "questions" a language}.
+    """A row's own figures: {"measured": one a column, "folder" of its training, "trained_millions" and "evaluation", "questions" a
+    language}.
 
     Raises:
         ValueError: as `make_table`.
@@ -150,6 +158,7 @@ def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = Tru
             for training in entry.training.in_order():
                 make(training)
             line["folder"] = str(entry.training.folder)
+        line[TRAINED] = 0.0 if entry.training is None else trained_millions(entry.training.folder / "model")
         scores, line["evaluation"], line["questions"] = ask(entry, sources, asking, progress)
         figures |= scores
     return {"measured": [figures.get(column) for column in columns], "why": None, **line}

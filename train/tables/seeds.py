@@ -15,7 +15,7 @@ def over_seeds(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         {"measured": means, a figure a column, "spread": sample standard deviations, None where there are none (words, one seed), "seeds":
-        {seed: what was given}, "questions" a language}.
+        {seed: what was given}, and "questions" a language and "trained_millions", which no seed changes}.
     """
     lines = list(found.values())
     columns = list(zip(*(line["measured"] for line in lines), strict=True))
@@ -24,6 +24,7 @@ def over_seeds(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "spread": [statistics.stdev(values) if _numbers(values) and len(values) > 1 else None for values in columns],
         "why": None,
         "questions": lines[0].get("questions"),
+        "trained_millions": lines[0].get("trained_millions"),
         "seeds": {seed: dict(line) for seed, line in found.items()},
     }
 
