@@ -174,7 +174,11 @@ def adaptive_fusion_decode_paged(
     paged.check(call, return_lse, name)
     if name == "triton" and not operator.decodes(q):
         if backend == "triton" and q.shape[0]:
-            raise malformed('backend="triton"', f"{q.dtype} with D = {q.shape[3]}", "float32 with D up to 64, or float16 or bfloat16")
+            raise malformed(
+                'backend="triton"',
+                f"{q.dtype} with D = {q.shape[3]}",
+                "float32 with D up to 64, or float16 or bfloat16",
+            )
         name = "torch"
     call = call._replace(**_positive_scale(call))
     if name == "triton":

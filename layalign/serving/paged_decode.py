@@ -48,7 +48,9 @@ def why_not(own: Any, cross: Any, platform: str) -> str | None:
 @functools.cache
 def warn_once(reason: str) -> None:
     """Say that two calls serve: of each reason once, not of each layer."""
-    logging.getLogger("vllm.layalign").warning("LAYALIGN_PAGED_DECODE=1 is left out, two attention calls serve: %s", reason)
+    logging.getLogger("vllm.layalign").warning(
+        "LAYALIGN_PAGED_DECODE=1 is left out, two attention calls serve: %s", reason
+    )
 
 
 class PagedDecode:

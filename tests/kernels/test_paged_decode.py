@@ -174,7 +174,9 @@ def test_out(operator, paged_cases, monkeypatch, device, planned):
     assert sum(plan is not None for plan in operators.PLANS._plans.values()) == 2 * planned
     if planned and device.type == "cpu":  # what a plan does not know is looked at all the same
         with pytest.raises(ValueError, match="cross_seq_lens: got 99 in row 1"):
-            adaptive_fusion_decode_paged(*inputs[:8], torch.tensor([1, 99, 1], dtype=torch.int32), inputs[9], backend="triton")
+            adaptive_fusion_decode_paged(
+                *inputs[:8], torch.tensor([1, 99, 1], dtype=torch.int32), inputs[9], backend="triton"
+            )
 
 
 @pytest.mark.parametrize("return_lse", [False, True])
@@ -198,8 +200,12 @@ ERRORS = {
     },
     "v_cache: got shape (6, 16, 2, 8)": {"v_cache": torch.zeros(6, 16, 2, 8)},
     "v_cache: got strides": {"v_cache": torch.zeros(6, 16, 16, 2).transpose(2, 3)},
-    "cross_k_cache: got torch.float16, takes the dtype of q, torch.float32": {"cross_k_cache": torch.zeros(4, 16, 2, 16).half()},
-    "block_table: got torch.int64, takes (3, pages of a row) int32": {"block_table": torch.zeros(3, 4, dtype=torch.int64)},
+    "cross_k_cache: got torch.float16, takes the dtype of q, torch.float32": {
+        "cross_k_cache": torch.zeros(4, 16, 2, 16).half()
+    },
+    "block_table: got torch.int64, takes (3, pages of a row) int32": {
+        "block_table": torch.zeros(3, 4, dtype=torch.int64)
+    },
     "block_table: got shape (2, 4), takes (3, pages of a row)": {"block_table": torch.zeros(2, 4, dtype=torch.int32)},
     "cross_seq_lens: got shape (3, 1), takes (3,)": {"cross_seq_lens": torch.zeros(3, 1, dtype=torch.int32)},
     "cross_seq_lens: got list, takes (3,) int32": {"cross_seq_lens": [1, 2, 3]},
@@ -220,7 +226,7 @@ ERRORS = {
 @pytest.mark.parametrize("message", ERRORS)
 def test_what_is_refused(paged_cases, message):
     given = dict(zip(paged_cases.NAMES, paged_cases.PagedCase().inputs(), strict=True)) | ERRORS[message]
-    with pytest.raises(ValueError) as error:  # noqa: PT011
+    with pytest.raises(ValueError) as error:
         adaptive_fusion_decode_paged(**given)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
@@ -249,6 +255,8 @@ print(sorted(name.split(".")[-1] for name, _ in keys))
 
 def test_growing_tables_are_one_compiled_kernel():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(["combine_kernel", "decode_kernel"])

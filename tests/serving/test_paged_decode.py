@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -43,7 +44,7 @@ class Implementation:
         if attn_metadata is None:
             return output.fill_(0)
         starts = attn_metadata.query_start_loc.tolist()
-        for row, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        for row, (begin, end) in enumerate(pairwise(starts)):
             length = int(attn_metadata.seq_lens[row])
             pages = kv_cache[attn_metadata.block_table[row].long()].transpose(1, 2).flatten(0, 1)[:length]
             k, v = pages.transpose(0, 1)[None].split(WIDTH, dim=-1)
@@ -172,13 +173,14 @@ def test_the_switch(monkeypatch, given, asked):
 
 def test_a_switch_that_is_neither(monkeypatch):
     monkeypatch.setenv("LAYALIGN_PAGED_DECODE", "yes")
-    with pytest.raises(ValueError, match="^LAYALIGN_PAGED_DECODE: got 'yes', takes 0 or 1$"):
+    with pytest.raises(ValueError, match=r"^LAYALIGN_PAGED_DECODE: got 'yes', takes 0 or 1$"):
         paged_decode_asked()
 
 
 ENGINE = """
 import os, sys
 from tests.serving.conftest import engine, greedy
+os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
 llm = engine(sys.argv[1])
 answers = [out.outputs[0].text for out in llm.generate(["2 + 5?", "8 na 8?"], greedy())]
 print("ANSWERS", repr(answers), "layalign.serving.paged_decode" in sys.modules)
@@ -190,7 +192,7 @@ def test_on_a_cpu_two_calls_serve(model_folder):
     """Without the switch nothing is imported; with it a server says once what serves instead, and answers the same."""
     found = {}
     for given in ("0", "1"):
-        environment = os.environ | {"LAYALIGN_PAGED_DECODE": given, "VLLM_LOGGING_LEVEL": "WARNING"}
+        environment = os.environ | {"LAYALIGN_PAGED_DECODE": given}
         run = subprocess.run(
             [sys.executable, "-c", ENGINE, model_folder], env=environment, capture_output=True, text=True, check=False
         )

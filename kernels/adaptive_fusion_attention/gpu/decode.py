@@ -281,7 +281,9 @@ def attend_in_chunks(
         config = combine_config(arch)
         sizes = dict(BLOCK_M=config.block_m, CHUNKS=config.block_k)
         constants_of_sum = compiled_for._replace(EXACT=q.dtype == torch.float32, **sizes)
-        launch(combine_kernel, (programs(config.block_m),), config, inputs.gate, inputs.sink, *shared, C=constants_of_sum)
+        launch(
+            combine_kernel, (programs(config.block_m),), config, inputs.gate, inputs.sink, *shared, C=constants_of_sum
+        )
 
 
 def split_count(programs: int, chunks: int, device: torch.device) -> int:
