@@ -9,6 +9,7 @@ from ..paged import PagedCall
 from .arguments import LONGEST_WINDOW, contiguous, gate_rows, is_wide, rows, unit_stride
 from .decode import Decoded, Lengths, Place, attend_in_chunks, config_of, empty_results
 from .decode_rows import DecodeMasks
+from .launch_table import paged_config
 from .rows import Rows
 from .terms import Inputs
 
@@ -19,7 +20,7 @@ def decode_pages(call: PagedCall, return_lse: bool) -> Decoded:
     page, cross_page = call.k_cache.shape[1], call.cross_k_cache.shape[1]
     keys, cross_keys = call.block_table.shape[1] * page, call.cross_block_table.shape[1] * cross_page
     results = empty_results(q, return_lse, cross_keys > 0, call.out)
-    config = config_of(q, call.k_cache.shape[2])
+    config = paged_config(config_of(q, call.k_cache.shape[2]))
     window = None if call.window is None else min(call.window, LONGEST_WINDOW)
     chunks = triton.cdiv(keys, config.block_n)
     if window is not None:  # which may begin and end within a chunk
