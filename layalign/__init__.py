@@ -25,6 +25,10 @@ if TYPE_CHECKING:  # the names below as they see them
     from layalign.kernels.adaptive_fusion_attention import (
         adaptive_fusion_attention_reference as adaptive_fusion_attention_reference,
     )
+    from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_decode_paged as adaptive_fusion_decode_paged
+    from layalign.kernels.adaptive_fusion_attention import (
+        adaptive_fusion_decode_paged_reference as adaptive_fusion_decode_paged_reference,
+    )
     from layalign.kernels.layerwise_aligner import cross_key_values as cross_key_values
     from layalign.kernels.layerwise_aligner import cross_key_values_reference as cross_key_values_reference
     from layalign.kernels.layerwise_aligner import fold_key_values as fold_key_values
@@ -41,6 +45,8 @@ __version__ = "0.1.0"
 _OPERATORS = {
     "adaptive_fusion_attention": "layalign.kernels.adaptive_fusion_attention",
     "adaptive_fusion_attention_reference": "layalign.kernels.adaptive_fusion_attention",
+    "adaptive_fusion_decode_paged": "layalign.kernels.adaptive_fusion_attention",
+    "adaptive_fusion_decode_paged_reference": "layalign.kernels.adaptive_fusion_attention",
     "layer_mix": "layalign.kernels.layerwise_aligner",
     "layer_mix_reference": "layalign.kernels.layerwise_aligner",
     "stream_linear": "layalign.kernels.layerwise_aligner",

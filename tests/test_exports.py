@@ -8,7 +8,8 @@ import sys
 import pytest
 
 OPERATORS = ("layer_mix", "stream_linear", "cross_key_values", "fold_key_values")
-KERNELS = [*OPERATORS, *(f"{name}_reference" for name in OPERATORS), "adaptive_fusion_attention_reference"]
+PAGED = "adaptive_fusion_decode_paged"
+KERNELS = [*OPERATORS, PAGED, *(f"{name}_reference" for name in (*OPERATORS, PAGED, "adaptive_fusion_attention"))]
 TRAIN = ["train", "load_recipe", "Recipe", "StageRecipe", "DataSource"]
 
 

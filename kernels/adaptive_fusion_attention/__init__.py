@@ -9,12 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend
-from . import flash_backend, torch_backend
+from ..dispatch import autocast_dtype, cast_for_autocast, choose_backend, malformed
+from . import flash_backend, paged, torch_backend
 from .call import Call, check
-from .reference import adaptive_fusion_attention_reference, attend_reference
+from .reference import (
+    adaptive_fusion_attention_reference,
+    adaptive_fusion_decode_paged_reference,
+    attend_reference,
+)
 
-__all__ = ["adaptive_fusion_attention", "adaptive_fusion_attention_reference"]
+__all__ = [
+    "adaptive_fusion_attention",
+    "adaptive_fusion_attention_reference",
+    "adaptive_fusion_decode_paged",
+    "adaptive_fusion_decode_paged_reference",
+]
 
 # Name -> function of a checked Call and whether log-sum-exps are wanted.
 _BACKENDS: dict[str, Callable[[Call, bool], Any]] = {
@@ -106,6 +115,80 @@ def adaptive_fusion_attention(
     return _run(call, return_lse, backend)
 
 
+def adaptive_fusion_decode_paged(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    cross_k_cache: Tensor,
+    cross_v_cache: Tensor,
+    cross_block_table: Tensor,
+    cross_seq_lens: Tensor,
+    gate: Tensor,
+    *,
+    sink: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    return_lse: bool = False,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """`adaptive_fusion_attention` of the last few tokens of each row over keys and values that lie in pages, as in serving engines: both
+    terms in one launch, which follows the block tables and copies nothing. No gradients.
+
+    Args:
+        q: (B, Hq, S, D) queries in fp32, fp16 or bf16, those of the last S keys of each row; S from 1 to 16, D <= 256.
+        k_cache, v_cache: (pages, keys of a page, Hkv, D), Hq a multiple of Hkv; any strides with a unit last one, so that both may be
+            views of one tensor.
+        block_table: (B, n) int32: key i of row b lies in page block_table[b, i // keys of a page]. Entries for no key that is read,
+            past a row's length or before its window, may hold anything.
+        seq_lens: (B,) int32: how many keys each row has, the queries' own among them; 0 is a row of padding, whose output is 0.
+        cross_k_cache, cross_v_cache, cross_block_table, cross_seq_lens: the same of the cross keys, with pages of a size of their own. A
+            row without cross keys, length 0, has self-attention alone.
+        gate, sink, scale, window, softcap, return_lse: as in `adaptive_fusion_attention`.
+        out: (B, Hq, S, D) in the dtype of q, written to and returned; None makes one.
+        backend: "triton", "torch" (gathers the pages, then PyTorch's attention), "reference", or "auto": "triton" on GPUs that it
+            covers, but not in fp32 with D > 64, else "torch".
+
+    Returns:
+        (B, Hq, S, D) in the dtype of q; with return_lse (output, self_lse, cross_lse). Bits do not depend on pages: they are those of
+        `adaptive_fusion_attention` over the same keys end to end, wherever that decodes. What unused slots hold, NaN included,
+        reaches nothing.
+
+    Autocast is not followed. On a GPU nobody looks at what block tables and lengths hold, which would wait for the device: a length is cut
+    to the table's pages, and a page that is not there is a read outside the cache.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes; gradients among that.
+    """
+    caches = (k_cache, v_cache, block_table, seq_lens, cross_k_cache, cross_v_cache, cross_block_table, cross_seq_lens)
+    call = paged.PagedCall(q, *caches, gate, sink, out, scale, window, softcap)
+    if _is_for_triton(backend, q) and isinstance(return_lse, bool):
+        results: Any = operator.decode_pages_again(call, return_lse)
+        if results is not None:
+            return results
+    available = tuple(name for name in _BACKENDS if name != "flash")
+    name = choose_backend(backend, available, "adaptive_fusion_decode_paged", q)
+    paged.check(call, return_lse, name)
+    if name == "triton" and not operator.decodes(q):
+        if backend == "triton" and q.shape[0]:
+            raise malformed(
+                'backend="triton"',
+                f"{q.dtype} with D = {q.shape[3]}",
+                "float32 with D up to 64, or float16 or bfloat16",
+            )
+        name = "torch"
+    call = call._replace(**_positive_scale(call))
+    if name == "triton":
+        return operator.decode_pages_planned(call, return_lse)
+    found = _BACKENDS[name](paged.gathered(call), return_lse)
+    if out is None:
+        return found
+    return (out.copy_(found[0]), *found[1:]) if return_lse else out.copy_(found)
+
+
 def _is_for_triton(backend, q):
     """Whether a call may have a plan."""
     if backend == "auto":
@@ -118,8 +201,14 @@ def _is_for_triton(backend, q):
 def _run(call, return_lse, backend):
     name = choose_backend(backend, tuple(_BACKENDS), "adaptive_fusion_attention", call.q)
     check(call, return_lse, name)
-    if call.scale is not None and call.scale <= 0 and name != "reference":
-        # Kernels look for the largest score before they scale, PyTorch's too: it gives NaN where keys are masked.
-        q, scale = (call.q * 0, 1.0) if call.scale == 0 else (-call.q, -call.scale)
-        call = call._replace(q=q, scale=scale)
+    if name != "reference":
+        call = call._replace(**_positive_scale(call))
     return _BACKENDS[name](call, return_lse)
+
+
+def _positive_scale(call):
+    """What to replace in a call whose scale is not positive: kernels look for the largest score before they scale, PyTorch's too, which
+    gives NaN where keys are masked."""
+    if call.scale is None or call.scale > 0:
+        return {}
+    return {"q": call.q * 0, "scale": 1.0} if call.scale == 0 else {"q": -call.q, "scale": -call.scale}

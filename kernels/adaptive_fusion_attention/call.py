@@ -45,6 +45,7 @@ SCHEMA = (
 )
 FLAT_TENSORS = 14  # of the flat form, first; the others are numbers
 FLAT_NUMBERS = 5
+MOST_QUERIES = 16  # that decoding takes
 FLOATS = 7  # of the flat form, first: what may have gradients; the last of them may be None
 
 
@@ -109,25 +110,29 @@ def check(call: Call, return_lse: object, backend: str) -> None:
     q = call.q
     _check_keys(call)
     check_gate(call.gate, q)
-    _check_sink(call.sink, q)
+    check_sink(call.sink, q)
     for name, flag in (("causal", call.causal), ("return_lse", return_lse)):
         if not isinstance(flag, bool):
             raise malformed(name, repr(flag), "True or False")
-    if call.scale is not None and not _is_number(call.scale):
-        raise malformed("scale", repr(call.scale), "a finite number or None")
-    if call.window is not None:
-        if not _is_integer(call.window) or call.window < 1:
-            raise malformed("window", repr(call.window), "a positive int or None")
-        if not call.causal:
-            raise malformed("window", f"{call.window} with causal=False", "None without causal")
-    if call.softcap is not None and not (_is_number(call.softcap) and call.softcap > 0):
-        raise malformed("softcap", repr(call.softcap), "a positive finite number or None")
+    check_numbers(call.scale, call.window, call.softcap)
+    if call.window is not None and not call.causal:
+        raise malformed("window", f"{call.window} with causal=False", "None without causal")
     _check_mask("key_mask", call.key_mask, (q.shape[0], call.k.shape[2]), q)
     _check_mask("cross_mask", call.cross_mask, (call.cross_k.shape[0], call.cross_k.shape[2]), q)
     _check_span("key_span", call.key_span, q.shape[0], q)
     _check_span("cross_span", call.cross_span, call.cross_k.shape[0], q)
     _check_query_start(call.query_start, q)
     _check_packing(call)
+
+
+def check_numbers(scale: Any, window: Any, softcap: Any) -> None:
+    """Raises ValueError for numbers that no call takes."""
+    if scale is not None and not _is_number(scale):
+        raise malformed("scale", repr(scale), "a finite number or None")
+    if window is not None and (not _is_integer(window) or window < 1):
+        raise malformed("window", repr(window), "a positive int or None")
+    if softcap is not None and not (_is_number(softcap) and softcap > 0):
+        raise malformed("softcap", repr(softcap), "a positive finite number or None")
 
 
 def _check_keys(call):
@@ -142,14 +147,14 @@ def _check_keys(call):
         raise malformed("k", f"{kv_heads} heads", f"a number that divides the {heads} heads of q")
     if keys < queries:
         raise malformed("k", f"{keys} keys", f"at least as many as queries, {queries}")
-    _check_shape("v", call.v, (batch, kv_heads, keys, width))
+    check_shape("v", call.v, (batch, kv_heads, keys, width))
     if cross_k.dim() != 4 or (cross_k.shape[1], cross_k.shape[3]) != (kv_heads, width):
         raise malformed("cross_k", f"shape {tuple(cross_k.shape)}", f"({batch}, {kv_heads}, T, {width})")
     cross_rows, cross_keys = cross_k.shape[0], cross_k.shape[2]
     if cross_rows != batch and (cross_rows == 0 or batch % cross_rows):
         takes = f"{batch}, the batch of q, or a number that divides it"
         raise malformed("cross_k", f"{cross_rows} batch rows", takes)
-    _check_shape("cross_v", call.cross_v, (cross_rows, kv_heads, cross_keys, width))
+    check_shape("cross_v", call.cross_v, (cross_rows, kv_heads, cross_keys, width))
 
 
 def _is_number(value):
@@ -161,12 +166,14 @@ def _is_integer(value):
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
-def _check_shape(name, tensor, shape):
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for another shape."""
     if tuple(tensor.shape) != shape:
         raise malformed(name, f"shape {tuple(tensor.shape)}", shape)
 
 
-def _check_device(name, tensor, q):
+def check_device(name: str, tensor: Tensor, q: Tensor) -> None:
+    """Raises ValueError for another device than that of q."""
     if tensor.device != q.device:
         raise malformed(name, f"a tensor on {tensor.device}", f"one on the device of q, {q.device}")
 
@@ -176,8 +183,8 @@ def _check_mask(name, mask, shape, q):
         return
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
         raise malformed(name, getattr(mask, "dtype", type(mask).__name__), "a bool tensor, True = attend, or None")
-    _check_shape(name, mask, shape)
-    _check_device(name, mask, q)
+    check_shape(name, mask, shape)
+    check_device(name, mask, q)
 
 
 def _check_span(name, span, rows, q):
@@ -185,11 +192,12 @@ def _check_span(name, span, rows, q):
         return
     if not isinstance(span, torch.Tensor) or span.dtype != torch.int32:
         raise malformed(name, getattr(span, "dtype", type(span).__name__), f"({rows}, 2) int32, begin and end, or None")
-    _check_shape(name, span, (rows, 2))
-    _check_device(name, span, q)
+    check_shape(name, span, (rows, 2))
+    check_device(name, span, q)
 
 
-def _check_sink(sink, q):
+def check_sink(sink: object, q: Tensor) -> None:
+    """Raises ValueError for a sink that does not fit q, (B, Hq, S, D)."""
     if sink is None:
         return
     heads = q.shape[1]
@@ -198,7 +206,7 @@ def _check_sink(sink, q):
         raise malformed("sink", got, f"({heads},), a score for each head, or None")
     if sink.dtype not in (q.dtype, torch.float32):
         raise malformed("sink", sink.dtype, f"float32 or the dtype of q, {q.dtype}")
-    _check_device("sink", sink, q)
+    check_device("sink", sink, q)
 
 
 def _check_query_start(query_start, q):
@@ -209,7 +217,7 @@ def _check_query_start(query_start, q):
             raise malformed("query_start", query_start.dtype, "an int, or an int32 or int64 tensor")
         if tuple(query_start.shape) not in ((), (q.shape[0],)):
             raise malformed("query_start", f"shape {tuple(query_start.shape)}", f"an int, () or ({q.shape[0]},)")
-        _check_device("query_start", query_start, q)
+        check_device("query_start", query_start, q)
     elif not _is_integer(query_start) or query_start < 0:
         raise malformed("query_start", repr(query_start), "an int from 0 up, an integer tensor or None")
 
@@ -234,7 +242,7 @@ def _check_packing(call):
             raise malformed(name, getattr(bounds, "dtype", type(bounds).__name__), "an int32 tensor (n + 1,)")
         if bounds.dim() != 1 or bounds.shape[0] < 1 or bounds.shape != cu_seqlens.shape:
             raise malformed(name, f"shape {tuple(bounds.shape)}", "(n + 1,), the same n for both")
-        _check_device(name, bounds, call.q)
+        check_device(name, bounds, call.q)
         if bounds.shape[0] == 1 and total > 0:
             raise malformed(name, f"no sequence for {total} positions", "bounds of at least one")
     check_bounds(call)
@@ -247,14 +255,15 @@ def _packings(call):
 
 
 def check_bounds(call: Call) -> None:
-    """Raises ValueError for bounds of packed sequences with wrong values, where `_may_look`: they are no part of a plan."""
+    """Raises ValueError for bounds of packed sequences with wrong values, where `may_look`: they are no part of a plan."""
     for name, bounds, total in _packings(call):
-        if bounds is not None and _may_look(bounds):
+        if bounds is not None and may_look(bounds):
             values = bounds.tolist()
             if values[0] != 0 or values[-1] != total or any(a > b for a, b in pairwise(values)):
                 raise malformed(name, values, f"bounds that start at 0, never fall and end at {total}")
 
 
-def _may_look(bounds):
-    """Whether reading bounds costs no wait for a device and no graph break. Elsewhere `packing.repaired` makes any bounds safe."""
-    return bounds.device.type == "cpu" and not torch.compiler.is_compiling()
+def may_look(x: Tensor) -> bool:
+    """Whether reading what lies in a tensor costs no wait for a device and no graph break. Elsewhere `packing.repaired` makes any
+    bounds safe."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import gates
 from .call import FLOATS, Call, first_query, with_rows_repeated, with_spans_as_masks
+from .paged import PagedCall, gathered
 
 
 def adaptive_fusion_attention_reference(
@@ -55,6 +56,31 @@ def adaptive_fusion_attention_reference(
         cross_cu_seqlens,
     )
     return attend_reference(Call(*tensors, query_start, causal, scale, window, softcap), return_lse, upcast=upcast)
+
+
+def adaptive_fusion_decode_paged_reference(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    cross_k_cache: Tensor,
+    cross_v_cache: Tensor,
+    cross_block_table: Tensor,
+    cross_seq_lens: Tensor,
+    gate: Tensor,
+    *,
+    sink: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    return_lse: bool = False,
+    upcast: bool = True,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """Arguments and results of `adaptive_fusion_decode_paged`, unchecked; upcast as in `adaptive_fusion_attention_reference`."""
+    caches = (k_cache, v_cache, block_table, seq_lens, cross_k_cache, cross_v_cache, cross_block_table, cross_seq_lens)
+    call = PagedCall(q, *caches, gate, sink, None, scale, window, softcap)
+    return attend_reference(gathered(call), return_lse, upcast=upcast)
 
 
 def attend_reference(

@@ -11,8 +11,10 @@ from .gpu.backward import backward
 from .gpu.decode import decode
 from .gpu.forward import Kept, forward
 from .gpu.launch_table import decode_config, launch_config
+from .gpu.paged import decode_pages
+from .paged import PagedCall
 
-VARIANTS = ("causal", "spanned", "padded", "everything", "packed", "decode")
+VARIANTS = ("causal", "spanned", "padded", "everything", "packed", "decode", "paged")
 BY_HEAD_DIM = True
 
 
@@ -23,7 +25,7 @@ def lengths(variant: str, **of_launch_table: Any) -> tuple[int, ...]:
     """
     if variant == "packed":
         return (4096,)
-    if variant == "decode":
+    if variant in ("decode", "paged"):
         of_launch_table = {name: of_launch_table[name] for name in ("architecture", "dtype", "head_dim")}
         return (1, 8, 16) if decode_config(**of_launch_table, rows=1) else ()
     of_launch_table["plain"] = variant in ("causal", "spanned")
@@ -43,9 +45,10 @@ def run(variant: str, head_dim: int, dtype: torch.dtype, length: int) -> None:
     everything: window, soft cap, both masks, a start per row and a gate per query.
     packed: sequences end to end in one row, with both masks.
     decode: `length` tokens over a cache, plainly and with everything; no backward.
+    paged: the same over pages of 16 keys, vLLM's, 64 rows at once plainly.
     """
-    if variant == "decode":
-        _decode(head_dim, dtype, length)
+    if variant in ("decode", "paged"):
+        (_decode if variant == "decode" else _paged)(head_dim, dtype, length)
         return
     packed, everything = variant == "packed", variant == "everything"
     batch, queries, cross_keys = (1 if packed else 2), length, 256
@@ -106,6 +109,41 @@ def _decode(head_dim, dtype, queries):
     decode(call(1, (1, 4, queries), **everything), True)
 
 
+def _paged(head_dim, dtype, queries):
+    """32 query heads over 8 key heads plainly; with everything 4 over 1, few enough that a second launch merges splits."""
+    everything = dict(gate_shape=(1, 4, queries), window=500, softcap=50.0)
+    for sizes in (dict(batch=64, heads=32, kv_heads=8), dict(batch=1, heads=4, kv_heads=1, **everything)):
+        decode_pages(paged_call(head_dim=head_dim, dtype=dtype, queries=queries, keys=1024, cross=256, **sizes), False)
+
+
+def paged_call(
+    *,
+    head_dim: int,
+    dtype: torch.dtype,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    queries: int,
+    keys: int,
+    cross: int,
+    gate_shape: tuple[int, ...] = (1,),
+    **options: Any,
+) -> PagedCall:
+    """A call over pages of 16 keys as vLLM lays them out, keys and values of a head beside each other."""
+
+    def empty(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def pages(count):
+        cache = empty(batch * count // 16, kv_heads, 16, 2 * head_dim).transpose(1, 2)
+        table = empty(batch, count // 16, dtype=torch.int32)
+        return *cache.split(head_dim, dim=-1), table, empty(batch, dtype=torch.int32)
+
+    q = empty(batch, queries, heads, head_dim).transpose(1, 2)
+    gate = empty(*gate_shape, dtype=torch.float32)
+    return PagedCall(q, *pages(keys), *pages(cross), gate, scale=head_dim**-0.5, **options)
+
+
 def call_of_sizes(
     *,
     head_dim: int,
@@ -127,8 +165,12 @@ def call_of_sizes(
     return Call(projected(heads, queries), k, v, cross_k, cross_v, gate, scale=head_dim**-0.5)
 
 
-def run_sizes(*, trained: bool, **sizes: Any) -> None:
-    """A `call_of_sizes`: forward, and backward where `trained`, or decoding over a cache where the queries are few and it is not."""
+def run_sizes(*, trained: bool, paged: bool = False, **sizes: Any) -> None:
+    """A `call_of_sizes`: forward, and backward where `trained`, or decoding over a cache where the queries are few and it is not; over
+    pages where `paged`."""
+    if paged:
+        decode_pages(paged_call(**sizes), False)
+        return
     call = call_of_sizes(**sizes)
     if call.q.shape[2] <= 16 and not trained:
         cache = torch.empty(call.k.shape, dtype=call.k.dtype, device="meta")

@@ -39,8 +39,9 @@ def config(text: str) -> LaunchConfig:
 
 
 def sizes(words: list[str]) -> dict[str, Any]:
-    """Sizes of an attention call from words such as B8 H32/8 S1024 T512 (N: keys, S by default; forward: no gradients)."""
-    got = {word[0]: word[1:] for word in words if word != "forward"}
+    """Sizes of an attention call from words such as B8 H32/8 S1024 T512 (N: keys, S by default; forward: no gradients; paged: those
+    of decoding over pages)."""
+    got = {word[0]: word[1:] for word in words if word not in ("forward", "paged")}
     heads, _, kv_heads = got.get("H", "32/32").partition("/")
     queries = int(got.get("S", 1024))
     return dict(
@@ -51,6 +52,7 @@ def sizes(words: list[str]) -> dict[str, Any]:
         keys=int(got.get("N", queries)),
         cross=int(got.get("T", 256)),
         trained="forward" not in words,
+        **({"paged": True} if "paged" in words else {}),
     )
 
 
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--variant", default="causal")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument(
-        "--sizes", nargs="*", help="of a plain causal call instead of a variant: B8 H32/8 S1024 T512 [forward]"
+        "--sizes", nargs="*", help="of a plain causal call instead of a variant: B8 H32/8 S1024 T512 [forward] [paged]"
     )
     given = parser.parse_args()
     operator = next(name for name, shipped in SHIPPED_CALLS.items() if given.variant in shipped.variants)

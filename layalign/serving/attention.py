@@ -12,6 +12,9 @@ from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention, CrossAttention
 from vllm.model_executor.layers.attention.attention import get_attention_context
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.platforms import current_platform
+
+from layalign.serving.settings import paged_decode_asked
 
 
 class CrossFusedAttention(nn.Module):
@@ -39,19 +42,39 @@ class CrossFusedAttention(nn.Module):
         )
         total = own.num_heads * get_tensor_model_parallel_world_size()
         self.gate = nn.Parameter(torch.zeros(total if gate == "head" else 1), requires_grad=False)
+        self.in_one_launch = paged_decode_asked() and self._decode_in_one_launch()
+
+    def _decode_in_one_launch(self) -> bool:
+        """Have the self-attention's implementation do both, and say whether it does. Where it cannot, answers are the same without:
+        a server starts on any machine with the same settings."""
+        from layalign.serving.paged_decode import PagedDecode, warn_once, why_not
+
+        reason = why_not(self.own, self.cross, current_platform.device_name)
+        if reason is not None:
+            warn_once(reason)
+            return False
+        self.own.impl.forward = PagedDecode(self.own, self.cross, self._gate_of_heads, get_attention_context)
+        return True
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Queries (tokens, Hq D), keys and values (tokens, Hkv D) -> (tokens, Hq D)."""
         # Cross keys and values are in the cache before the LLM runs, see `write`.
+        if self.in_one_launch:
+            return self.own(query, key, value)
         found = self.cross(query, None, None)
         return self.own(query, key, value) + found * self._gate_of_columns().to(found.dtype)
 
-    def _gate_of_columns(self) -> torch.Tensor:
-        """The gate (1,), or (Hq D,) of this process's heads."""
+    def _gate_of_heads(self) -> torch.Tensor:
+        """The gate (1,), or (Hq,) of this process's heads."""
         if len(self.gate) == 1:
             return self.gate
         first = get_tensor_model_parallel_rank() * self.own.num_heads
-        return self.gate[first : first + self.own.num_heads].repeat_interleave(self.own.head_size)
+        return self.gate[first : first + self.own.num_heads]
+
+    def _gate_of_columns(self) -> torch.Tensor:
+        """The gate (1,), or (Hq D,) of this process's heads."""
+        gate = self._gate_of_heads()
+        return gate if len(self.gate) == 1 else gate.repeat_interleave(self.own.head_size)
 
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put the cross keys and values (tokens, Hkv, D) of the requests whose prompts are read in this step into the cache.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,21 @@ KEY_NORMS = {
     "gemma2": None,
     "gemma3_text": "k_norm",
 }
+
+
+PAGED_DECODE = "LAYALIGN_PAGED_DECODE"
+
+
+def paged_decode_asked() -> bool:
+    """Whether LAYALIGN_PAGED_DECODE=1 asks for both attentions of a decoding step in one launch, which no GPU has run.
+
+    Raises:
+        ValueError: neither 0 nor 1.
+    """
+    given = os.environ.get(PAGED_DECODE, "0")
+    if given not in ("0", "1"):
+        raise ValueError(f"{PAGED_DECODE}: got {given!r}, takes 0 or 1")
+    return given == "1"
 
 
 class ServedConfig(LayAlignConfig):

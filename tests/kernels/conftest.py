@@ -45,6 +45,11 @@ def cases():
 
 
 @pytest.fixture(scope="session")
+def paged_cases():
+    return neighbour("paged_cases")
+
+
+@pytest.fixture(scope="session")
 def aligner_cases():
     return neighbour("aligner_cases")
 

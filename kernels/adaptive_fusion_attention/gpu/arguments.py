@@ -63,6 +63,8 @@ class Constants(NamedTuple):
     BLOCK_N: int = 0
     BLOCK_K: int = 0  # head width that a product of scores takes at a time, 0: all of it
     CHUNKS: int = 0  # partial results of decoding read at a time
+    PAGE: int = 0  # keys of a page of decoding's own keys, 0 where they lie end to end
+    CROSS_PAGE: int = 0
 
 
 # What a tuned configuration depends on besides sizes.

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ...tiles import vector, zeros
-from .rows import load_rows, row_offsets
+from .rows import load_tile, row_offsets
 from .scores import LOG2_E, capped_scores
 from .spans import band_visible
 
@@ -20,12 +20,19 @@ BESIDE_VALUES = tl.constexpr(4)
 
 class ChunkTerm(NamedTuple):
     """Keys begin .. end of one key head, in chunks counted from its first key: pointers to that key and value with strides s_k and s_v,
-    to its row of the mask, and the key indices of the rows, o_query [BM]."""
+    to its row of the mask, and the key indices of the rows, o_query [BM].
+
+    In pages of keys: pointers to the head in page 0, with strides s_page_k and s_page_v from page to page, and to the row of the block
+    table, which has the numbers of its pages.
+    """
 
     p_k: object
     p_v: object
     s_k: object
     s_v: object
+    s_page_k: object
+    s_page_v: object
+    p_pages: object
     p_mask: object
     begin: object
     end: object
@@ -81,19 +88,32 @@ def nothing_attended(C: tl.constexpr):
 
 
 @triton.jit
-def load_columns(p_head, s_row, first, m_used, BLOCK: tl.constexpr, C: tl.constexpr):
-    """`load_rows` transposed, [BLOCK_D, BLOCK]. A tile transposed later is not read ahead below Hopper, and spills 3 KB."""
-    p_head += tl.cast(first, tl.int64) * s_row
-    o_value = tl.arange(0, C.BLOCK_D)[:, None]
-    # [BLOCK_D, BLOCK]
-    p_columns = p_head + (o_value + row_offsets(tl.arange(0, BLOCK), s_row, C)[None, :])
-    return tl.load(p_columns, mask=m_used[None, :] & (o_value < C.HEAD_DIM), other=0.0)
+def pages_of_keys(term, first, o_key, m_used, PAGE: tl.constexpr):
+    """Which page each key [BN] of a chunk lies in, [BN]; a number that nobody reads where keys do not lie in pages of PAGE > 0."""
+    b_page = first
+    if PAGE > 0:
+        # An entry for no used key may hold anything.
+        b_page = tl.load(term.p_pages + o_key // PAGE, mask=m_used, other=0).to(tl.int64)
+    return b_page
+
+
+@triton.jit
+def chunk_rows(p_head, s_row, s_page, first, b_page, BLOCK: tl.constexpr, PAGE: tl.constexpr, C: tl.constexpr):
+    """-> pointer, and offsets from it [BLOCK] of the rows first .. first + BLOCK of a head: one after the other, or each in its page."""
+    o_row = tl.arange(0, BLOCK)
+    if PAGE > 0:
+        o_place = b_page * s_page + row_offsets((first + o_row) % PAGE, s_row, C)
+    else:
+        p_head += tl.cast(first, tl.int64) * s_row
+        o_place = row_offsets(o_row, s_row, C)
+    return p_head, o_place
 
 
 @triton.jit
 def attend_chunk(b_q, term, chunk, scale, softcap, C: tl.constexpr, CROSS: tl.constexpr, MASKED: tl.constexpr):
     """Softmax of rows [BLOCK_D, BM] over one chunk of a ChunkTerm -> Attended. scale: of the scores, in base 2."""
     CAPPED: tl.constexpr = C.CAPPED and not CROSS
+    PAGE: tl.constexpr = C.CROSS_PAGE if CROSS else C.PAGE
     unit = unit_before(scale, CAPPED, EXACT=b_q.dtype == tl.float32)
     rest = unit_after(scale, CAPPED, EXACT=b_q.dtype == tl.float32)
     # [BN]
@@ -101,8 +121,11 @@ def attend_chunk(b_q, term, chunk, scale, softcap, C: tl.constexpr, CROSS: tl.co
     m_used = (o_key >= term.begin) & (o_key < term.end)
     if MASKED:
         m_used = m_used & (tl.load(term.p_mask + o_key, mask=m_used, other=0) != 0)
+    first = chunk * C.BLOCK_N
+    b_page = pages_of_keys(term, first, o_key, m_used, PAGE)
+    p_k, o_place = chunk_rows(term.p_k, term.s_k, term.s_page_k, first, b_page, C.BLOCK_N, PAGE, C)
     # [BN, BLOCK_D]
-    b_k = load_rows(term.p_k, term.s_k, chunk * C.BLOCK_N, m_used, C.BLOCK_N, C)
+    b_k = load_tile(p_k + (o_place[:, None] + tl.arange(0, C.BLOCK_D)[None, :]), m_used, C)
     # [BN, BM]
     b_scores = tl.dot(b_k, b_q, input_precision=C.PRECISION)
     if CAPPED:
@@ -116,8 +139,10 @@ def attend_chunk(b_q, term, chunk, scale, softcap, C: tl.constexpr, CROSS: tl.co
     b_base = tl.where(b_top == -float("inf"), 0.0, b_top)
     # [BN, BM]
     b_weights = tl.exp2((b_scores * unit - b_base[None, :]) * rest)
-    # [BLOCK_D, BN]
-    b_v = load_columns(term.p_v, term.s_v, chunk * C.BLOCK_N, m_used, C.BLOCK_N, C)
+    p_v, o_place = chunk_rows(term.p_v, term.s_v, term.s_page_v, first, b_page, C.BLOCK_N, PAGE, C)
+    o_value = tl.arange(0, C.BLOCK_D)[:, None]
+    # [BLOCK_D, BN], read so: a tile transposed later is not read ahead below Hopper, and spills 3 KB.
+    b_v = tl.load(p_v + (o_value + o_place[None, :]), mask=m_used[None, :] & (o_value < C.HEAD_DIM), other=0.0)
     # [BLOCK_D, BM]
     b_values = tl.dot(b_v, b_weights.to(b_v.dtype), input_precision=C.PRECISION)
     return Attended(b_top, tl.sum(b_weights, 0), b_values)

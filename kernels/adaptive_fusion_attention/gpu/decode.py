@@ -7,16 +7,16 @@ same order, so that neither the batch nor the number of splits changes a bit.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...launch import architecture, dot_precision, launch, multiprocessors
+from ...launch import LaunchConfig, architecture, dot_precision, launch, multiprocessors
 from ...plans import fresh, nothing
-from ..call import Call
+from ..call import MOST_QUERIES, Call
 from .arguments import (
     LONGEST_WINDOW,
     Constants,
@@ -35,6 +35,7 @@ from .decode_rows import (
     DecodeOutputs,
     cross_span,
     load_partial,
+    mask_row,
     partial_rows,
     row_pointers,
     self_span,
@@ -47,7 +48,6 @@ from .rows import head_pointer
 from .scores import LOG2_E
 from .terms import Inputs
 
-MOST_QUERIES = 16
 _UNSPLIT_CHUNKS = 4  # a program reads so many in about the time that a second launch takes
 
 # What changes from one step to the next, strides of masks among it: nothing here may compile another kernel.
@@ -57,19 +57,25 @@ _CHANGING += ["softcap", "sharing", "chunks", "splits"]
 
 @triton.jit
 def attend_chunks(
-    b_q, k, v, span, batch, tile, window, partials, first, last, place, scale, softcap, chunks, splits,
+    b_q, k, v, span, batch, pages, s_pages, tile, window, partials, first, last, place, scale, softcap, chunks, splits,
     C: tl.constexpr, CROSS: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
     """The Attended of chunks first .. last of a KeySpan, merged in order; where there are splits, stores each chunk's instead.
 
-    batch: row of k and v; place: where the partial result of chunk 0 of the span belongs.
+    batch: row of k and v, or of `pages`, their block table; place: where the partial result of chunk 0 of the span belongs.
     """
     rest = unit_after(scale, C.CAPPED and not CROSS, EXACT=b_q.dtype == tl.float32)
+    page = batch
+    if pages is not None:
+        page = 0
     term = ChunkTerm(
-        head_pointer(k, batch, tile.kv_head, span.origin),
-        head_pointer(v, batch, tile.kv_head, span.origin),
+        head_pointer(k, page, tile.kv_head, span.origin),
+        head_pointer(v, page, tile.kv_head, span.origin),
         k.row,
         v.row,
+        k.batch,
+        v.batch,
+        mask_row(pages, s_pages, batch, 0),
         span.p_mask,
         span.begin,
         span.end,
@@ -92,14 +98,16 @@ def decode_kernel(
     inputs, outputs, masks, s_mask, s_cross_mask, queries, keys, cross_keys, start, s_start, window, scale, softcap,
     sharing, chunks, splits, C: tl.constexpr
 ):  # fmt: skip
-    """Rows of one key head over all its chunks, or over the share of one split: shapes as in `adaptive_fusion_attention`.
+    """Rows of one key head over all its chunks, or over the share of one split: shapes as in `adaptive_fusion_attention`, or
+    as in `adaptive_fusion_decode_paged`, where a batch stride of keys is that of pages.
 
-    sharing: batch rows that read one row of cross keys; chunks: that there is room for in `partials`, a head.
+    s_mask, s_cross_mask: row strides of masks or of block tables; sharing: batch rows that read one row of cross keys;
+    chunks: that there is room for in `partials`, a head.
     """
     tile = tile_of_rows(queries, C)
     cross_batch = tile.batch // sharing
-    own = self_span(masks.self_mask, s_mask, masks.spans, tile.batch, queries, keys, start, s_start, window, C)
-    cross = cross_span(masks.cross_mask, s_cross_mask, masks.cross_spans, cross_batch, cross_keys, C)
+    own = self_span(masks, s_mask, tile.batch, queries, keys, start, s_start, window, C)
+    cross = cross_span(masks, s_cross_mask, cross_batch, cross_keys, C)
     share = tl.cdiv(cross.chunks + own.chunks, splits)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, cross.chunks + own.chunks)
@@ -111,12 +119,12 @@ def decode_kernel(
     cross_attended = None
     if C.CROSS:
         cross_attended = attend_chunks(
-            b_q, inputs.cross_k, inputs.cross_v, cross, cross_batch, tile, window, outputs.partials,
+            b_q, inputs.cross_k, inputs.cross_v, cross, cross_batch, masks.cross_pages, s_cross_mask, tile, window, outputs.partials,
             first, tl.minimum(last, cross.chunks), 0, scale, softcap, chunks, splits, C, CROSS=True,
             MASKED=masks.cross_mask is not None,
         )  # fmt: skip
     attended = attend_chunks(
-        b_q, inputs.k, inputs.v, own, tile.batch, tile, window, outputs.partials,
+        b_q, inputs.k, inputs.v, own, tile.batch, masks.pages, s_mask, tile, window, outputs.partials,
         tl.maximum(first - cross.chunks, 0), last - cross.chunks, cross.chunks, scale, softcap, chunks, splits, C, CROSS=False,
         MASKED=masks.self_mask is not None,
     )  # fmt: skip
@@ -156,8 +164,8 @@ def combine_kernel(
 ):  # fmt: skip
     """A few rows of one key head: what their chunks left, merged in the order of chunks."""
     tile = tile_of_rows(queries, C)
-    own = self_span(masks.self_mask, s_mask, masks.spans, tile.batch, queries, keys, start, s_start, window, C)
-    cross = cross_span(masks.cross_mask, s_cross_mask, masks.cross_spans, tile.batch // sharing, cross_keys, C)
+    own = self_span(masks, s_mask, tile.batch, queries, keys, start, s_start, window, C)
+    cross = cross_span(masks, s_cross_mask, tile.batch // sharing, cross_keys, C)
     scale = scale * LOG2_E
     cross_attended = None
     if C.CROSS:
@@ -170,9 +178,9 @@ def combine_kernel(
 
 
 class Decoded(NamedTuple):
-    """out (B, Hq, S, D) and, where wanted, both log-sum-exps (B, Hq, S) fp32."""
+    """out (B, Hq, S, D) and, where wanted, both log-sum-exps (B, Hq, S) fp32; out None of pages whose caller brings one."""
 
-    out: Tensor
+    out: Tensor | None
     self_lse: Tensor | None
     cross_lse: Tensor | None
 
@@ -186,63 +194,96 @@ def decodes(q: Tensor) -> bool:
 def decode(call: Call, return_lse: bool) -> Decoded:
     """The results of a call of at least one query and one batch row, whose scale is given."""
     q, k, v, cross_k, cross_v = (unit_stride(x) for x in call[:5])
-    (batch, heads, queries, width), kv_heads, keys, cross_keys = q.shape, k.shape[1], k.shape[2], cross_k.shape[2]
-    group, crossing = heads // kv_heads, cross_keys > 0
+    keys, cross_keys = k.shape[2], cross_k.shape[2]
+    crossing = cross_keys > 0
+    results = empty_results(q, return_lse, crossing)
+    config = config_of(q, k.shape[1])
+    mask, s_mask = mask_and_stride(call.key_mask)
+    cross_mask, s_cross_mask = mask_and_stride(call.cross_mask if crossing else None)
+    spans = map(contiguous, (call.key_span, call.cross_span if crossing else None))
+    attend_in_chunks(
+        config,
+        Inputs(*map(rows, (q, k, v, cross_k, cross_v)), gate_rows(call.gate, q), contiguous(call.sink)),
+        results,
+        DecodeMasks(mask, cross_mask, *spans),
+        Lengths(s_mask, s_cross_mask, q.shape[2], keys, cross_keys),
+        _place(call, config.block_n),
+        (call.scale, call.softcap, q.shape[0] // cross_k.shape[0]),
+        GROUP=q.shape[1] // k.shape[1],
+        WIDE=is_wide((k, v, cross_k, cross_v), config.block_n),
+        CAUSAL=call.causal,
+    )
+    return results
+
+
+def config_of(q: Tensor, kv_heads: int) -> LaunchConfig:
+    """The launch table's line for queries that `decodes` takes."""
+    count = q.shape[1] // kv_heads * q.shape[2]
+    return decode_config(architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], rows=count)
+
+
+def empty_results(q: Tensor, return_lse: bool, crossing: bool, out: Tensor | None = None) -> Decoded:
+    """Room for the results; out: where there is some."""
     self_lse = cross_lse = None
     if return_lse:
         self_lse = fresh(q.new_empty(q.shape[:3], dtype=torch.float32))
         cross_lse = fresh(torch.empty_like(self_lse)) if crossing else torch.full_like(self_lse, -torch.inf)
-    results = Decoded(fresh(empty_like(q)), self_lse, cross_lse)
+    return Decoded(fresh(empty_like(q)) if out is None else out, self_lse, cross_lse)
 
-    arch = architecture(q.device)
-    config = decode_config(architecture=arch, dtype=q.dtype, head_dim=width, rows=group * queries)
-    place = _place(call, config.block_n)
-    chunks = place.chunks + triton.cdiv(cross_keys, config.block_n)
-    programs = batch * kv_heads * triton.cdiv(group * queries, config.block_m)
-    splits = split_count(programs, chunks, q.device)
+
+def attend_in_chunks(
+    config: LaunchConfig,
+    inputs: Inputs,
+    results: Decoded,
+    masks: DecodeMasks,
+    lengths: Lengths,
+    place: Place,
+    numbers: tuple[float, float | None, int],
+    **constants: Any,
+) -> None:
+    """Launch the kernels of a call.
+
+    numbers: scale, soft cap, and how many batch rows read one row of cross keys; constants: those that follow from nothing else.
+    """
+    q = inputs.q.pointer
+    (batch, heads, queries, width), arch = q.shape, architecture(q.device)
+    scale, softcap, sharing = numbers
+    chunks = place.chunks + triton.cdiv(lengths.cross_keys, config.block_n)
+    compiled_for = Constants(
+        HEADS=heads,
+        HEAD_DIM=width,
+        BLOCK_D=block_of_width(width),
+        WINDOWED=place.window is not None,
+        CAPPED=softcap is not None,
+        CROSS=lengths.cross_keys > 0,
+        START_PER_ROW=isinstance(place.start, Tensor),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        **constants,
+    )
+    group = compiled_for.GROUP
+
+    def programs(block):
+        return batch * (heads // group) * triton.cdiv(group * queries, block)
+
+    splits = split_count(programs(config.block_m), chunks, q.device)
     partials = nothing(q.device)
     if splits > 1:
         size = batch * heads * queries * chunks * (width + BESIDE_VALUES.value)
         partials = fresh(q.new_empty(size, dtype=torch.float32))
-    gate = gate_rows(call.gate, q)
-    mask, s_mask = mask_and_stride(call.key_mask)
-    cross_mask, s_cross_mask = mask_and_stride(call.cross_mask if crossing else None)
-    spans = map(contiguous, (call.key_span, call.cross_span if crossing else None))
-    shared = (
-        DecodeOutputs(rows(results.out), self_lse, cross_lse, partials),
-        DecodeMasks(mask, cross_mask, *spans),
-        s_mask,
-        s_cross_mask,
-        *(queries, keys, cross_keys, place.start, place.stride, place.window or 0),
-        *(call.scale, call.softcap or 0.0, batch // cross_k.shape[0], chunks),
-    )
-    constants = Constants(
-        WIDE=is_wide((k, v, cross_k, cross_v), config.block_n),
-        HEADS=heads,
-        HEAD_DIM=width,
-        BLOCK_D=block_of_width(width),
-        GROUP=group,
-        CAUSAL=call.causal,
-        WINDOWED=place.window is not None,
-        CAPPED=call.softcap is not None,
-        CROSS=crossing,
-        START_PER_ROW=isinstance(place.start, Tensor),
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-    )
-    sink = contiguous(call.sink)
-    inputs = Inputs(*map(rows, (q, k, v, cross_k, cross_v)), gate, sink)
-    precision = dot_precision(q.dtype, arch)
-    launch(
-        decode_kernel, (programs, splits), config, inputs, *shared, splits, C=constants._replace(PRECISION=precision)
-    )
+    assert results.out is not None
+    outputs = DecodeOutputs(rows(results.out), results.self_lse, results.cross_lse, partials)
+    shared = (outputs, masks, *lengths, place.start, place.stride, place.window or 0)
+    shared += (scale, softcap or 0.0, sharing, chunks)
+    precise = compiled_for._replace(PRECISION=dot_precision(q.dtype, arch))
+    launch(decode_kernel, (programs(config.block_m), splits), config, inputs, *shared, splits, C=precise)
     if splits > 1:
         config = combine_config(arch)
-        programs = batch * kv_heads * triton.cdiv(group * queries, config.block_m)
-        exact = q.dtype == torch.float32
-        constants = constants._replace(EXACT=exact, BLOCK_M=config.block_m, CHUNKS=config.block_k)
-        launch(combine_kernel, (programs,), config, gate, sink, *shared, C=constants)
-    return results
+        sizes = dict(BLOCK_M=config.block_m, CHUNKS=config.block_k)
+        constants_of_sum = compiled_for._replace(EXACT=q.dtype == torch.float32, **sizes)
+        launch(
+            combine_kernel, (programs(config.block_m),), config, inputs.gate, inputs.sink, *shared, C=constants_of_sum
+        )
 
 
 def split_count(programs: int, chunks: int, device: torch.device) -> int:
@@ -253,7 +294,17 @@ def split_count(programs: int, chunks: int, device: torch.device) -> int:
     return max(1, min(side_by_side // programs, chunks))
 
 
-class _Place(NamedTuple):
+class Lengths(NamedTuple):
+    """Row strides of masks or of block tables, and how many queries, keys and cross keys there are: of pages, the room for them."""
+
+    s_mask: int
+    s_cross_mask: int
+    queries: int
+    keys: int
+    cross_keys: int
+
+
+class Place(NamedTuple):
     """Where queries stand: the first one's key index, an int or a tensor with its stride, the window or None, and the most
     chunks of their own keys that they see. Nothing here decides what is compiled: the index changes with every token."""
 
@@ -266,11 +317,11 @@ class _Place(NamedTuple):
 def _place(call, block):
     queries, keys, start, window = call.q.shape[2], call.k.shape[2], call.query_start, call.window
     if not call.causal:
-        return _Place(0, 0, None, triton.cdiv(keys, block))
+        return Place(0, 0, None, triton.cdiv(keys, block))
     if isinstance(start, Tensor):
         stride = start.stride(0) if start.dim() else 0
         window = None if window is None else min(window, LONGEST_WINDOW)
-        return _Place(start, stride, window, triton.cdiv(keys, block))
+        return Place(start, stride, window, triton.cdiv(keys, block))
     start = keys - queries if start is None else start
     end, begin = min(start + queries, keys), 0
     if window is not None:
@@ -281,4 +332,4 @@ def _place(call, block):
         begin = min(max(start - window + 1, 0), end)
     # Chunks are counted from a span's begin, which may cut a window's keys into one more.
     more = call.key_span is not None and begin > 0
-    return _Place(start, 0, window, triton.cdiv(end, block) - begin // block + more)
+    return Place(start, 0, window, triton.cdiv(end, block) - begin // block + more)

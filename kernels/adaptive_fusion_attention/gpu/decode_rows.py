@@ -24,12 +24,17 @@ class DecodeOutputs(NamedTuple):
 
 
 class DecodeMasks(NamedTuple):
-    """The masks and spans of a call, None for none. The masks' strides change with every token, so are no members."""
+    """The masks and spans of a call, None for none; of one whose keys lie in pages, block tables (B, pages) and lengths (B,) instead.
+    Strides of masks and tables change with every token, so are no members."""
 
-    self_mask: Tensor | None
-    cross_mask: Tensor | None
-    spans: Tensor | None
-    cross_spans: Tensor | None
+    self_mask: Tensor | None = None
+    cross_mask: Tensor | None = None
+    spans: Tensor | None = None
+    cross_spans: Tensor | None = None
+    pages: Tensor | None = None
+    cross_pages: Tensor | None = None
+    lengths: Tensor | None = None
+    cross_lengths: Tensor | None = None
 
 
 class RowTile(NamedTuple):
@@ -71,11 +76,19 @@ def tile_of_rows(queries, C: tl.constexpr):
 
 @triton.jit
 def mask_row(mask, s_mask, batch, origin):
-    """Pointer to key `origin` in a batch row of the mask; without a mask a number that nobody reads."""
+    """Pointer to place `origin` in a batch row of a mask or block table; without one a number that nobody reads."""
     p_mask = 0
     if mask is not None:
         p_mask = mask + tl.cast(batch, tl.int64) * s_mask + origin
     return p_mask
+
+
+@triton.jit
+def length_of_row(lengths, batch, keys):
+    """How many of `keys` there are in a batch row: all, where no lengths were given."""
+    if lengths is not None:
+        keys = tl.minimum(tl.maximum(tl.load(lengths + batch), 0), keys)
+    return keys
 
 
 @triton.jit
@@ -95,33 +108,37 @@ def attended_span(mask, p_mask, begin, end):
 
 
 @triton.jit
-def self_span(mask, s_mask, spans, batch, queries, keys, start, s_start, window, C: tl.constexpr):
-    """The KeySpan of a batch row's own keys; its start is kept within what can matter, so that sums stay in 32 bits."""
+def self_span(masks, s_mask, batch, queries, keys, start, s_start, window, C: tl.constexpr):
+    """The KeySpan of a batch row's own keys; its start is kept within what can matter, so that sums stay in 32 bits. Of a row with a
+    length the queries are its last keys."""
     if C.START_PER_ROW:
         index = tl.load(start + tl.cast(batch, tl.int64) * s_start).to(tl.int64)
         start = tl.minimum(tl.maximum(index, -queries), keys + window).to(tl.int32)
-    origin, end = key_place(None, spans, batch, keys)
-    if spans is not None:
+    if masks.lengths is not None:
+        keys = length_of_row(masks.lengths, batch, keys)
+        start = keys - queries
+    origin, end = key_place(None, masks.spans, batch, keys)
+    if masks.spans is not None:
         start -= origin
     begin = 0
     if C.CAUSAL:
         end = tl.minimum(end, tl.maximum(start + queries, 0))
     if C.WINDOWED:
         begin = tl.minimum(tl.maximum(start - window + 1, 0), end)
-    p_mask = mask_row(mask, s_mask, batch, origin)
-    begin, end = attended_span(mask, p_mask, begin, end)
+    p_mask = mask_row(masks.self_mask, s_mask, batch, origin)
+    begin, end = attended_span(masks.self_mask, p_mask, begin, end)
     return KeySpan(origin, begin, end, chunk_count(begin, end, C.BLOCK_N), p_mask, start)
 
 
 @triton.jit
-def cross_span(mask, s_mask, spans, batch, cross_keys, C: tl.constexpr):
+def cross_span(masks, s_mask, batch, cross_keys, C: tl.constexpr):
     """The KeySpan of the cross keys of one of their batch rows; without cross keys an empty one."""
-    origin, end = key_place(None, spans, batch, cross_keys)
-    p_mask = mask_row(mask, s_mask, batch, origin)
+    origin, end = key_place(None, masks.cross_spans, batch, length_of_row(masks.cross_lengths, batch, cross_keys))
+    p_mask = mask_row(masks.cross_mask, s_mask, batch, origin)
     begin = 0
     chunks = 0
     if C.CROSS:
-        begin, end = attended_span(mask, p_mask, 0, end)
+        begin, end = attended_span(masks.cross_mask, p_mask, 0, end)
         chunks = chunk_count(begin, end, C.BLOCK_N)
     return KeySpan(origin, begin, end, chunks, p_mask, 0)
 

@@ -5,6 +5,8 @@ tiles are as large as they get, the first sign of speed where none was measured.
 read whole tiles and may use tensor descriptors; masks, packing, windows and soft caps need 10 to 40 registers more.
 """
 
+from dataclasses import replace
+
 import torch
 
 from ...launch import LaunchConfig, family
@@ -190,6 +192,13 @@ def decode_config(*, architecture, dtype, head_dim, rows):
         return None
     tiles = lines[next(limit for limit in lines if head_dim <= limit)]
     return next((line for limit, line in tiles.items() if rows <= limit), tiles[max(tiles)])
+
+
+def paged_config(line):
+    """The line of decoding over pages instead of this one of `decode_config`: twice the turns ahead. The numbers of a tile's pages are
+    themselves asked for ahead, so that with the same stages tiles come half as early (predicted for 64 x 512 + 128 keys of 32 heads of
+    128 on an H200: 321 us with 3 stages, 230 with 5; end to end 199)."""
+    return replace(line, stages=2 * line.stages - 1)
 
 
 def combine_config(architecture):

@@ -25,11 +25,13 @@ from ..call import (
     unflatten,
     with_rows_repeated,
 )
+from ..paged import PAGED_SCHEMA, PagedCall, asks_for_gradients, check_pages
 from .arguments import empty_like, unit_stride
 from .backward import gate_gradient, gradients, sink_gradient
 from .decode import MOST_QUERIES, Decoded, decode, decodes
 from .forward import ForwardResults, Kept, forward, gluon_asked
 from .packing import raise_faults
+from .paged import decode_pages
 
 PLANS = plans.Plans()
 RESULTS = len(ForwardResults._fields) - 1  # that are saved, out apart
@@ -49,6 +51,42 @@ def attend_again(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, ...] | 
     if described is None or described.plan is None:
         return None
     return _attend(call, return_lse, kept, described)
+
+
+def decode_pages_again(call: PagedCall, return_lse: bool) -> Tensor | tuple[Tensor, ...] | None:
+    """`attend_again` of a call over pages."""
+    try:
+        described = _described(call, return_lse, tuned=False)
+    except AttributeError:
+        return None
+    if described is None or described.plan is None or asks_for_gradients(call):
+        return None
+    check_pages(call)
+    return _of_pages(call, described.plan.run(described), return_lse)
+
+
+def decode_pages_planned(call: PagedCall, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
+    """The results of `adaptive_fusion_decode_paged` for a checked PagedCall."""
+    described = None if torch.compiler.is_compiling() else _described(call, return_lse, tuned=False)
+    if call.scale is None:
+        call = call._replace(scale=call.q.shape[-1] ** -0.5)
+    if not torch.compiler.is_compiling():
+        return _of_pages(call, _decode_pages(call, return_lse, described), return_lse)
+    tensors, out, numbers = call[:11], call.out, call[12:]
+    results = Decoded(*torch.ops.layalign.adaptive_fusion_decode_paged(*tensors, *numbers, return_lse))
+    if out is not None:
+        out.copy_(results.out)
+    return _of_pages(call, results, return_lse)
+
+
+def _decode_pages(call, return_lse, described=None):
+    with torch.cuda.device_of(call.q):
+        return PLANS.make(described, decode_pages, call, return_lse)
+
+
+def _of_pages(call, results, return_lse):
+    out = results.out if call.out is None else call.out
+    return (out, results.self_lse, results.cross_lse) if return_lse else out
 
 
 def fused_attention(call: Call, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
@@ -258,8 +296,20 @@ def _decode_operator(*arguments):
     return _present(_decode(unflatten(flat), Kept(False, False, return_lse)), flat[0])
 
 
-@_decode_operator.register_fake
-def _(*arguments):
+def _decoded_like(*arguments):
     q, return_lse = arguments[0], arguments[-1]
     lse = [q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else q.new_empty(0) for _ in range(2)]
     return empty_like(q), *lse
+
+
+_decode_operator.register_fake(_decoded_like)
+
+
+@torch.library.custom_op("layalign::adaptive_fusion_decode_paged", mutates_args=(), schema=PAGED_SCHEMA)
+def _paged_operator(*arguments):
+    *flat, return_lse = arguments
+    results = _decode_pages(PagedCall(*flat[:11], None, *flat[11:]), return_lse)
+    return _present(results, flat[0])
+
+
+_paged_operator.register_fake(_decoded_like)

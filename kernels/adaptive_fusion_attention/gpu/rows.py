@@ -47,8 +47,12 @@ def row_pointers(p_head, s_row, first, BLOCK: tl.constexpr, C: tl.constexpr):
 @triton.jit
 def load_rows(p_head, s_row, first, m_used, BLOCK: tl.constexpr, C: tl.constexpr):
     """Rows first .. first + BLOCK as [BLOCK, BLOCK_D], zero where not used ([BLOCK] bool, None = all are) and past HEAD_DIM."""
-    # [BLOCK, BLOCK_D]
-    p_rows = row_pointers(p_head, s_row, first, BLOCK, C)
+    return load_tile(row_pointers(p_head, s_row, first, BLOCK, C), m_used, C)
+
+
+@triton.jit
+def load_tile(p_rows, m_used, C: tl.constexpr):
+    """The rows [BLOCK, BLOCK_D] at these pointers, zero where not used and past HEAD_DIM: see `load_rows`."""
     m_inside = tl.arange(0, C.BLOCK_D)[None, :] < C.HEAD_DIM
     if m_used is not None and C.HEAD_DIM != C.BLOCK_D:
         b_rows = tl.load(p_rows, mask=m_used[:, None] & m_inside, other=0.0)
