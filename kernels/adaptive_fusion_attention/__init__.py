@@ -181,8 +181,10 @@ def adaptive_fusion_decode_paged(
             )
         name = "torch"
     call = call._replace(**_positive_scale(call))
+    found: Any
     if name == "triton":
-        return operator.decode_pages_planned(call, return_lse)
+        found = operator.decode_pages_planned(call, return_lse)
+        return found
     found = _BACKENDS[name](paged.gathered(call), return_lse)
     if out is None:
         return found

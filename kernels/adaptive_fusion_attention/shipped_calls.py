@@ -134,14 +134,16 @@ def paged_call(
     def empty(*shape, dtype=dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    def pages(count):
+    def pages(count: int) -> dict[str, torch.Tensor]:
         cache = empty(batch * count // 16, kv_heads, 16, 2 * head_dim).transpose(1, 2)
         table = empty(batch, count // 16, dtype=torch.int32)
-        return *cache.split(head_dim, dim=-1), table, empty(batch, dtype=torch.int32)
+        names = ("k_cache", "v_cache", "block_table", "seq_lens")
+        return dict(zip(names, (*cache.split(head_dim, dim=-1), table, empty(batch, dtype=torch.int32)), strict=True))
 
     q = empty(batch, queries, heads, head_dim).transpose(1, 2)
     gate = empty(*gate_shape, dtype=torch.float32)
-    return PagedCall(q, *pages(keys), *pages(cross), gate, scale=head_dim**-0.5, **options)
+    given: dict[str, Any] = pages(keys) | {f"cross_{name}": x for name, x in pages(cross).items()} | options
+    return PagedCall(q=q, gate=gate, scale=head_dim**-0.5, **given)
 
 
 def call_of_sizes(
