@@ -102,3 +102,19 @@ def test_every_line_of_the_page_names_a_test_that_there_is():
         assert named, row
         for file, test in named:
             assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def test_the_table_of_attacks_is_the_harness_s():
+    from tests.attacks.conftest import KINDS
+    from tests.attacks.damages import RULES
+
+    text = PAGE.read_text(encoding="utf-8").partition("## Damage by rule")[2]
+    numbers = {7: "seven", 12: "twelve"}
+    assert f"{numbers[len(KINDS)]} kinds of folder" in text and f"{numbers[len(RULES)]} rules" in " ".join(text.split())
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    header, _, *kinds, total = rows
+    assert header == ["folder", "tried", "identical", "refused"]
+    assert [row[0].replace(" ", "_") for row in kinds] == list(KINDS)
+    counts = [[int(cell.replace(",", "")) for cell in row[1:]] for row in (*kinds, total)]
+    assert all(tried == alike + refused for tried, alike, refused in counts)
+    assert counts[-1] == [sum(column) for column in zip(*counts[:-1], strict=True)] and counts[-1][0] >= 1000

@@ -27,6 +27,7 @@ except ImportError:  # Windows has none; two runs at once in one folder go unnot
 
 logger = logging.getLogger(__name__)
 
+SAMPLES = "samples.json"
 LOCK = "run.lock"
 RECIPE = "recipe.json"
 DATA = "data.json"
@@ -116,7 +117,8 @@ def held(lock: Path) -> bool:
 def _check(output: Path, wanted: dict[str, Any]) -> bool:
     """Whether the folder has work of this run; nothing is changed."""
     file = output / RECIPE
-    regular(output / LOCK, "output")
+    for name in (LOCK, SAMPLES):  # the latter is written when a stage begins
+        regular(output / name, "output")
     worked = (output / "model").exists() or any(has_work(output / name) for name in STAGES)
     if file.exists():
         try:

@@ -228,7 +228,7 @@ def proof(folder, bases, model_folder):
 
     def result(folder):
         files = sorted([*folder.rglob("evaluation/*.json"), *folder.glob("out/*/model/*.safetensors")])
-        return b"".join(file.read_bytes() for file in files)
+        return b"".join(map(told, files))
 
     return Target(
         "proof", folder, lambda folder: as_command(Proof(folder / "out").make), result, ("run.lock", "log.jsonl")
@@ -239,7 +239,6 @@ def caches(folder, bases, model_folder):
     """What the cache holds: a fetched model file, the base converted from it, and a call's lines of the compile report. The package
     index and the compiler are stand-ins."""
     from layalign.kernels.ahead_of_time import report
-    from layalign.kernels.files import read_json
     from layalign.train.demo.real import bases as converted
     from layalign.train.demo.real import fetch
     from tests.demo.real import miniature
@@ -268,11 +267,16 @@ def caches(folder, bases, model_folder):
     os.environ["LAYALIGN_CACHE"] = before
 
     def result(folder):
-        """What the files hold; JSON without its last line feed is the same."""
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        return b"".join(repr(read_json(f)).encode() if f.suffix == ".json" else f.read_bytes() for f in files)
+        return b"".join(told(file) for file in sorted(folder.rglob("*")) if file.is_file())
 
     return Target("caches", folder, lambda folder: as_command(lambda: use(folder)), result)
+
+
+def told(file):
+    """What a file holds; JSON without its last line feed is the same."""
+    from layalign.kernels.files import read_json
+
+    return repr(read_json(file)).encode() if file.suffix == ".json" else file.read_bytes()
 
 
 KINDS = {make.__name__: make for make in (training, evaluation, answers, saved_model, published, proof, caches)}

@@ -24,7 +24,15 @@ FOUND = {
         ("pytorch_model.bin", not_utf8),
         ("encoder/tokenizer_config.json", delete),
     ],
-    "proof": [("out/mindmerger-0/model/model.safetensors", long_number)],
+    "proof": [
+        ("out/mindmerger-0/model/model.safetensors", long_number),
+        ("out/mindmerger-0/evaluation/first.json", pipe),
+        ("out/mindmerger-0/evaluation/first.json", null),
+        ("out/layalign-0/log.jsonl", folder),
+        ("out/layalign-0/log.jsonl", dangling_link),
+        ("out/layalign-0/log.jsonl", pipe),
+        ("out/layalign-0/samples.json", folder),
+    ],
     "caches": [("e5.bin", folder), ("e5.bin", pipe)],
 }
 

@@ -82,6 +82,7 @@ class Comparison(ABC):
 
     def _make(self, run: Run) -> None:
         recipe = self.recipe(run)
+        regular(run.folder / LOG, "output")  # before anything is trained
         if self.progress:
             stages = ", then ".join(f"{stage.steps} steps of the {name} stage" for name, stage in recipe.stages.items())
             print(f"\n{run.folder.name}: {stages}", flush=True)

@@ -11,11 +11,10 @@ from layalign.configuration import STAGES
 from layalign.folders import damage
 from layalign.kernels.files import read_json
 from layalign.train.checkpoints import newest
-from layalign.train.run_folder import DATA, LOCK, RECIPE, held
+from layalign.train.run_folder import DATA, LOCK, RECIPE, SAMPLES, held
 from layalign.train.stage_log import LOG, read_log
 
 HISTORY = "history.json"
-SAMPLES = "samples.json"
 
 
 @dataclass

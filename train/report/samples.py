@@ -9,7 +9,7 @@ import torch
 
 from layalign.kernels.files import read_json, write_json
 from layalign.loading import load_model
-from layalign.train.report.data import SAMPLES
+from layalign.train.run_folder import SAMPLES
 
 if TYPE_CHECKING:
     from layalign.processor import LayAlignProcessor
