@@ -27,10 +27,9 @@ REPORT = $(RUN) -m bench report $(RESULTS)/*/benchmarks.json $(if $(README),--re
 demo: $(VENV)/.installed-demo
 	$(BIN)/layalign demo
 
-# One thread each, and a worker more than cores, as some tests wait for processes of their own; tests/conftest.py says which files begin.
-WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
+# A worker a core, so one thread each; tests/conftest.py says which files begin.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 40 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 40 tests
 
 # The kernels' sweeps as a whole and a thousand random calls of each operator, which CI runs a part of.
 thorough: $(VENV)/.installed-test

@@ -49,7 +49,7 @@ def inputs(random_inputs):
 @pytest.fixture
 def unseen(monkeypatch):
     """The values of tensors may not be looked at, as those on a GPU."""
-    monkeypatch.setattr(call, "_may_look", lambda bounds: False)
+    monkeypatch.setattr(call, "may_look", lambda bounds: False)
     monkeypatch.setattr(torch_backend, "_can_look", lambda tensor: False)
 
 
@@ -128,7 +128,7 @@ def test_the_kernel_repairs_as_the_operators_do(backend, unseen, faults, inputs)
 
 @pytest.mark.parametrize("name", ["cu_seqlens", "cross_cu_seqlens"])
 def test_no_sequence_holds_no_position(monkeypatch, inputs, name):
-    monkeypatch.setattr(call, "_may_look", lambda bounds: False)
+    monkeypatch.setattr(call, "may_look", lambda bounds: False)
     empty = [x[:, :, :0] if name == "cross_cu_seqlens" and place < 3 else x for place, x in enumerate(inputs[:5])]
     gate = inputs[5][:, :, : empty[0].shape[2]]
     with pytest.raises(ValueError, match=rf"^{name}: got no sequence for \d+ positions, takes .+"):

@@ -299,6 +299,7 @@ def test_each_launch_configuration_is_compiled_once(monkeypatch):
         "everything": [512, 16384],
         "packed": [4096],
         "decode": [1, 8, 16],
+        "paged": [1, 8, 16],
         "gluon": [1024],
         "gluon_spans": [1024],
         "gluon_everything": [1024],

@@ -88,6 +88,11 @@ def test_of_the_attention(backend, launched, device, monkeypatch):
         for keys in (200, 4000):  # whole, and in splits that are merged
             q, k = torch.randn(1, 2, 1, 16, device=device), torch.randn(1, 1, keys, 16, device=device)
             attend(q, k, k, k, k, leaf(1))
+        pages = torch.randn(2, 16, 1, 16, device=device)
+        table = torch.tensor([[1, 0]], dtype=torch.int32, device=device)
+        own = (pages, pages, table, torch.tensor([20], dtype=torch.int32, device=device))
+        attention.adaptive_fusion_decode_paged(q, *own, *own, leaf(1), backend=backend)
+        called.add(attention.adaptive_fusion_decode_paged)
     monkeypatch.setenv("LAYALIGN_GLUON", "1")
     q, k = (torch.randn(1, heads, 80, 64, device=device, dtype=torch.float16) for heads in (2, 1))
     q, k = q.requires_grad_(), k.requires_grad_()
