@@ -57,7 +57,8 @@ def _sides(call: PagedCall) -> tuple[_Side, _Side]:
 
 def asks_for_gradients(call: PagedCall) -> bool:
     """Whether gradients would be lost."""
-    return torch.is_grad_enabled() and (call.q.requires_grad or call.gate.requires_grad or call.k_cache.requires_grad)
+    tensors = (call.q, call.k_cache, call.v_cache, call.cross_k_cache, call.cross_v_cache, call.gate, call.sink)
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def check(call: PagedCall, return_lse: object, backend: str) -> None:

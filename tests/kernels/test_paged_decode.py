@@ -231,6 +231,18 @@ def test_what_is_refused(paged_cases, message):
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["k_cache", "v_cache", "cross_k_cache", "cross_v_cache", "gate", "sink"])
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_gradients_are_refused_wherever_they_are_wanted(operator, paged_cases, device, name):
+    """Also by a call that has a plan."""
+    given = dict(zip(paged_cases.NAMES, paged_cases.PagedCase().inputs(), strict=True)) | {"sink": torch.zeros(4)}
+    given = {each: x.to(device) for each, x in given.items()}
+    operator(**given)
+    given[name] = given[name].clone().requires_grad_()
+    with pytest.raises(ValueError, match="tensors that require gradients"):
+        operator(**given)
+
+
 COMPILED = """
 import torch, triton
 from layalign.kernels import launch
