@@ -35,7 +35,7 @@ def test_every_row_is_trained_a_step_and_evaluated(sources, asking, quick, monke
     """In one folder, so that what tables share is made once."""
     trained = []
     whole = make.train
-    monkeypatch.setattr(make, "train", lambda recipe: trained.append(recipe) or whole(recipe))
+    monkeypatch.setattr(make, "train", lambda recipe, callbacks: trained.append(recipe) or whole(recipe, callbacks))
     started = time.process_time()
     tables = {number: load_table(number) for number in table_numbers()}
     results = {number: make.make_table(table, sources, asking, progress=False) for number, table in tables.items()}
@@ -103,11 +103,11 @@ def test_what_is_whole_is_not_made_again(sources, asking, quick, monkeypatch):
     table, rows = load_table(7), ["LayAlign-LR", "LayAlign"]
     seen = []
 
-    def stopping(recipe):
+    def stopping(recipe, callbacks):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(recipe.output)
-        return train(recipe)
+        return train(recipe, callbacks)
 
     monkeypatch.setattr(make, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -115,7 +115,7 @@ def test_what_is_whole_is_not_made_again(sources, asking, quick, monkeypatch):
     first = [*(sources.output / "trained").rglob("*.safetensors"), *(sources.output / "evaluations").rglob("*.json*")]
     times = {file: file.stat().st_mtime_ns for file in first if file.name != "results.json"}
     assert len(seen) == 2 and any(file.name == "records.jsonl" for file in times)
-    monkeypatch.setattr(make, "train", lambda recipe: seen.append(recipe.output) or train(recipe))
+    monkeypatch.setattr(make, "train", lambda recipe, callbacks: seen.append(recipe.output) or train(recipe, callbacks))
     result = make.make_table(table, sources, asking, rows, progress=False)
     assert len(seen) == len(set(seen)) == 4
     assert {file: file.stat().st_mtime_ns for file in times} == times

@@ -50,7 +50,8 @@ def test_each_seed_is_trained_and_asked(sources, recipes, asking, monkeypatch):
     assert len(plan["trainings"]) == 4
     printed(*words, "--seeds", "3")
     trained = []
-    monkeypatch.setattr(make, "train", lambda recipe, real=make.train: trained.append(recipe.seed) or real(recipe))
+    real = make.train
+    monkeypatch.setattr(make, "train", lambda recipe, calls: trained.append(recipe.seed) or real(recipe, calls))
     text = printed(*words, "--seeds", "3,1")
     assert trained == [1, 1]
     rows = {row["name"]: row for row in json.loads((sources.output / "table_04.json").read_text())["parts"][0]["rows"]}

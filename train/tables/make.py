@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import TrainerCallback
 
 from layalign.evaluation.output import check_output
 from layalign.evaluation.report import summarize
@@ -156,7 +157,7 @@ def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = Tru
     if any(column not in figures for column in columns):
         if entry.training is not None:
             for training in entry.training.in_order():
-                make(training)
+                make(training, sources.callbacks(training.recipe))
             line["folder"] = str(entry.training.folder)
         line[TRAINED] = 0.0 if entry.training is None else trained_millions(entry.training.folder / "model")
         scores, line["evaluation"], line["questions"] = ask(entry, sources, asking, progress)
@@ -164,11 +165,11 @@ def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = Tru
     return {"measured": [figures.get(column) for column in columns], "why": None, **line}
 
 
-def make(training: Training) -> None:
+def make(training: Training, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Train, unless it is done. Raises ValueError as `train`."""
     if damage(training.folder / "model", lambda name: not name.startswith(f"{LLM_FOLDER}/")) is None:
         return
-    train(training.recipe)
+    train(training.recipe, callbacks)
     gc.collect()  # the next one's bases need the room
 
 

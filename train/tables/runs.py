@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from layalign.configuration import STAGES, encoder_depth
 from layalign.loading import read_config, resolve
@@ -25,6 +27,11 @@ from layalign.train.tables.table import Part, Row, Table
 THIRDS = ("first third", "middle third", "last third")
 
 
+def no_callbacks(recipe: Recipe) -> Sequence[TrainerCallback]:
+    """None, whatever the recipe."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """What the rows of tables are made over.
@@ -35,6 +42,7 @@ class Sources:
         overrides: "key=value" for each of these recipes.
         bases: {a base that a row names: where it is}.
         seeds: each row is trained with each of them; none: with its recipe's own.
+        callbacks: recipe of a run -> what its training calls besides.
 
     Raises:
         ValueError: a seed given twice, or one below 0.
@@ -45,6 +53,7 @@ class Sources:
     overrides: Sequence[str] = ()
     bases: Mapping[str, str] = field(default_factory=dict)
     seeds: Sequence[int] = ()
+    callbacks: Callable[[Recipe], Sequence[TrainerCallback]] = no_callbacks
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):

@@ -11,13 +11,12 @@ from transformers import TrainerCallback
 
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
-from layalign.train.data.sources import read_sources
 from layalign.train.demo.driver import Comparison, Run, keep
 from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.data import prepare
 from layalign.train.demo.real.evaluation import EvaluationSets, evaluate_llm, evaluate_trained, evaluation_sets
-from layalign.train.demo.real.fitting import FitAdapter
+from layalign.train.demo.real.fitting import fitting
 from layalign.train.demo.real.plan import PLAN, SHARES, Settings, plan_steps, read_plan
 from layalign.train.demo.report import write_experiment
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, System, runs_of
@@ -27,7 +26,6 @@ RECIPE = "small_real"
 SYSTEMS_OF_THE_PAPER = ("layalign", "mindmerger", "langbridge", LLM_ALONE)
 SEEDS = (0, 1, 2)
 TIMED_RECORDS = 128
-FITTED_ON = 64
 
 
 def run_experiment(
@@ -107,11 +105,7 @@ class Experiment(Comparison):
 
     def callbacks(self, recipe: Recipe) -> list[TrainerCallback]:
         """What fits the adapter to the embeddings before the first step."""
-        first, stage = next(iter(recipe.stages.items()))
-        rows, _ = read_sources(stage.data, recipe.data_root)
-        processor = LayAlignProcessor.from_bases(recipe.encoder, recipe.llm)
-        texts = [row["source"] for row in rows[:: -(-len(rows) // FITTED_ON)]]
-        return [FitAdapter(first, processor(texts, prompt=None, encoder_max_length=stage.source_max_length))]
+        return fitting(recipe)
 
     def evaluate(self, run: Run, model: LayAlignForConditionalGeneration, processor: LayAlignProcessor) -> None:
         """Everything that is measured of a trained run."""

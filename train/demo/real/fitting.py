@@ -8,6 +8,11 @@ import torch
 from transformers import BatchFeature, TrainerCallback
 
 from layalign.model import LayAlignForConditionalGeneration
+from layalign.processor import LayAlignProcessor
+from layalign.train.data.sources import read_sources
+from layalign.train.recipe import Recipe
+
+FITTED_ON = 64
 
 
 class FitAdapter(TrainerCallback):
@@ -24,6 +29,18 @@ class FitAdapter(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0 and Path(args.output_dir).name == self.stage and model.adapter is not None:
             fit_adapter(model, self.batch["encoder_input_ids"], self.batch["encoder_attention_mask"])
+
+
+def fitting(recipe: Recipe) -> list[TrainerCallback]:
+    """What fits the adapter to the embeddings before the first step of a recipe; nothing where it starts from trained weights."""
+    if recipe.init_from is not None:
+        return []
+    first, stage = next(iter(recipe.stages.items()))
+    rows, _ = read_sources(stage.data, recipe.data_root)
+    assert recipe.encoder is not None
+    processor = LayAlignProcessor.from_bases(recipe.encoder, recipe.llm)
+    texts = [row["source"] for row in rows[:: -(-len(rows) // FITTED_ON)]]
+    return [FitAdapter(first, processor(texts, prompt=None, encoder_max_length=stage.source_max_length))]
 
 
 @torch.no_grad()

@@ -1,0 +1,82 @@
+"""Tables of the paper over the real pair, on the miniature bases."""
+
+import json
+
+import pytest
+import yaml
+
+from layalign.train.demo.real import fitting, tables
+from layalign.train.tables import make
+
+
+@pytest.fixture(autouse=True)
+def small(bases, monkeypatch):
+    """Miniature bases, small batches and short answers."""
+    monkeypatch.setattr(tables, "encoder_folder", lambda cache: bases[0])
+    monkeypatch.setattr(tables, "llm_folder", lambda cache: bases[1])
+    monkeypatch.setattr(tables, "ANSWER_TOKENS", 3)
+    monkeypatch.setattr(tables, "READ_TOKENS", 64)
+    real = tables.read_recipe
+
+    def smaller(path, overrides):
+        return real(path, [*(f"stages.{stage}.batch_size=4" for stage in ("translation", "task")), "progress=false"])
+
+    monkeypatch.setattr(tables, "read_recipe", smaller)
+
+
+def test_rows_are_trained_with_each_seed_and_adapters_fitted_once(tmp_path, monkeypatch):
+    """Whoever starts from a translation stage keeps what that stage made of the adapter."""
+    trained, fitted = [], []
+    train, fit = make.train, fitting.fit_adapter
+    monkeypatch.setattr(make, "train", lambda recipe, calls: trained.append(recipe) or train(recipe, calls))
+    monkeypatch.setattr(fitting, "fit_adapter", lambda *given: fitted.append(1) or fit(*given))
+    output = tmp_path / "tables"
+    asked = {"output": output, "tables": [7], "steps": 10, "questions": 1}
+    (table,) = tables.real_tables(**asked, seeds=[0, 1])
+    assert [(recipe.seed, list(recipe.stages)) for recipe in trained] == [
+        (seed, stages) for seed in (0, 1) for stages in (["translation"], ["task"]) * 2
+    ]
+    assert len(fitted) == 4  # two rows, two seeds
+    assert all(recipe.stages["task"].steps == 8 for recipe in trained if "task" in recipe.stages)
+    assert all(recipe.llm_input == {"translation": False, "task": True} for recipe in trained)
+    for row in table["parts"][0]["rows"]:
+        assert list(row["seeds"]) == ["0", "1"] and row["why"] is None
+        assert len(row["measured"]) == 13 and set(row["questions"].values()) == {1}
+    made = [recipe.output for recipe in trained]
+    tables.real_tables(**asked, seeds=[0, 1])
+    assert [recipe.output for recipe in trained] == made
+    assert "here, 2 seeds" in (output / "tables" / "table_07.md").read_text(encoding="utf-8")
+
+
+def test_what_the_rows_are_settings_over(tmp_path, bases):
+    arguments = {"steps": 10, "questions": 2, "data": None}
+    recipe, problems = tables._prepared(tmp_path, arguments, tuple(map(str, bases)))
+    values = yaml.safe_load(recipe.read_text())
+    assert values["llm_input"] == {"translation": False, "task": True}
+    assert {name: stage["steps"] for name, stage in values["stages"].items()} == {"translation": 2, "task": 8}
+    assert values["stages"]["task"]["prompt"] == "Question: {source}\nAnswer:"
+    rows = [json.loads(line) for line in problems.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 20 and len({row["lang"] for row in rows}) == 10
+    assert len((tmp_path / "data" / "task.jsonl").read_text(encoding="utf-8").splitlines()) == 8 * 4
+
+
+def test_what_is_wrong_is_one_line(tmp_path, capsys):
+    def refused(*words):
+        with pytest.raises(SystemExit) as ended:
+            tables.main(["--output", str(tmp_path / "out"), *map(str, words)])
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    assert "steps: got 1, takes a whole number of at least 2" in refused("--steps", 1)
+    assert "questions: got 0" in refused("--questions", 0)
+    assert "17" in refused("--tables", 17)
+    assert "seeds" in refused("--seeds", 1, 1)
+    assert "table 3 is not over MGSM alone" in refused("--tables", 4, 3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_has_one_budget(tmp_path):
+    tables.real_tables(tmp_path / "out", tables=[], steps=10)
+    with pytest.raises(ValueError, match="steps 10 there, 11 here"):
+        tables.real_tables(tmp_path / "out", tables=[], steps=11)
