@@ -4,6 +4,7 @@ A failing test's id ends in its seed, and its output shows the call.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -71,8 +72,25 @@ def test_random_call(fuzz_seed, backend, draw, by_backend, check_against_oracle)
     check_against_oracle(by_backend(operator), reference, case.inputs(), **case.options)
 
 
+@functools.cache
+def rows_leak():
+    """Whether PyTorch's own bf16 product takes a NaN into the row before, as on CPUs with AMX."""
+    rows = torch.zeros(32, 15, dtype=torch.bfloat16)
+    rows[1::2] = torch.nan
+    return bool(rows.matmul(torch.zeros(15, 24, dtype=torch.bfloat16))[::2].isnan().any())
+
+
+def rows_are_apart(case):
+    """Whether that keeps away from a call: of widths up to 64, it does from multiples of four (and from those of models, of 64)."""
+    widths = [case.sizes[name] for name in ("width", "encoder_width", "llm_width") if name in case.sizes]
+    return case.dtype != torch.bfloat16 or not rows_leak() or all(width % 4 == 0 for width in widths)
+
+
 def test_a_nan_stays_in_its_token(rare_fuzz_seed, backend, draw, run):
-    case = draw(rare_fuzz_seed, with_tokens, wanted=(0,), layout="contiguous")
+    def accept(case):
+        return with_tokens(case) and (backend != "torch" or rows_are_apart(case))
+
+    case = draw(rare_fuzz_seed, accept, wanted=(0,), layout="contiguous")
     inputs, grad = case.inputs(), random_gradient(case)
     expected = run(case, inputs, grad)
     row, column = case.seed % case.sizes["batch"], case.seed % case.sizes["length"]
