@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from layalign.cli import app
 from layalign.train.demo.real import __main__ as experiment
+from layalign.train.demo.real import tables as real_tables
 from layalign.train.recipe import Recipe, load_recipe
 from layalign.train.settings import build, read_yaml
 
@@ -236,6 +237,10 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
             monkeypatch.setattr(experiment, "run_experiment", lambda *given: done.add("experiment"))
             experiment.main(words[3:])
             continue
+        if words[:3] == ["python", "-m", real_tables.__name__]:
+            monkeypatch.setattr(real_tables, "real_tables", lambda **given: done.add(tuple(given["seeds"])))
+            real_tables.main(words[3:])
+            continue
         if words[:3] == ["python", "-m", CANDIDATES]:
             done.add(CANDIDATES)
             assert "forward_kernel" in python(words[1:], folder)
@@ -332,6 +337,7 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
         "table",
         "serve",
         "experiment",
+        (0, 1, 2),  # the seeds of the real pair's tables
         SERVING,
         CANDIDATES,
         *EXAMPLES,

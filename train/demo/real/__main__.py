@@ -29,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--questions", type=int, default=50, help="held-out problems a language")
     add("--benchmark-questions", type=int, default=5, help="MSVAMP and MGSM questions a language")
     add("--sentences", type=int, default=16, help="LASER sentences a language")
-    share = "of the translation stage's records: sentence pairs of --data"
+    share = "of the translation stage's records: sentence pairs of --data and --interfaces"
     add("--real-share", type=float, default=REAL_SHARE, help=share)
+    add("--interfaces", action="store_true", help="such pairs are also those of programs' interfaces, 104 MB, fetched")
     add("--cache", type=Path, help="folder of the converted models")
     add("--ship", action="store_true", help=f"export the best LayAlign run of --output to {SHIPPED.name}/")
     given = vars(parser.parse_args(arguments))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from layalign.folders import damage
@@ -19,7 +21,12 @@ REAL_SHARE = 0.25
 
 
 def prepare(
-    folder: Path, counts: dict[str, int], data: Path | None = None, real_share: float = REAL_SHARE, seed: int = 0
+    folder: Path,
+    counts: dict[str, int],
+    data: Path | None = None,
+    real_share: float = REAL_SHARE,
+    seed: int = 0,
+    further: Callable[[], list[dict]] = list,
 ) -> dict:
     """Write translation.jsonl and task.jsonl into `folder` unless they are there; return the report.
 
@@ -30,9 +37,11 @@ def prepare(
         real_share: so much of the translation records are real sentence pairs, or all those there are, with an English
             side of at most 60 characters; the rest is generated.
         seed: of the generated records and of the choice of pairs.
+        further: gives real sentence pairs beside those in `data`.
 
     Returns:
-        {"records": {stage: {"generated", "real"}}, "checked_against": {set: texts}, "removed": {stage: {set: ...}}}.
+        {"records": {stage: {"generated", "real"}}, "checked_against": {set: texts}, "removed": {stage: {set: ...}}, "real_languages":
+        {lang: pairs}}.
 
     Raises:
         ValueError: a pair file of an unknown language.
@@ -41,14 +50,17 @@ def prepare(
         return json.loads((folder / REPORT).read_text(encoding="utf-8"))
     tests = {} if data is None else benchmark_texts(data)
     kept, real, removed = {}, {}, {}
+    languages: dict[str, int] = {}
     for stage, make in (("translation", REAL.translation_records), ("task", REAL.task_records)):
         pairs: list[dict] = []
         left_out: dict = {}
         if stage == "translation":
-            short = [pair for pair in training_pairs(data) if len(pair["target"]) <= LONGEST_TARGET]
+            known = [*training_pairs(data), *further()]
+            short = [pair for pair in known if len(pair["target"]) <= LONGEST_TARGET]
             pairs, left_out = decontaminated(short, tests)
             random.Random(seed).shuffle(pairs)
             pairs = pairs[: int(real_share * counts[stage])]
+            languages = dict(sorted(Counter(pair["lang"] for pair in pairs).items()))
         # A tenth more than is needed, for what is taken out.
         needed = counts[stage] - len(pairs)
         generated, too = decontaminated(make(needed + needed // 10 + 10, seed), tests)
@@ -62,6 +74,7 @@ def prepare(
         "records": {stage: {"generated": len(kept[stage]) - real[stage], "real": real[stage]} for stage in kept},
         "checked_against": {name: len(texts) for name, texts in tests.items()},
         "removed": removed,
+        "real_languages": languages,
         "seed": seed,
     }
     with sealed_folder(folder) as fresh:

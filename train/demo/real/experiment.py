@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.data import prepare
 from layalign.train.demo.real.evaluation import EvaluationSets, evaluate_llm, evaluate_trained, evaluation_sets
 from layalign.train.demo.real.fitting import fitting
+from layalign.train.demo.real.interfaces import interface_pairs
 from layalign.train.demo.real.plan import PLAN, SHARES, Settings, plan_steps, read_plan
 from layalign.train.demo.report import write_experiment
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, System, runs_of
@@ -65,9 +67,9 @@ def run_experiment(
         plan = {"arguments": arguments, "steps": _planned(arguments, bases)}
         output.mkdir(parents=True, exist_ok=True)
         keep(output / PLAN, plan)
-    data_report = prepare(
-        output / "data", _record_counts(plan["steps"], runs, bases), settings.data, settings.real_share
-    )
+    counts = _record_counts(plan["steps"], runs, bases)
+    further = partial(interface_pairs, cache) if settings.interfaces else list
+    data_report = prepare(output / "data", counts, settings.data, settings.real_share, further=further)
     llm = output / LLM_ALONE if LLM_ALONE in systems else None
     experiment = Experiment(output, plan, bases, sets, data_report, runs, llm)
     experiment.make()

