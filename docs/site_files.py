@@ -50,6 +50,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """A page for each machine with recorded benchmarks."""
     results = next(section["Results"] for section in config.nav if "Results" in section)
     results += [{f"Benchmarks on {folder.name}": f"machines/{folder.name}/results.md"} for folder in machines()]
+    served = [folder for folder in machines() if (folder / "serving.md").exists()]
+    results += [{f"Serving on {folder.name}": f"machines/{folder.name}/serving.md"} for folder in served]
     return config
 
 

@@ -24,7 +24,7 @@ from layalign.adapters import unwrapped
 from layalign.arguments import BASES, NO_CODE, PLACE, SHARED, found_by
 from layalign.base_samples import check_finite
 from layalign.folders import read_from
-from layalign.quantization import is_quantized, quantization_config
+from layalign.quantization import computing_alike, is_quantized, quantization_config
 from layalign.spreading import check_names, spread
 
 if TYPE_CHECKING:
@@ -74,11 +74,12 @@ def load_encoder(
     """
     if isinstance(source, torch.nn.Module):
         _use_as_it_is("encoder", source, dtype, quantization, kwargs)
-        return encoder_half(source)
+        return computing_alike(encoder_half(source))
     path = resolve(source)
     config = read_config(path, "encoder", **found_by(kwargs))
     quantized = _quantized("encoder", path, config, dtype, quantization)
-    return encoder_half(load_checked(encoder_class(config), path, "encoder", dtype, check, **kwargs, **quantized))
+    whole = load_checked(encoder_class(config), path, "encoder", dtype, check, **kwargs, **quantized)
+    return computing_alike(encoder_half(whole))
 
 
 def encoder_half(module: torch.nn.Module) -> PreTrainedModel:
@@ -113,12 +114,12 @@ def load_llm(
             with torch.device("meta"):
                 check_names(kwargs["device_map"], AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
         quantized = _quantized("llm", path, config, dtype, quantization)
-        return load_checked(AutoModelForCausalLM, path, "llm", dtype, check, **kwargs, **quantized)
+        return computing_alike(load_checked(AutoModelForCausalLM, path, "llm", dtype, check, **kwargs, **quantized))
     source = unwrapped(source)
     _use_as_it_is("llm", source, dtype, quantization, kwargs)
     if not isinstance(source, PreTrainedModel) or source.get_output_embeddings() is None:
         raise ValueError(f"llm must be a transformers causal language model with its head, got {type(source).__name__}")
-    return source
+    return computing_alike(source)
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:

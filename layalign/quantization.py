@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from layalign.spelling import did_you_mean, did_you_mean_or_known
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 BASES = ("encoder", "llm")
 BITS = ("4bit", "8bit")
 # In the order they are looked for.
@@ -138,6 +139,19 @@ def with_libraries(quantization: dict[str, dict[str, Any]] | None) -> dict[str, 
         base: settings if CONFIG in settings else settings | {"library": chosen_library(settings)}
         for base, settings in quantization.items()
     }
+
+
+def computing_alike(module: Module) -> Module:
+    """`module`, of which no layer changes to bitsandbytes' 4-bit kernel for CPUs with AVX512-BF16 when it is first evaluated.
+
+    That kernel packs the weights anew, of widths that are multiples of 32 and 64 alone, computes in bf16 whatever the layer's dtype, and
+    passes no gradient on where the model is trained again after an evaluation (bitsandbytes 0.50).
+    """
+    switch = "support_avx512bf16_for_cpu"
+    for layer in module.modules():
+        if getattr(layer, switch, False):
+            setattr(layer, switch, False)
+    return module
 
 
 def is_quantized(config: Any) -> bool:

@@ -118,6 +118,35 @@ def test_a_quantised_module_is_used_as_it_is(folders, batch):
         LayAlignForConditionalGeneration.from_bases(places["encoder"], llm, train_llm=True)
 
 
+def test_an_evaluation_changes_no_layer(folders, batch, monkeypatch):
+    """As on CPUs for which bitsandbytes has a kernel of its own: without a gradient, in bf16, of no such widths."""
+    needs("bitsandbytes")
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    places = folders()
+    module = load_llm(places["llm"], quantization={"bits": "4bit", "library": "bitsandbytes"})
+    switches = [layer.support_avx512bf16_for_cpu for layer in module.modules() if hasattr(layer, "quant_state")]
+    assert switches and not any(switches)
+    settings = {"bits": "4bit", "library": "bitsandbytes"}
+    model = opened(LayAlignForConditionalGeneration.from_bases(**places, quantization=settings))
+    with torch.no_grad():
+        model(**batch)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    model.train()(**batch, labels=labels).loss.backward()
+    for name, parameter in model.trained_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+class Switched(nn.Linear):
+    support_avx512bf16_for_cpu = True
+
+
+def test_modules_of_ones_own_are_kept_from_that_kernel_too(make_model):
+    llm = make_model().llm
+    layer = attention_modules(llm)[0]
+    layer.o_proj = Switched(32, 32)
+    assert load_llm(llm) is llm and layer.o_proj.support_avx512bf16_for_cpu is False
+
+
 class Packed(nn.Module):
     """As AWQ and GPTQ keep a layer: no weight, packed integers, scales."""
 

@@ -2,8 +2,8 @@
 
 SIGNAL is TERM or INT. WHERE is `batch:N`, in the attempt's N-th forward call (an evaluation's among them), `step:N`, between
 the N-th optimizer step and what follows it, or `time:S`, after S seconds. The last attempt runs to its end. Printed as JSON:
-the exit status of each attempt, the last line that it wrote to standard error, and the history. Attempts are forks of one
-process, so that torch and transformers are imported once.
+the exit status of each attempt, the last line that it wrote to standard error, the history, and the seconds of the last
+attempt. Attempts are forks of one process, so that torch and transformers are imported once.
 """
 
 import json
@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -71,7 +72,9 @@ def main(file, output, signals):
     torch.set_num_threads(1)
     recipe = load_recipe(file, [f"output={output}"])
     ended = [attempt(recipe, what) for what in signals]
-    print(json.dumps({"ended": ended, "history": train(recipe)[2]}))
+    began = time.monotonic()
+    history = train(recipe)[2]
+    print(json.dumps({"ended": ended, "history": history, "seconds": time.monotonic() - began}))
 
 
 if __name__ == "__main__":

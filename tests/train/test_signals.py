@@ -69,7 +69,9 @@ def test_signalled_anywhere_the_run_ends_bit_identical(plain_recipe, program, tm
 def test_signalled_at_random_moments_the_run_ends_bit_identical(plain_recipe, program, tmp_path):
     whole = program("signalled_runs.py", plain_recipe, tmp_path / "whole")
     generator = random.Random(2)
-    times = [f"{generator.choice(['TERM', 'INT'])}@time:{generator.uniform(0, 1):.3f}" for _ in range(8)]
+    # Of a whole run's time here: what has been trained is not trained again, so later attempts are shorter.
+    longest = 0.7 * whole["seconds"]
+    times = [f"{generator.choice(['TERM', 'INT'])}@time:{generator.uniform(0, longest):.3f}" for _ in range(8)]
     broken = program("signalled_runs.py", plain_recipe, tmp_path / "broken", *times)
     for place, (status, _) in zip(times, broken["ended"], strict=True):
         # 0: the run had come to its end before.

@@ -15,6 +15,7 @@ from layalign.train.demo.real.plan import Settings, read_plan
 
 OWN = {
     "en": {"a": "There is nothing here", "b": "Save", "c": "{n} users were found", "d": "Find  something to\nread"},
+    "es_ES": {"a": " "},
     "sw_TZ": {"a": "Hakuna kitu hapa", "b": "Hifadhi", "c": "Watumiaji {n} wamepatikana", "e": "Ziada"},
     "te": {"a": "There is nothing here", "d": "చదవడానికి ఏదైనా కనుగొనండి"},
 }

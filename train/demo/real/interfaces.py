@@ -90,9 +90,10 @@ def interface_pairs(cache: str | Path | None = None) -> list[dict]:
     for interface in INTERFACES:
         with zipfile.ZipFile(fetch(interface.wheel, cache)) as wheel:
             for lang, english, other in _texts(interface, wheel):
-                if len(english.split()) >= FEWEST_WORDS and english != other and not SIGNS.search(english + other):
-                    record = {"source": " ".join(other.split()), "target": " ".join(english.split()), "lang": lang}
-                    found.setdefault((lang, record["target"]), record)
+                source, target = (" ".join(text.split()) for text in (other, english))
+                if len(target.split()) < FEWEST_WORDS or source in ("", target) or SIGNS.search(source + target):
+                    continue
+                found.setdefault((lang, target), {"source": source, "target": target, "lang": lang})
     return list(found.values())
 
 
