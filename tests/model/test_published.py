@@ -233,6 +233,7 @@ def test_what_the_published_code_cannot_express_is_refused(make_model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what a process has had in memory at most")
 def test_a_file_larger_than_the_memory_it_may_take(tmp_path):
     """A checkpoint and bases of 3 GB each, sparse, in a process that counts its memory, pages of mapped files included."""
     command = [sys.executable, "-m", "tests.model.sparse_published", str(tmp_path), "3"]
