@@ -34,7 +34,7 @@ test: $(VENV)/.installed-test
 # The kernels' sweeps as a whole and a thousand random calls of each operator, which CI runs a part of.
 thorough: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load --thorough tests/kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --thorough tests/test_readme.py tests/train/test_processes.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --thorough tests/test_readme.py tests/train/test_processes.py tests/train/test_packing.py
 
 # Every file of seven kinds of folder damaged by every rule, an hour and more; the table is printed.
 attack: $(VENV)/.installed-test
@@ -75,7 +75,7 @@ $(VLLM)/.installed: pyproject.toml Makefile
 LOWEST := .venv-lowest
 LOWEST_PACKAGES := transformers==5.17.0 triton==3.6.0 "numpy<2.4"
 LOWEST_TESTS := tests/test_transformers.py $(addprefix tests/model/test_,model.py families.py generation_modes.py contract.py arguments.py \
-  isolation.py fuse.py) $(addprefix tests/kernels/test_,attention_sink.py aligner_library.py)
+  fuse.py) $(addprefix tests/kernels/test_,attention_sink.py aligner_library.py)
 lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile $(LOWEST_TESTS)
 
