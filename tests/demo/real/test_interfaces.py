@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
 
 import pytest
 
@@ -28,22 +27,8 @@ GETTEXT = {
 }
 
 
-def write_wheel(folder, package, members):
-    path = folder / f"{package.name.replace('-', '_')}-{package.version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        info = f"{package.name.replace('-', '_')}-{package.version}.dist-info"
-        members = members | {
-            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n",
-            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            f"{info}/RECORD": "",
-        }
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
-
-
 @pytest.fixture
-def two(index, monkeypatch):
+def two(index, monkeypatch, miniature):
     """Interfaces of two small wheels that pip finds."""
     found = []
     for interface, members in (
@@ -58,7 +43,7 @@ def two(index, monkeypatch):
         ),
     ):
         package = Package(interface.wheel.name, "1.0", None, "")
-        sha256 = sha256_of(write_wheel(index, package, members))
+        sha256 = sha256_of(miniature.write_wheel(index, package, members))
         found.append(dataclasses.replace(interface, wheel=dataclasses.replace(package, sha256=sha256)))
     monkeypatch.setattr(interfaces, "INTERFACES", tuple(found))
     return found

@@ -128,6 +128,11 @@ def plan_steps(arguments: dict, recipe: Callable[[], Recipe], records: list[dict
     total = arguments["steps"]
     if total is None:
         total = 60 * arguments["minutes"] / seconds_per_step(recipe(), records)
+    return shared_steps(total)
+
+
+def shared_steps(total: float) -> dict[str, int]:
+    """{stage: optimizer steps} of so many in all, by SHARES."""
     translation = max(1, round(total * SHARES["translation"]))
     return {"translation": translation, "task": max(1, round(total) - translation)}
 

@@ -20,7 +20,7 @@ from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.data import REAL_SHARE, prepare
 from layalign.train.demo.real.experiment import RECIPE, SEEDS
 from layalign.train.demo.real.fitting import fitting
-from layalign.train.demo.real.plan import PLAN, SHARES, check_count, read_plan
+from layalign.train.demo.real.plan import PLAN, check_count, read_plan, shared_steps
 from layalign.train.recipe import read_recipe
 from layalign.train.tables.make import Asking, make_table
 from layalign.train.tables.runs import Sources, merged
@@ -89,7 +89,7 @@ def real_tables(
 def _prepared(output: Path, arguments: dict[str, Any], bases: tuple[str, str]) -> tuple[Path, Path]:
     """Files of the recipe that all rows are settings over, and of the problems that they are asked."""
     values = read_recipe(RECIPE, ())
-    counts = {name: max(1, round(arguments["steps"] * share)) for name, share in SHARES.items()}
+    counts = shared_steps(arguments["steps"])
     data = None if arguments["data"] is None else Path(arguments["data"])
     batches = {name: values["stages"][name]["batch_size"] for name in counts}
     prepare(output / "data", {name: count * batches[name] for name, count in counts.items()}, data, REAL_SHARE)
