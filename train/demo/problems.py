@@ -18,6 +18,7 @@ that of the shipped bases included:
 The real pair's have one step, numbers up to 20, in words or digits. Kept from training: a quarter of the combinations of
 patterns likewise, one in six pairs of numbers, small ones too, and the last pattern of every part altogether. "held_out"
 problems have such a combination and such a pair; "new_wording" problems have such a pair and consist of last patterns.
+Its further problems have one or two steps and numbers up to 100; the same is kept from them, each step's pair by itself.
 """
 
 from __future__ import annotations
@@ -109,6 +110,20 @@ class Problem:
 def patterns_held_out(kind: tuple[str, ...], clauses: tuple[int, ...]) -> bool:
     """Whether this combination of patterns is kept for evaluation."""
     return zlib.crc32(repr((kind, clauses)).encode()) % 4 == 0
+
+
+def numbers_below(limit: int, kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
+    """Numbers for a kind of problem, such that every result is at least 1 and below `limit`."""
+    grouped = kind[0] == "groups"
+    numbers = [choose.randint(2, 9), choose.randint(2, 9)] if grouped else [choose.randint(2, limit - 3)]
+    value = numbers[0] * numbers[1] if grouped else numbers[0]
+    for part in kind[1:]:
+        most = value - 1 if part == "losses" else limit - 1 - value
+        if most < 2:
+            return numbers_below(limit, kind, choose)
+        numbers.append(choose.randint(2, most))
+        value += -numbers[-1] if part == "losses" else numbers[-1]
+    return tuple(numbers)
 
 
 class ProblemSource(ABC):
@@ -225,16 +240,7 @@ class TinyProblems(ProblemSource):
 
     def draw_numbers(self, kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
         """Numbers for a kind of problem, such that no result leaves the range from 1 to 99."""
-        grouped = kind[0] == "groups"
-        numbers = [choose.randint(2, 9), choose.randint(2, 9)] if grouped else [choose.randint(2, self.limit - 3)]
-        value = numbers[0] * numbers[1] if grouped else numbers[0]
-        for part in kind[1:]:
-            most = value - 1 if part == "losses" else self.limit - 1 - value
-            if most < 2:
-                return self.draw_numbers(kind, choose)
-            numbers.append(choose.randint(2, most))
-            value += -numbers[-1] if part == "losses" else numbers[-1]
-        return tuple(numbers)
+        return numbers_below(self.limit, kind, choose)
 
     def split_of(self, problem: Problem) -> str | None:
         held_out = [self.pair_held_out(*pair) for pair in problem.pairs]
@@ -268,27 +274,32 @@ class RealProblems(ProblemSource):
         return f"mixed {seed} {split}"
 
     def draw(self, kind: tuple[str, ...], split: str, choose: random.Random) -> Problem:
+        parts = (*kind, "questions")
         new = split == NEW_WORDING
-        clauses = (self.new,) * 3 if new else tuple(choose.randrange(self.new) for _ in range(3))
+        clauses = (self.new,) * len(parts) if new else tuple(choose.randrange(self.new) for _ in parts)
         numbers = self.draw_numbers(kind, choose)
         name, noun = choose.randrange(self.names), choose.randrange(self.nouns)
-        return Problem(kind, clauses, numbers, name, noun, 0, choose.choice(self.digits))
+        return Problem(kind, clauses, numbers, name, noun, 0, self.draw_digits(kind, choose))
 
-    def draw_numbers(self, kind: tuple[str, ...], choose: random.Random) -> tuple[int, int]:
+    def draw_digits(self, kind: tuple[str, ...], choose: random.Random) -> tuple[bool, ...]:
+        """For each statement whether its number is written in digits."""
+        return choose.choice(self.digits)
+
+    def draw_numbers(self, kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
         """Two numbers of which the difference is positive where one is lost."""
         first = choose.randint(self.least + 1, self.most)
         return first, choose.randint(self.least, first - 1 if "losses" in kind else self.most)
 
     def split_of(self, problem: Problem) -> str | None:
-        held_out = self.pair_held_out(*problem.pairs[0])
+        held_out = [self.pair_held_out(*pair) for pair in problem.pairs]
         if self.new in problem.clauses:
-            return NEW_WORDING if held_out and set(problem.clauses) == {self.new} else None
-        if patterns_held_out(problem.kind, problem.clauses) != held_out:
-            return None
-        return HELD_OUT if held_out else TRAINING
+            return NEW_WORDING if all(held_out) and set(problem.clauses) == {self.new} else None
+        if patterns_held_out(problem.kind, problem.clauses):
+            return HELD_OUT if all(held_out) else None
+        return None if any(held_out) else TRAINING
 
     def worked_answer(self, problem: Problem) -> str:
-        return problem.equations[0]
+        return ", ".join(problem.equations)
 
     def languages_of(self, seed: int | str) -> Iterator[str]:
         """Each language once in every ten, in any order: the kinds alternate, and in a fixed order a language would have
@@ -298,4 +309,31 @@ class RealProblems(ProblemSource):
             yield from choose.sample(self.languages, len(self.languages))
 
 
-TINY, REAL = TinyProblems(), RealProblems()
+class FurtherProblems(RealProblems):
+    """Problems of the real pair of one and two steps, numbers up to 100.
+
+    Args:
+        steps: how many there may be.
+    """
+
+    limit = 101
+
+    def __init__(self, steps: tuple[int, ...] = (1, 2)):
+        changes = [itertools.product(("gains", "losses"), repeat=count) for count in steps]
+        self.kinds = tuple(("opening", *kind) for kinds in changes for kind in kinds)
+
+    def seeded_by(self, seed: int | str, split: str) -> str:
+        return f"further {seed} {split}"
+
+    def draw_digits(self, kind: tuple[str, ...], choose: random.Random) -> tuple[bool, ...]:
+        alike = choose.choice((True, False, None))
+        return tuple(choose.random() < 0.5 if alike is None else alike for _ in kind)
+
+    def draw_numbers(self, kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
+        """None is 21, 31, ... or 91: in Russian these take the singular, which the wordings lack."""
+        numbers = numbers_below(self.limit, kind, choose)
+        singular = any(number > 20 and number % 10 == 1 for number in numbers)
+        return self.draw_numbers(kind, choose) if singular else numbers
+
+
+TINY, REAL, FURTHER, TWO_STEPS = TinyProblems(), RealProblems(), FurtherProblems(), FurtherProblems((2,))

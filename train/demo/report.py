@@ -20,13 +20,17 @@ from layalign.versions import versions
 TASKS = {
     "held_out": "Held-out problems: unseen combinations of patterns, unseen pairs of numbers",
     "new_wording": "Held-out problems: patterns never seen in training, unseen pairs of numbers",
+    "hundred": "Held-out problems of one step, numbers up to 100",
+    "two_steps": "Held-out problems of two steps, numbers up to 100",
     "msvamp": "MSVAMP, first questions",
+    "msvamp_one": "MSVAMP, questions that need one operation",
     "mgsm": "MGSM, first questions",
 }
 LOSSES = {
     "loss_held_out": "answers to held-out problems",
     "loss_new_wording": "answers to problems of new wording",
     "loss_tatoeba": "LASER's Tatoeba, after the translation stage",
+    "loss_tatoeba_task": "LASER's Tatoeba, after the task stage",
 }
 SHOTS_TITLES = TITLES | {LLM_ALONE: "LLM alone, 4-shot"}
 Scores = dict[str, float]
@@ -158,6 +162,7 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
         "english": {run: found["english"]["llm"] for run, found in analyses.items()},
         "loss": {name: finished.pieces(name) for name in LOSSES},
         "chrf": {run: found["chrf"] for run, found in finished.pieces("chrf_tatoeba").items()},
+        "chrf_task": {run: found["chrf"] for run, found in finished.pieces("chrf_tatoeba_task").items()},
         "runs": {
             run: {key: value for key, value in done.items() if key != "history"} for run, done in finished.runs.items()
         },
@@ -285,8 +290,10 @@ def _tables(results: dict) -> str:
         # A language with a single different answer has no loss.
         if losses := {run: kinds for run, kinds in losses.items() if kinds["true"]}:
             tables.append(_loss_table(LOSSES[name], losses))
-    if chrf := {run: scores for run, scores in results["chrf"].items() if scores}:
-        tables.append(markdown_table(chrf, title="LASER's Tatoeba into English: chrF, after the translation stage"))
+    for name, stage in (("chrf", "translation"), ("chrf_task", "task")):
+        if chrf := {run: scores for run, scores in results[name].items() if scores}:
+            title = f"LASER's Tatoeba into English: chrF, after the {stage} stage"
+            tables.append(markdown_table(chrf, title=title))
     return "\n".join([*tables, _run_table(results["runs"])])
 
 

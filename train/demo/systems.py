@@ -34,6 +34,9 @@ SYSTEMS = {
         System("langbridge", "LangBridge", {"adapter": "linear", "aligner": None}, llm_input=False),
         System("layalign_task_only", "LayAlign, no translation stage", stages=("task",)),
         System("layalign_translation", "LayAlign, translation stage alone", stages=("translation",)),
+        System(
+            "mindmerger_translation", "MindMerger, translation stage alone", {"aligner": None}, stages=("translation",)
+        ),
         System("layalign_last_state", "LayAlign, last encoder state only", {"encoder_states": "last"}),
         System("layalign_no_adapter", "LayAlign without adapter", {"adapter": None}),
     )

@@ -15,8 +15,8 @@ MEANT_BY = {"name": "name", "genitive": "name", "noun": "noun", "few": "noun"} |
     ("boxes_noun", "box", "each_box", "in_each", "into_each", "in_box"), "container"
 )
 MARKED = re.compile("\x02(\\w+)\x03(.*?)\x04")
-# Counts below it take the form "few", where a language has one.
-MANY = 5
+# Counts that end so take the form "few", where a language has one; those from 12 to 14 do not.
+FEW = (2, 3, 4)
 
 Forms = dict[str, str]
 
@@ -31,7 +31,7 @@ class Wording:
     Attributes:
         code: of the language, as num2words2 knows it.
         names, nouns, containers: the forms of each word; "class" is the one that numerals agree with.
-        count_pattern, few_pattern: a number of nouns; few_pattern for counts below `MANY`, where the language has one.
+        count_pattern, few_pattern: a number of nouns; few_pattern for those that end in `FEW`, where the language has one.
         boxes_pattern, how_many_pattern: a number of containers; the question for a number of nouns.
         openings, groups, gains, losses, questions: sentence patterns.
         numerals: {class of the word: {regular expression: what it becomes}}, of which the first that is found counts; words
@@ -77,7 +77,7 @@ class Wording:
         forms = {key: _marked(MEANT_BY.get(key), text) for key, text in (name | noun | container).items()}
         forms["how_many"] = self.how_many_pattern.format(**forms)
         if numbers:
-            few = self.few_pattern if numbers[-1] < MANY else None
+            few = self.few_pattern if numbers[-1] % 10 in FEW and numbers[-1] not in range(12, 15) else None
             number = _marked("number", self._written(numbers[-1], noun, digits))
             forms["count"] = (few or self.count_pattern).format(number=number, **forms)
         if len(numbers) == 2:

@@ -3,12 +3,11 @@ import pytest
 from layalign.train.demo.real import tatoeba
 
 
-def test_training_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr(tatoeba, "PER_LANGUAGE", 2)
+def test_training_pairs(tmp_path):
     (tmp_path / "tatoeba_pairs").mkdir()
     file = tmp_path / "tatoeba_pairs" / "tha-eng.txt"
     file.write_text("One.\tก\nTwo.\tข\nThree.\tค\nFour.\tง\n", encoding="utf-8")
-    assert tatoeba.training_pairs(tmp_path) == [
+    assert tatoeba.training_pairs(tmp_path, most=2) == [
         {"source": "ก", "target": "One.", "lang": "th"},
         {"source": "ค", "target": "Three.", "lang": "th"},
     ]

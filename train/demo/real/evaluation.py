@@ -23,13 +23,16 @@ from layalign.processor import LayAlignProcessor
 from layalign.saving import load_trained_part
 from layalign.tasks import load_task
 from layalign.train.demo.driver import made
-from layalign.train.demo.problems import NEW_WORDING, REAL
+from layalign.train.demo.problems import NEW_WORDING, REAL, TWO_STEPS, ProblemSource
 from layalign.train.demo.real.tatoeba import laser_pairs
 
 ANSWER_TOKENS, TRANSLATION_TOKENS = 16, 48
 BATCH_SIZE = 25
 SHOTS = 4
-ASKED = ("held_out", "new_wording", "msvamp", "mgsm")
+ASKED = ("held_out", "new_wording", "hundred", "two_steps", "msvamp", "msvamp_one", "mgsm")
+# The LLM alone is shown problems of one step up to 20, but where two are asked for.
+SHOWN: dict[str, ProblemSource] = {"two_steps": TWO_STEPS}
+LONGER = {"two_steps": 32, "msvamp_one": 32}  # tokens of an answer
 SOURCE_TOKENS = 64
 LOSS_PAIRS = 20
 
@@ -68,25 +71,48 @@ def evaluate_trained(
     The task stage's model answers; the translation stage's, where there was one, translates and is measured on LASER's
     Tatoeba with its own and with its neighbour's encoder input.
     """
-    answer = Answerer(model, processor, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH_SIZE)
-    pieces = {name: partial(evaluate_problems, answer, sets[name], 2 * BATCH_SIZE) for name in ASKED if name in sets}
+    results = evaluate_answers(model, processor, folder, sets)
+    translated = folder / "translation" / "final" / SAFE_WEIGHTS_NAME
+    if "tatoeba" not in sets or not translated.is_file():
+        return results
+    trained = {name: value.clone() for name, value in model.trained_state_dict().items()}
+    load_trained_part(model, load_file(translated), str(translated))
+    results |= evaluate_translation(model, processor, folder, sets["tatoeba"])
+    load_trained_part(model, trained, "the trained model")
+    return results
+
+
+def evaluate_answers(
+    model: LayAlignForConditionalGeneration, processor: LayAlignProcessor, folder: Path, sets: EvaluationSets
+) -> dict[str, Any]:
+    """The pieces that ask the model."""
+
+    def answers(name: str) -> dict[str, Any]:
+        tokens = LONGER.get(name, ANSWER_TOKENS)
+        answer = Answerer(model, processor, max_new_tokens=tokens, batch_size=BATCH_SIZE)
+        return evaluate_problems(answer, sets[name], 2 * BATCH_SIZE)
+
+    pieces: dict[str, Any] = {name: partial(answers, name) for name in ASKED if name in sets}
     for name in ("held_out", "new_wording"):
         pieces[f"loss_{name}"] = partial(_losses, model, processor, _answer_pairs(sets[name]))
     questions = parallel_questions(sets["held_out"])
     pieces["analysis"] = partial(measured, model, processor, questions, batch_size=BATCH_SIZE, prompt=None)
-    results = made(folder, pieces)
-    translated = folder / "translation" / "final" / SAFE_WEIGHTS_NAME
-    if "tatoeba" not in sets or not translated.is_file():
-        return results
-    after = {
-        "loss_tatoeba": partial(_losses, model, processor, sets["tatoeba"]),
-        "chrf_tatoeba": partial(_chrf, model, processor, sets["tatoeba"]),
+    return made(folder, pieces)
+
+
+def evaluate_translation(
+    model: LayAlignForConditionalGeneration,
+    processor: LayAlignProcessor,
+    folder: Path,
+    pairs: dict[str, Pairs],
+    after: str = "",
+) -> dict[str, Any]:
+    """The pieces that have the model translate; after: "_task" where it has been through that stage."""
+    pieces = {
+        f"loss_tatoeba{after}": partial(_losses, model, processor, pairs),
+        f"chrf_tatoeba{after}": partial(_chrf, model, processor, pairs),
     }
-    trained = {name: value.clone() for name, value in model.trained_state_dict().items()}
-    load_trained_part(model, load_file(translated), str(translated))
-    results |= made(folder, after)
-    load_trained_part(model, trained, "the trained model")
-    return results
+    return made(folder, pieces)
 
 
 def evaluate_llm(llm: str, folder: Path, sets: EvaluationSets, seed: int = 0) -> dict[str, Any]:
@@ -102,7 +128,8 @@ def evaluate_llm(llm: str, folder: Path, sets: EvaluationSets, seed: int = 0) ->
         return model.eval(), AutoTokenizer.from_pretrained(llm, **NO_CODE)
 
     def answers(name: str) -> dict[str, Any]:
-        return _few_shot(*loaded(), sets[name], seed)
+        shown, tokens = SHOWN.get(name, REAL), LONGER.get(name, ANSWER_TOKENS)
+        return _few_shot(*loaded(), sets[name], seed, shown, tokens)
 
     def analysis() -> dict[str, Any]:
         return measured_alone(*loaded(), parallel_questions(sets["held_out"]), batch_size=BATCH_SIZE)
@@ -111,23 +138,28 @@ def evaluate_llm(llm: str, folder: Path, sets: EvaluationSets, seed: int = 0) ->
     return made(folder, pieces | {"analysis": partial(analysis)})
 
 
-def few_shot_template(language: str, seed: int = 0) -> str:
+def few_shot_template(language: str, seed: int = 0, source: ProblemSource = REAL) -> str:
     """Four training problems with their worked answers, and room for the question as {text}."""
-    shown = itertools.islice(REAL.problems(f"shots {seed}"), SHOTS)
-    shots = [f"Question: {problem.text(language)}\nAnswer: {REAL.worked_answer(problem)}\n\n" for problem in shown]
+    shown = itertools.islice(source.problems(f"shots {seed}"), SHOTS)
+    shots = [f"Question: {problem.text(language)}\nAnswer: {source.worked_answer(problem)}\n\n" for problem in shown]
     return "".join(shots) + "Question: {text}\nAnswer:"
 
 
 def _few_shot(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: list[dict], seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[dict],
+    seed: int,
+    shown: ProblemSource,
+    answer_tokens: int,
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"accuracy": {"official": {}, "strict": {}}, "records": []}
     # After its line the LLM would make up questions of its own, twice as long as the answer.
     line_end = tokenizer("\n", add_special_tokens=False)["input_ids"]
     for language in dict.fromkeys(problem["lang"] for problem in problems):
-        template = few_shot_template(language if language in REAL.languages else "en", seed)
+        template = few_shot_template(language if language in shown.languages else "en", seed, shown)
         answerer = LLMAnswerer(
-            model, tokenizer, template, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH_SIZE, eos_token_id=line_end
+            model, tokenizer, template, max_new_tokens=answer_tokens, batch_size=BATCH_SIZE, eos_token_id=line_end
         )
         chosen = [problem for problem in problems if problem["lang"] == language]
         part = evaluate_problems(answerer, chosen, 2 * BATCH_SIZE)

@@ -23,8 +23,8 @@ CODES = {
 }
 
 
-def training_pairs(data: Path | None) -> list[dict]:
-    """Records of the exports `tatoeba_pairs/XXX-eng.txt` in `data`, at most 3000 a language; none without `data`.
+def training_pairs(data: Path | None, most: int = PER_LANGUAGE) -> list[dict]:
+    """Records of the exports `tatoeba_pairs/XXX-eng.txt` in `data`, at most so many a language; none without `data`.
 
     A line is English, a tab, the other language, and perhaps an attribution.
 
@@ -41,7 +41,7 @@ def training_pairs(data: Path | None) -> list[dict]:
         columns = ["target", "source", "attribution"][:width]
         found, _ = read_sources([DataSource(format="tsv", path=str(path), columns=columns, lang=CODES[code])])
         # The exports are sorted by length; every so many lines give sentences of all lengths.
-        records += found[:: -(-len(found) // PER_LANGUAGE)]
+        records += found[:: -(-len(found) // most)]
     return records
 
 

@@ -1,0 +1,170 @@
+"""The second experiment with the real pair, on the miniature bases."""
+
+import itertools
+import json
+
+import pytest
+
+from layalign.train.demo import driver
+from layalign.train.demo.problems import FURTHER, HELD_OUT, NEW_WORDING, REAL, TWO_STEPS
+from layalign.train.demo.real import evaluation, experiment, further, further_data, pairs
+from layalign.train.demo.real.further import FurtherSettings, run_further
+from layalign.train.demo.wording import wording
+
+SMALL = {"translation_steps": 3, "task_steps": 2, "questions": 2, "benchmark_questions": 2, "sentences": 2}
+PEOPLE = [
+    # Two steps, which are taken; a fraction, a third step, a number too large, a result that is not the answer, no step.
+    ("Tom has 3 hats. He buys 2, and then as many as he has.", "3+2=<<3+2=5>>5 and\n5*2=<<5*2=10>>10\n#### 10"),
+    ("Half of 5?", "<<5/2=2.5>>\n#### 2.5"),
+    ("Three steps?", "<<1+1=2>><<2+1=3>><<3+1=4>>\n#### 4"),
+    ("Many?", "<<150+150=300>>\n#### 300"),
+    ("A week of 7 days and 2?", "<<7+2=9>>\n#### 8"),
+    ("None?", "\n#### 8"),
+]
+
+
+@pytest.fixture(autouse=True)
+def small(bases, monkeypatch):
+    """Miniature bases, small batches, short answers, and a program's interface of one message."""
+    monkeypatch.setattr(further, "encoder_folder", lambda cache: bases[0])
+    monkeypatch.setattr(further, "llm_folder", lambda cache: bases[1])
+    monkeypatch.setattr(further, "BATCH_SIZE", 4)
+    for name, value in (("ANSWER_TOKENS", 3), ("TRANSLATION_TOKENS", 3), ("LONGER", {})):
+        monkeypatch.setattr(evaluation, name, value)
+    message = {"source": "Kufungua faili hili", "target": "Open this file", "lang": "sw"}
+    monkeypatch.setattr(pairs, "interface_pairs", lambda cache: [message])
+    real = experiment.load_recipe
+
+    def smaller(path, **options):
+        batches = [f"stages.{stage}.batch_size=4" for stage in ("translation", "task")]
+        return real(path, [*batches, "progress=false"], **options)
+
+    monkeypatch.setattr(experiment, "load_recipe", smaller)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("gsm8k", "msvamp", "tatoeba_pairs", "tatoeba_laser"):
+        (folder / name).mkdir()
+    rows = [{"question": question, "answer": answer} for question, answer in PEOPLE]
+    (folder / "gsm8k" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = "".join(f"Sentence {i}.\tSentensi {i}.\n" for i in range(9)) + "Go home.\tNenda nyumbani.\n"
+    (folder / "tatoeba_pairs" / "swh-eng.txt").write_text(f"{lines}{'long ' * 20}.\tndefu.\n", encoding="utf-8")
+    for suffix, text in (("eng", "Go home!\nYes.\nNo.\n"), ("swh", "Nenda.\nNdiyo.\nHapana.\n")):
+        (folder / "tatoeba_laser" / f"tatoeba.swh-eng.{suffix}").write_text(text, encoding="utf-8")
+    equations = ["- number0 number1", "+ + 1 2 number0", "/ number1 number0", "number0", "* 2 number0"]
+    for name in ("Bengali", "Chinese", "English", "French", "German", "Japanese", "Russian", "Spanish", "Swahili"):
+        rows = [{"m_query": f"{name} {i}?", "equation": text, "response": "2.0"} for i, text in enumerate(equations)]
+        (folder / "msvamp" / f"test_{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "msvamp" / "test_Thai.json").write_text((folder / "msvamp" / "test_Swahili.json").read_text())
+    return folder
+
+
+def test_further_problems_keep_from_training_what_the_first_ones_do():
+    seen = list(itertools.islice(FURTHER.problems(0), 300))
+    assert {len(problem.steps) for problem in seen} == {1, 2}
+    numbers = [number for problem in seen for step in problem.steps for number in (step[0], step[2], step[3])]
+    assert min(numbers) > 0 and 90 < max(numbers) <= 100
+    for problem in seen:
+        assert not any(REAL.pair_held_out(*pair) for pair in problem.pairs)
+        assert REAL.new not in problem.clauses
+        assert len(problem.digits) == len(problem.kind)
+    for split in (HELD_OUT, NEW_WORDING):
+        for problem in itertools.islice(TWO_STEPS.problems(0, split), 50):
+            assert len(problem.steps) == 2 and all(REAL.pair_held_out(*pair) for pair in problem.pairs)
+    # One-step problems of both kinds are of the same split in either source.
+    ones = [problem for problem in itertools.islice(REAL.problems(0, HELD_OUT), 50)]
+    assert all(FURTHER.split_of(problem) == HELD_OUT for problem in ones)
+    first = seen[2]
+    assert FURTHER.worked_answer(first).count("=") == 2 and FURTHER.worked_answer(first).endswith(f"= {first.number}")
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(4, "4 ручки"), (12, "12 ручек"), (14, "14 ручек"), (20, "20 ручек"), (22, "22 ручки"), (99, "99 ручек")],
+)
+def test_russian_nouns_follow_the_last_digit(count, expected):
+    russian = wording("ru")
+    assert expected in russian.clause(russian.openings[0], (0, 0, 0), (count,), digits=True)
+
+
+def test_russian_numerals_agree_with_their_last_word():
+    russian = wording("ru")
+    assert "двадцать две ручки" in russian.clause(russian.openings[0], (0, 0, 0), (22,))
+    assert "двадцать два карандаша" in russian.clause(russian.openings[0], (0, 1, 0), (22,))
+    found = (number for problem in itertools.islice(FURTHER.problems(1), 400) for number in problem.numbers)
+    assert not any(number > 20 and number % 10 == 1 for number in found)
+
+
+def test_what_people_wrote_becomes_records(data):
+    people = further_data.peoples_problems(data)
+    assert [row["target"] for row in people] == ["3 + 2 = 5, 5 * 2 = 10"]
+    rows, removed = pairs.sentence_pairs(data)
+    targets = [row["target"] for row in rows]
+    assert targets.count("Open this file") == 1 and "Sentence 8." in targets
+    assert not any("long" in target for target in targets)
+    assert removed["tatoeba_laser"] == {"exact": 1, "overlap": 0}
+    english = [row for row in rows if row["lang"] == "en"]
+    assert {row["source"] for row in english} == {"Tom has 3 hats.", "He buys 2, and then as many as he has."} | {
+        question for question, _ in PEOPLE if len(question.split()) > 2 and "hats" not in question
+    }
+    assert all(row["source"] == row["target"] for row in english)
+    sums = further_data.bare_sums(30, 0)
+    for row in sums:
+        left, sign, right = row["source"].split()
+        assert row["target"].startswith(f"{row['source']} = ") and not REAL.pair_held_out(int(left), sign, int(right))
+
+
+def test_questions_of_one_operation_are_found_by_their_solutions(data):
+    found = further_data.one_operation(data, 50)
+    assert {row["index"] for row in found} == {0, 2, 4} and len({row["lang"] for row in found}) == 10
+    assert {row["index"] for row in further_data.one_operation(data, 2)} == {0, 2}
+    assert {row["task"] for row in found} == {"msvamp_one"}
+
+
+def test_stages_follow_each_other_and_finished_work_stands(data, tmp_path, monkeypatch):
+    settings, output = FurtherSettings(data=data, **SMALL), tmp_path / "further"
+    trained = []
+    train = driver.train
+    monkeypatch.setattr(driver, "train", lambda recipe, calls: trained.append(recipe) or train(recipe, calls))
+    results = run_further(settings, output, seeds=[0, 1])
+    runs = ["layalign-0", "layalign-1", "mindmerger-0", "mindmerger-1"]
+    assert sorted(results["runs"]) == sorted([*runs, "layalign_translation-0", "mindmerger_translation-0"])
+    for task in ("held_out", "new_wording", "hundred", "two_steps", "msvamp_one"):
+        assert sorted(results["accuracy"][task]) == ["layalign-0", "layalign-1", "llm", "mindmerger-0", "mindmerger-1"]
+    assert set(results["loss"]["loss_tatoeba"]) == {"layalign_translation-0", "mindmerger_translation-0"}
+    assert set(results["loss"]["loss_tatoeba_task"]) == set(runs)
+    for recipe in trained:
+        (stage,) = recipe.stages
+        assert recipe.stages[stage].steps == {"translation": 3, "task": 2}[stage]
+        system = recipe.output.rpartition("/")[2].rpartition("-")[0]
+        expected = None if stage == "translation" else str(output / f"{system}_translation-0" / "model")
+        assert (recipe.init_from.path if recipe.init_from else None) == expected
+    task = [json.loads(line) for line in (output / "data" / "task.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(task) == 8 and sum(row["target"] == "3 + 2 = 5, 5 * 2 = 10" for row in task) == 1
+    monkeypatch.setattr(driver, "train", lambda *arguments: pytest.fail("trained"))
+    assert run_further(settings, output, seeds=[0, 1]) == results
+    with pytest.raises(ValueError, match="task_steps 2 there, 5 here"):
+        run_further(FurtherSettings(data=data, **SMALL | {"task_steps": 5}), output)
+
+
+def test_a_trained_translation_stage_is_begun_with(data, tmp_path, capsys):
+    common = [
+        "--data",
+        str(data),
+        "--systems",
+        "layalign",
+        *(f"--{name.replace('_', '-')}={SMALL[name]}" for name in SMALL),
+    ]
+    further.main([*common, "--output", str(tmp_path / "first")])
+    part = tmp_path / "first" / "layalign_translation-0" / "model"
+    further.main([*common, "--output", str(tmp_path / "second"), "--starts", f"layalign={part}"])
+    assert not (tmp_path / "second" / "layalign_translation-0").exists()
+    weights = [
+        (tmp_path / name / "layalign-0" / "model" / "model.safetensors").read_bytes() for name in ("first", "second")
+    ]
+    assert weights[0] == weights[1]
+    with pytest.raises(SystemExit):
+        further.main([*common, "--output", str(tmp_path / "third"), "--starts", "langbridge=there"])
+    assert "no langbridge here; there are layalign, mindmerger, llm" in capsys.readouterr().err

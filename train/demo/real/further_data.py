@@ -1,0 +1,136 @@
+"""What the second experiment with the real pair trains on, and what it is asked."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+from layalign.folders import damage
+from layalign.kernels.files import write_json, write_text
+from layalign.tasks import load_task
+from layalign.train.checkpoints import sealed_folder
+from layalign.train.demo.problems import FURTHER, TWO_STEPS, FurtherProblems
+from layalign.train.demo.real.data import REPORT
+from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminated
+from layalign.train.demo.real.evaluation import EvaluationSets, evaluation_sets
+from layalign.train.demo.real.pairs import sentence_pairs, training_questions
+
+# Of the task stage's records; the rest are generated problems of one and two steps.
+SHARES = {"pairs": 0.2, "people": 0.15, "sums": 0.1}
+# People's problems that have no more steps, and no larger number, than this.
+STEPS, LARGEST = 2, 200
+STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
+# Languages of n sentence pairs are seen in proportion to n to this power, in both stages.
+TEMPERATURE = 0.7
+
+
+def prepare_further(
+    folder: Path, task_records: int, data: Path, cache: str | Path | None = None, seed: int = 0
+) -> dict:
+    """Write translation.jsonl and task.jsonl into `folder` unless they are there; return the report, as `data.prepare` does.
+
+    The translation stage has people's sentence pairs alone. Of the task stage's records a fifth are such pairs too, so that translation
+    is not lost; a seventh are problems of one and two steps that people wrote, in English; a tenth are bare sums; the rest are generated.
+
+    Args:
+        folder: where they go.
+        task_records: of the task stage; the translation stage goes over its pairs again and again.
+        data: folder with tatoeba_pairs/, gsm8k/ and the sets that are tested on.
+        cache: of the wheels with the interfaces' pairs.
+        seed: of the choice and the order.
+
+    Raises:
+        ValueError: data that is not there or cannot be read.
+    """
+    if damage(folder) is None:
+        return json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    tests = benchmark_texts(data)
+    pairs, pairs_removed = sentence_pairs(data, cache)
+    people, people_removed = decontaminated(peoples_problems(data), tests)
+    choose = random.Random(seed)
+    counts = {name: int(share * task_records) for name, share in SHARES.items()}
+    languages = Counter(row["lang"] for row in pairs)
+    weights = [languages[row["lang"]] ** (TEMPERATURE - 1) for row in pairs]
+    generated = task_records - sum(counts.values())
+    # A tenth more than is needed, for what is taken out.
+    problems, removed = decontaminated(FURTHER.task_records(generated + generated // 10 + 10, seed), tests)
+    task = choose.choices(pairs, weights, k=counts["pairs"]) if pairs else []
+    task += [people[place % len(people)] for place in range(counts["people"])] if people else []
+    task += bare_sums(counts["sums"], seed)
+    task += problems[: task_records - len(task)]
+    choose.shuffle(task)
+    real = counts["pairs"] + counts["people"]
+    report = {
+        "records": {
+            "translation": {"generated": 0, "real": len(pairs)},
+            "task": {"generated": len(task) - real, "real": real},
+        },
+        "checked_against": {name: len(texts) for name, texts in tests.items()},
+        "removed": {
+            "translation": {"real": pairs_removed},
+            "task": {"real": people_removed, "generated": removed},
+        },
+        "real_languages": dict(sorted(languages.items())),
+        "seed": seed,
+    }
+    with sealed_folder(folder) as fresh:
+        for stage, records in (("translation", pairs), ("task", task)):
+            lines = [json.dumps(record, ensure_ascii=False) for record in records]
+            write_text(fresh / f"{stage}.jsonl", "\n".join(lines) + "\n")
+        write_json(fresh / REPORT, report)
+    return report
+
+
+def peoples_problems(data: Path) -> list[dict]:
+    """Training records of GSM8K's training problems of one or two steps over whole numbers up to 200, each step written as the generated
+    problems' are: `48 / 2 = 24, 48 + 24 = 72`.
+
+    Raises:
+        ValueError: GSM8K is not in the folder `data`.
+    """
+    found = []
+    for row in training_questions(data):
+        written, answer = row["answer"].split("####")
+        steps = [STEP.fullmatch(step) for step in re.findall(r"<<(.*?)>>", written)]
+        parts = [step.groups() for step in steps if step is not None]
+        if not 0 < len(parts) == len(steps) <= STEPS or parts[-1][3] != answer.strip():
+            continue
+        if max(int(number) for left, _, right, result in parts for number in (left, right, result)) <= LARGEST:
+            equations = ", ".join(f"{left} {sign} {right} = {result}" for left, sign, right, result in parts)
+            found.append({"source": " ".join(row["question"].split()), "target": equations, "lang": "en"})
+    return found
+
+
+def bare_sums(count: int, seed: int) -> list[dict]:
+    """Training records of one step of a generated problem, the sum in digits alone; none whose numbers are kept for evaluation."""
+    steps = (step for problem in FURTHER.problems(f"sums {seed}") for step in problem.steps)
+    return [
+        {"source": f"{left} {sign} {right}", "target": f"{left} {sign} {right} = {result}", "lang": "en"}
+        for left, sign, right, result in itertools.islice(steps, count)
+    ]
+
+
+def further_sets(questions: int, benchmark_questions: int, sentences: int, data: Path) -> EvaluationSets:
+    """As `evaluation_sets`, without MSVAMP's and MGSM's first questions, with {"hundred", "two_steps": generated problems with numbers
+    up to 100, of one and of two steps; "msvamp_one": MSVAMP's questions that one operation answers}."""
+    found = evaluation_sets(questions, benchmark_questions, sentences, data)
+    found = {name: asked for name, asked in found.items() if name not in ("msvamp", "mgsm")}
+    found["hundred"] = FurtherProblems((1,)).evaluation_problems(questions, 0)
+    found["two_steps"] = TWO_STEPS.evaluation_problems(questions, 0)
+    if (data / "msvamp").is_dir():
+        found["msvamp_one"] = one_operation(data, benchmark_questions)
+    return found
+
+
+def one_operation(data: Path, per_language: int) -> list[dict]:
+    """MSVAMP's questions whose reference solution, its field "equation" in prefix notation, has one operator: 762 of 1000, the same in
+    every language, of which so many are taken in equal steps."""
+    with open(data / "msvamp" / "test_English.json", encoding="utf-8") as lines:
+        equations = [json.loads(line)["equation"].split() for line in lines]
+    ones = [index for index, equation in enumerate(equations) if sum(word in set("+-*/") for word in equation) == 1]
+    chosen = set(ones[:: max(1, len(ones) // per_language)][:per_language])
+    return [row | {"task": "msvamp_one"} for row in load_task("msvamp", data) if row["index"] in chosen]
