@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from layalign.cli import app
 from layalign.train.demo.real import __main__ as experiment
+from layalign.train.demo.real import further
 from layalign.train.demo.real import tables as real_tables
 from layalign.train.recipe import Recipe, load_recipe
 from layalign.train.settings import build, read_yaml
@@ -236,6 +237,10 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
         if words[:3] == ["python", "-m", "layalign.train.demo.real"]:
             monkeypatch.setattr(experiment, "run_experiment", lambda *given: done.add("experiment"))
             experiment.main(words[3:])
+            continue
+        if words[:3] == ["python", "-m", further.__name__]:
+            monkeypatch.setattr(further, "run_further", lambda settings, *given: done.add(settings.task_steps))
+            further.main(words[3:])
             continue
         if words[:3] == ["python", "-m", real_tables.__name__]:
             monkeypatch.setattr(real_tables, "real_tables", lambda **given: done.add(tuple(given["seeds"])))
