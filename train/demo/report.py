@@ -139,7 +139,7 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
 
     Args:
         output: folder of the experiment, with a folder `SYSTEM-SEED` for each run.
-        plan: its steps and arguments.
+        plan: its steps and arguments; command and answers where it is not the first experiment.
         data_report: what it was trained on.
 
     Returns:
@@ -147,7 +147,8 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
         {"seeds", "languages": {lang: {"mean", "min", "max"}}, "mean", "spread"}}} where mean is over the languages but
         English and spread the sample standard deviation of that mean over seeds (None for one seed); understood {task:
         {run: {lang: per cent of answers whose sum is the right one, whatever the result}}}; english {run:
-        `against_english` of the LLM's last layer, held-out problems}; loss, chrf, runs, data, versions.
+        `against_english` of the LLM's last layer, held-out problems}; loss, chrf, command, answers (what it was trained for), runs, data,
+        versions.
     """
     finished = Finished.among([output / LLM_ALONE, *_run_folders(output)])
     accuracy = {
@@ -166,6 +167,10 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
         "runs": {
             run: {key: value for key, value in done.items() if key != "history"} for run, done in finished.runs.items()
         },
+        "command": plan.get("command", "python -m layalign.train.demo.real"),
+        "answers": plan.get(
+            "answers", "one-step word problems (addition, subtraction, numbers up to 20, in words or digits)"
+        ),
         "steps": plan["steps"],
         "arguments": {key: value for key, value in plan["arguments"].items() if key != "data"},
         "data": data_report,

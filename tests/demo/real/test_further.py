@@ -8,6 +8,7 @@ import pytest
 from layalign.train.demo import driver
 from layalign.train.demo.problems import FURTHER, HELD_OUT, NEW_WORDING, REAL, TWO_STEPS
 from layalign.train.demo.real import evaluation, experiment, further, further_data, pairs
+from layalign.train.demo.real.export import ship
 from layalign.train.demo.real.further import FurtherSettings, run_further
 from layalign.train.demo.wording import wording
 
@@ -143,6 +144,10 @@ def test_stages_follow_each_other_and_finished_work_stands(data, tmp_path, monke
         assert (recipe.init_from.path if recipe.init_from else None) == expected
     task = [json.loads(line) for line in (output / "data" / "task.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(task) == 8 and sum(row["target"] == "3 + 2 = 5, 5 * 2 = 10" for row in task) == 1
+    card = (ship(output, tmp_path / "shipped") / "README.md").read_text(encoding="utf-8")
+    assert "problems of one and two steps" in card and "python -m layalign.train.demo.real.further`" in card
+    assert all(f"{name} ({licence})" in card for name, licence in results["data"]["sources"].items())
+    assert {"Tatoeba", "kolibri", "GSM8K, training split"} < set(results["data"]["sources"])
     monkeypatch.setattr(driver, "train", lambda *arguments: pytest.fail("trained"))
     assert run_further(settings, output, seeds=[0, 1]) == results
     with pytest.raises(ValueError, match="task_steps 2 there, 5 here"):

@@ -13,7 +13,8 @@ from layalign.kernels.files import write_json, write_text
 from layalign.train.checkpoints import sealed_folder
 from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminated
-from layalign.train.demo.real.tatoeba import training_pairs
+from layalign.train.demo.real.interfaces import LICENCES
+from layalign.train.demo.real.tatoeba import LICENCE, training_pairs
 
 REPORT = "report.json"
 LONGEST_TARGET = 60
@@ -41,7 +42,7 @@ def prepare(
 
     Returns:
         {"records": {stage: {"generated", "real"}}, "checked_against": {set: texts}, "removed": {stage: {set: ...}}, "real_languages":
-        {lang: pairs}}.
+        {lang: pairs}, "sources": {whose texts: licence}}.
 
     Raises:
         ValueError: a pair file of an unknown language.
@@ -51,12 +52,14 @@ def prepare(
     tests = {} if data is None else benchmark_texts(data)
     kept, real, removed = {}, {}, {}
     languages: dict[str, int] = {}
+    sources: dict[str, str] = {}
     for stage, make in (("translation", REAL.translation_records), ("task", REAL.task_records)):
         pairs: list[dict] = []
         left_out: dict = {}
         if stage == "translation":
-            known = [*training_pairs(data), *further()]
-            short = [pair for pair in known if len(pair["target"]) <= LONGEST_TARGET]
+            exported, fetched = training_pairs(data), further()
+            sources = (LICENCE if exported else {}) | (LICENCES if fetched else {})
+            short = [pair for pair in (*exported, *fetched) if len(pair["target"]) <= LONGEST_TARGET]
             pairs, left_out = decontaminated(short, tests)
             random.Random(seed).shuffle(pairs)
             pairs = pairs[: int(real_share * counts[stage])]
@@ -75,6 +78,7 @@ def prepare(
         "checked_against": {name: len(texts) for name, texts in tests.items()},
         "removed": removed,
         "real_languages": languages,
+        "sources": sources,
         "seed": seed,
     }
     with sealed_folder(folder) as fresh:

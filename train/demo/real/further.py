@@ -21,6 +21,8 @@ from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, runs_of
 from layalign.train.recipe import InitFrom, Recipe
 
 COMPARED = ("layalign", "mindmerger", LLM_ALONE)
+COMMAND = "python -m layalign.train.demo.real.further"
+ANSWERS = "word problems of one and two steps (addition and subtraction, numbers up to 100, in words or digits)"
 # Encoder and answer tokens of the task stage: people's problems are longer, and two steps are.
 SOURCE_TOKENS, TARGET_TOKENS = 96, 32
 SAVE_STEPS = 100
@@ -104,7 +106,7 @@ def run_further(
     report = prepare_further(output / "data", settings.task_steps * BATCH_SIZE, settings.data, cache)
     sets = further_sets(settings.questions, settings.benchmark_questions, settings.sentences, settings.data)
     llm = output / LLM_ALONE if LLM_ALONE in systems else None
-    plan = {"arguments": arguments, "steps": steps}
+    plan = {"arguments": arguments, "steps": steps, "command": COMMAND, "answers": ANSWERS}
     experiment = Further(output, plan, bases, sets, report, runs, llm, starts=starts)
     experiment.make()
     return experiment.results
@@ -147,7 +149,7 @@ class Further(Experiment):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: what a user can mend is one line on standard error and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m layalign.train.demo.real.further", description=__doc__)
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     add, default = parser.add_argument, FurtherSettings(data=Path())
     add("--output", type=Path, default=Path("runs/further"), help="folder of the experiment; the same one resumes")
     add("--data", type=Path, required=True, help="folder with tatoeba_pairs, gsm8k, msvamp, tatoeba_laser")

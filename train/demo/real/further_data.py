@@ -17,7 +17,9 @@ from layalign.train.demo.problems import FURTHER, TWO_STEPS, FurtherProblems
 from layalign.train.demo.real.data import REPORT
 from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminated
 from layalign.train.demo.real.evaluation import EvaluationSets, evaluation_sets
+from layalign.train.demo.real.interfaces import LICENCES
 from layalign.train.demo.real.pairs import sentence_pairs, training_questions
+from layalign.train.demo.real.tatoeba import LICENCE
 
 # Of the task stage's records; the rest are generated problems of one and two steps.
 SHARES = {"pairs": 0.2, "people": 0.15, "sums": 0.1}
@@ -75,6 +77,7 @@ def prepare_further(
             "task": {"real": people_removed, "generated": removed},
         },
         "real_languages": dict(sorted(languages.items())),
+        "sources": LICENCE | LICENCES | {"GSM8K, training split": "MIT"},
         "seed": seed,
     }
     with sealed_folder(folder) as fresh:

@@ -79,6 +79,10 @@ INTERFACES = (
 )
 
 
+# What is said of these texts wherever a part trained on them goes.
+LICENCES = {interface.wheel.name: interface.licence for interface in INTERFACES}
+
+
 def interface_pairs(cache: str | Path | None = None) -> list[dict]:
     """Records {"source", "target" (English), "lang"} of all interfaces, each English sentence once a language; the wheels, 104 MB, are
     fetched where the cache lacks them.

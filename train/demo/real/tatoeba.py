@@ -8,6 +8,7 @@ from layalign.train.data.data_source import DataSource
 from layalign.train.data.sources import read_sources
 
 PER_LANGUAGE = 3000
+LICENCE = {"Tatoeba": "CC BY 2.0 FR"}
 CODES = {
     "ben": "bn",
     "cmn": "zh",
