@@ -34,7 +34,7 @@ test: $(VENV)/.installed-test
 # The kernels' sweeps as a whole and a thousand random calls of each operator, which CI runs a part of.
 thorough: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load --thorough tests/kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --thorough tests/test_readme.py tests/train/test_processes.py tests/train/test_packing.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --thorough tests/test_readme.py tests/train/test_processes.py tests/train/test_packing.py tests/model/test_torch_compile.py
 
 # Every file of seven kinds of folder damaged by every rule, an hour and more; the table is printed.
 attack: $(VENV)/.installed-test
@@ -163,8 +163,10 @@ $(REPLICA)/.installed:
 
 install: $(VENV)/.installed-test
 
-# One environment; each target adds its extra of pyproject.toml. Several at a time would install over each other.
+# One environment; each target adds its extra of pyproject.toml, or several in one go: .installed-test,lint. Several targets at a time would
+# install over each other.
 .NOTPARALLEL:
+comma := ,
 $(VENV)/.installed-%: pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(CPU_ONLY),1)
@@ -173,7 +175,7 @@ ifeq ($(CPU_ONLY),1)
 	  { $(BIN)/pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"; }
 endif
 	$(BIN)/pip install -q -e ".[$*]"
-	touch $@
+	touch $@ $(addprefix $(VENV)/.installed-,$(subst $(comma), ,$*))
 
 clean:
 	rm -rf $(VENV) $(LOWEST) $(OPTIONAL) $(VLLM) build dist runs/site *.egg-info

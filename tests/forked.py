@@ -69,13 +69,14 @@ class Forks:
     def __init__(self):
         self._link, self._server = None, None
 
-    def start(self, arguments, *, stdin=subprocess.DEVNULL, stdout, stderr, cwd=None):
+    def start(self, arguments, *, stdin=subprocess.DEVNULL, stdout, stderr, cwd=None, env=None):
         """A Fork that does what `python ARGUMENTS` does: `-m MODULE ...`, `-c CODE ...` or `SCRIPT ...`.
 
         Args:
             arguments: strings or paths.
             stdin, stdout, stderr: subprocess.PIPE, subprocess.DEVNULL or an open file.
             cwd: the folder it works in; None: this process's.
+            env: of the environment, what is not as in this process.
         """
         if self._server is None:
             self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -85,7 +86,7 @@ class Forks:
         request = {
             "arguments": list(map(str, arguments)),
             "cwd": str(cwd or os.getcwd()),
-            "env": os.environ | OWN,
+            "env": os.environ | OWN | (env or {}),
         }
         return Fork(self._link, request, {"stdin": stdin, "stdout": stdout, "stderr": stderr})
 

@@ -19,7 +19,7 @@ SETTINGS = ("--device", "cpu", "--max-new-tokens", "4", "--batch-size", "2")
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--attacks", default="10", metavar="N", help="damaged folders of a kind: so many, drawn by a seed, or 'all'"
+        "--attacks", default="6", metavar="N", help="damaged folders of a kind: so many, drawn by a seed, or 'all'"
     )
 
 

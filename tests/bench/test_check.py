@@ -35,6 +35,15 @@ def attention_rows(path):
     return {row["extra_info"]["implementation"] for row in rows if row["extra_info"]["suite"] == "attention forward"}
 
 
+@pytest.fixture(scope="module")
+def measured(run_bench, tmp_path_factory):
+    """A folder of results with the rows of SUITE."""
+    folder = tmp_path_factory.mktemp("measured")
+    done = run_bench(*SUITE, "--record", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
 @pytest.mark.slow
 def test_a_wrong_kernel_is_refused(run_bench, tmp_path):
     (tmp_path / "wrong_kernel.py").write_text(WRONG)
@@ -45,16 +54,14 @@ def test_a_wrong_kernel_is_refused(run_bench, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_slowed_kernel_is_refused(run_bench, layalign, tmp_path):
-    done = run_bench(*SUITE, "--record", tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (recorded,) = tmp_path.glob("*/benchmarks.json")
+def test_a_slowed_kernel_is_refused(run_bench, layalign, measured, tmp_path):
+    (recorded,) = measured.glob("*/benchmarks.json")
     assert "torch" in attention_rows(recorded)
     (tmp_path / "slowed_kernel.py").write_text(SLOWED)
     slowed, failing = tmp_path / "slowed.json", tmp_path / "slower.txt"
     done = run_bench(*SUITE, f"--benchmark-json={slowed}", plugins=(tmp_path, ["slowed_kernel"]))
     assert done.returncode == 0, done.stdout + done.stderr
-    check = ("bench", "check", slowed, "--against", tmp_path, *GENEROUS, "--failing", failing)
+    check = ("bench", "check", slowed, "--against", measured, *GENEROUS, "--failing", failing)
     refused = layalign(*check)
     assert refused.returncode == 1 and "slower" in refused.stdout, refused.stdout + refused.stderr
     assert failing.read_text() == "bench/test_attention.py::test_forward[cpu_gqa-torch]\n"
@@ -67,9 +74,8 @@ def test_a_slowed_kernel_is_refused(run_bench, layalign, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slow", ["once", "always"])
-def test_make_bench_check(run_bench, run_command, tmp_path, slow):
+def test_make_bench_check(run_command, measured, tmp_path, slow):
     """A slower row is measured a second time before it fails."""
-    assert run_bench(*SUITE, "--record", tmp_path).returncode == 0
     once = "from pathlib import Path\nmarker = Path(__file__).with_suffix('.ran')\n"
     once += "if not marker.exists():\n    marker.touch()\n" + indent(SLOWED, "    ")
     (tmp_path / "slowness.py").write_text(once if slow == "once" else SLOWED)
@@ -77,7 +83,7 @@ def test_make_bench_check(run_bench, run_command, tmp_path, slow):
     given = {
         "SYSTEM": "1",
         "PYTHON": sys.executable,
-        "RESULTS": tmp_path,
+        "RESULTS": measured,
         "NOW": tmp_path / "now",
         "SUITES": suite,
         "BENCH": f"-p no:cacheprovider -p slowness {shlex.join(options)}",

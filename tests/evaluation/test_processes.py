@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -24,55 +27,62 @@ def data(tmp_path_factory):
     return folder
 
 
-def started(processes, model, data, output, tokens=12):
-    """`layalign evaluate` in a process group of its own."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def command(model, data, output, tokens=12):
+    """`layalign evaluate`, as arguments of `python`."""
     options = {"--data": data, "--output": output, "--batch-size": 4, "--max-new-tokens": tokens, "--device": "cpu"}
-    command = [
-        sys.executable,
-        *(launcher if processes > 1 else ()),
-        *("-m", "layalign", "evaluate", model, "--task", "mgsm"),
-        *(word for option in options.items() for word in option),
+    words = [
+        "-m",
+        "layalign",
+        "evaluate",
+        model,
+        "--task",
+        "mgsm",
+        *(word for pair in options.items() for word in pair),
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        list(map(str, command)),
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return list(map(str, words))
 
 
-def run(*arguments, **options):
-    process = started(*arguments, **options)
-    printed, _ = process.communicate()
-    assert process.returncode == 0, printed[-3000:]
-    return printed
+def started(forks, processes, *arguments):
+    """So many processes of one evaluation, as torchrun starts them."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        counted = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(bound.getsockname()[1])}
+    counted |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    ranks = [counted | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(processes)]
+    return [
+        forks.start(command(*arguments), stdout=PIPE, stderr=PIPE, env=rank if processes > 1 else {}) for rank in ranks
+    ]
 
 
-def killed_after(lines, *arguments):
+def run(forks, processes, *arguments):
+    begun = started(forks, processes, *arguments)
+    with ThreadPoolExecutor(processes) as beside:
+        printed = list(beside.map(lambda fork: fork.communicate(), begun))
+    assert not any(fork.returncode for fork in begun), printed
+
+
+def killed_after(lines, forks, processes, model, data, output):
     """Start it, and kill all its processes when so many records are written, some by each."""
-    process, output = started(*arguments), arguments[-1]
-    try:
-        while process.poll() is None:
-            written = [path.read_bytes().count(b"\n") for path in output.glob("records*.jsonl")]
-            if len(written) == arguments[0] and min(written) > 0 and sum(written) >= lines:
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.005)
-    finally:
-        printed, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, printed[-3000:]
+    begun = started(forks, processes, model, data, output)
+    while True:
+        written = [path.read_bytes().count(b"\n") for path in output.glob("records*.jsonl")]
+        if len(written) == processes and min(written) > 0 and sum(written) >= lines:
+            break
+        assert not (output / "results.json").exists(), "it ended before it could be killed"
+        time.sleep(0.005)
+    for fork in begun:
+        fork.send_signal(signal.SIGKILL)
+    for fork in begun:
+        printed = fork.communicate()
+        assert fork.returncode == -signal.SIGKILL, printed
     return sum(written)
 
 
 @pytest.fixture(scope="module")
-def whole(model_folder, data, tmp_path_factory):
+def whole(forks, model_folder, data, tmp_path_factory):
     """What one uninterrupted process writes."""
     output = tmp_path_factory.mktemp("whole") / "results"
-    run(1, model_folder, data, output)
+    run(forks, 1, model_folder, data, output)
     return output
 
 
@@ -86,7 +96,11 @@ def assert_same(output, whole):
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(model_folder, data, whole, tmp_path):
-    run(2, model_folder, data, tmp_path / "results")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = command(model_folder, data, tmp_path / "results")
+    done = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert_same(tmp_path / "results", whole)
     records = [json.loads(line) for line in (whole / "records.jsonl").read_bytes().splitlines()]
     assert len({(record["lang"], record["index"]) for record in records}) == len(records) == QUESTIONS
@@ -94,10 +108,10 @@ def test_two_processes_write_what_one_does(model_folder, data, whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)], ids=["two, then one", "one, then two"])
-def test_a_killed_one_goes_on_with_another_number_of_processes(model_folder, data, whole, tmp_path, first, then):
+def test_a_killed_one_goes_on_with_another_number_of_processes(forks, model_folder, data, whole, tmp_path, first, then):
     output = tmp_path / "results"
-    assert killed_after(QUESTIONS // 4, first, model_folder, data, output) < QUESTIONS
-    run(then, model_folder, data, output)
+    assert killed_after(QUESTIONS // 4, forks, first, model_folder, data, output) < QUESTIONS
+    run(forks, then, model_folder, data, output)
     assert_same(output, whole)
 
 

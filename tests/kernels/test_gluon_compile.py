@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("triton.experimental.gluon")
 
-# CI compiles each variant, width and dtype once; --thorough what a variant has besides.
+# CI compiles what has the fewest features and what has all, each of another width and dtype; --thorough the rest.
 CALLS = [
     ("gluon", 128, "bfloat16"),
-    pytest.param("gluon_spans", 64, "bfloat16", marks=pytest.mark.slow),
+    pytest.param("gluon_spans", 64, "bfloat16", marks=pytest.mark.thorough),
     pytest.param("gluon_everything", 64, "float16", marks=pytest.mark.slow),
     pytest.param("gluon", 64, "bfloat16", marks=pytest.mark.thorough),
     pytest.param("gluon_spans", 128, "bfloat16", marks=pytest.mark.thorough),
@@ -108,7 +108,7 @@ def _check_loop(body):
 
 GRADIENTS = [
     ("gluon_gradients", 128, "bfloat16"),
-    pytest.param("gluon_gradients_spans", 64, "bfloat16", marks=pytest.mark.slow),
+    pytest.param("gluon_gradients_spans", 64, "bfloat16", marks=pytest.mark.thorough),
     pytest.param("gluon_gradients_everything", 64, "float16", marks=pytest.mark.slow),
     pytest.param("gluon_gradients", 64, "bfloat16", marks=pytest.mark.thorough),
     pytest.param("gluon_gradients_spans", 128, "bfloat16", marks=pytest.mark.thorough),

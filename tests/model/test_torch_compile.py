@@ -159,7 +159,7 @@ def test_packed_rows_are_read_outside_of_the_graph(small, make_model, uneven):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on a CPU")
 @pytest.mark.parametrize(
-    "family", [FAMILIES[0], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:])]
+    "family", [FAMILIES[0], *(pytest.param(family, marks=pytest.mark.thorough) for family in FAMILIES[1:])]
 )
 def test_inductor_gives_the_same_tokens(family, small, lively, batch):
     model = lively(family)

@@ -19,10 +19,17 @@ from layalign.train.stages import train
 MARKS = {"adapter": "adapter.", "aligner": "aligner.", "gates": "fusion_gate"}
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept") / "first"
+
+
 @pytest.fixture
-def trained(recipe_file, tmp_path):
-    """The output of a finished run whose gates are open, and its trained part."""
-    train(load_recipe(recipe_file, [f"output={tmp_path / 'first'}", "stages.task.steps=2", "stages.task.save_steps=1"]))
+def trained(recipe_file, kept, tmp_path):
+    """The output of a finished run whose gates are open, a copy of one that the first test makes, and its trained part."""
+    if not kept.exists():
+        train(load_recipe(recipe_file, [f"output={kept}", "stages.task.steps=2", "stages.task.save_steps=1"]))
+    shutil.copytree(kept, tmp_path / "first")
     weights = load_file(tmp_path / "first" / "model" / "model.safetensors")
     assert all(value.any() for value in weights.values())
     return tmp_path / "first", weights

@@ -6,10 +6,12 @@ import json
 import pytest
 
 from layalign.train.demo import driver
+from layalign.train.demo.driver import Run
 from layalign.train.demo.problems import FURTHER, HELD_OUT, NEW_WORDING, REAL, TWO_STEPS
 from layalign.train.demo.real import evaluation, experiment, further, further_data, pairs
 from layalign.train.demo.real.export import ship
-from layalign.train.demo.real.further import FurtherSettings, run_further
+from layalign.train.demo.real.further import Further, FurtherSettings, run_further
+from layalign.train.demo.systems import SYSTEMS
 from layalign.train.demo.wording import wording
 
 SMALL = {"translation_steps": 3, "task_steps": 2, "questions": 2, "benchmark_questions": 2, "sentences": 2}
@@ -124,52 +126,69 @@ def test_questions_of_one_operation_are_found_by_their_solutions(data):
     assert {row["task"] for row in found} == {"msvamp_one"}
 
 
-def test_stages_follow_each_other_and_finished_work_stands(data, tmp_path, monkeypatch):
-    settings, output = FurtherSettings(data=data, **SMALL), tmp_path / "further"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Where the tests of this module find one finished experiment, made by the first that needs it."""
+    return tmp_path_factory.mktemp("runs") / "further"
+
+
+def make(finished, data):
+    return run_further(FurtherSettings(data=data, **SMALL), finished, ["layalign", "llm"], [0, 1])
+
+
+def test_stages_follow_each_other_and_finished_work_stands(data, finished, tmp_path, monkeypatch):
     trained = []
     train = driver.train
     monkeypatch.setattr(driver, "train", lambda recipe, calls: trained.append(recipe) or train(recipe, calls))
-    results = run_further(settings, output, seeds=[0, 1])
-    runs = ["layalign-0", "layalign-1", "mindmerger-0", "mindmerger-1"]
-    assert sorted(results["runs"]) == sorted([*runs, "layalign_translation-0", "mindmerger_translation-0"])
+    results = make(finished, data)
+    assert list(results["runs"]) == ["layalign-0", "layalign-1", "layalign_translation-0"]
     for task in ("held_out", "new_wording", "hundred", "two_steps", "msvamp_one"):
-        assert sorted(results["accuracy"][task]) == ["layalign-0", "layalign-1", "llm", "mindmerger-0", "mindmerger-1"]
-    assert set(results["loss"]["loss_tatoeba"]) == {"layalign_translation-0", "mindmerger_translation-0"}
-    assert set(results["loss"]["loss_tatoeba_task"]) == set(runs)
-    for recipe in trained:
-        (stage,) = recipe.stages
-        assert recipe.stages[stage].steps == {"translation": 3, "task": 2}[stage]
-        system = recipe.output.rpartition("/")[2].rpartition("-")[0]
-        expected = None if stage == "translation" else str(output / f"{system}_translation-0" / "model")
-        assert (recipe.init_from.path if recipe.init_from else None) == expected
-    task = [json.loads(line) for line in (output / "data" / "task.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert list(results["accuracy"][task]) == ["llm", "layalign-0", "layalign-1"]
+    assert list(results["loss"]["loss_tatoeba"]) == ["layalign_translation-0"]
+    assert list(results["loss"]["loss_tatoeba_task"]) == ["layalign-0", "layalign-1"]
+    start = str(finished / "layalign_translation-0" / "model")
+    assert [(recipe.seed, recipe.init_from and recipe.init_from.path) for recipe in trained] == [
+        (0, None),
+        (0, start),
+        (1, start),
+    ]
+    task = [json.loads(line) for line in (finished / "data" / "task.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(task) == 8 and sum(row["target"] == "3 + 2 = 5, 5 * 2 = 10" for row in task) == 1
-    card = (ship(output, tmp_path / "shipped") / "README.md").read_text(encoding="utf-8")
+    card = (ship(finished, tmp_path / "shipped") / "README.md").read_text(encoding="utf-8")
     assert "problems of one and two steps" in card and "python -m layalign.train.demo.real.further`" in card
     assert all(f"{name} ({licence})" in card for name, licence in results["data"]["sources"].items())
     assert {"Tatoeba", "kolibri", "GSM8K, training split"} < set(results["data"]["sources"])
     monkeypatch.setattr(driver, "train", lambda *arguments: pytest.fail("trained"))
-    assert run_further(settings, output, seeds=[0, 1]) == results
+    assert make(finished, data) == results
     with pytest.raises(ValueError, match="task_steps 2 there, 5 here"):
-        run_further(FurtherSettings(data=data, **SMALL | {"task_steps": 5}), output)
+        run_further(FurtherSettings(data=data, **SMALL | {"task_steps": 5}), finished)
 
 
-def test_a_trained_translation_stage_is_begun_with(data, tmp_path, capsys):
-    common = [
-        "--data",
-        str(data),
-        "--systems",
-        "layalign",
-        *(f"--{name.replace('_', '-')}={SMALL[name]}" for name in SMALL),
-    ]
-    further.main([*common, "--output", str(tmp_path / "first")])
-    part = tmp_path / "first" / "layalign_translation-0" / "model"
+def test_a_trained_translation_stage_is_begun_with(data, finished, tmp_path, capsys):
+    make(finished, data)
+    sizes = (f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())
+    common = ["--data", str(data), "--systems", "layalign", *sizes]
+    part = finished / "layalign_translation-0" / "model"
     further.main([*common, "--output", str(tmp_path / "second"), "--starts", f"layalign={part}"])
     assert not (tmp_path / "second" / "layalign_translation-0").exists()
-    weights = [
-        (tmp_path / name / "layalign-0" / "model" / "model.safetensors").read_bytes() for name in ("first", "second")
-    ]
-    assert weights[0] == weights[1]
+    weights = [folder / "layalign-0" / "model" / "model.safetensors" for folder in (finished, tmp_path / "second")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
     with pytest.raises(SystemExit):
         further.main([*common, "--output", str(tmp_path / "third"), "--starts", "langbridge=there"])
     assert "no langbridge here; there are layalign, mindmerger, llm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "stage"), [("mindmerger_translation", "translation"), ("mindmerger", "task")])
+def test_both_systems_have_one_recipe(name, stage, bases, tmp_path):
+    """On equal terms: the same stage, steps and lengths, and each its own translation stage to begin with."""
+    steps = {"translation": 6, "task": 3}
+    starts = {"layalign": tmp_path / "ours", "mindmerger": tmp_path / "theirs"}
+    planned = Further(tmp_path, {"steps": steps}, tuple(map(str, bases)), {}, {}, [], None, starts=starts)
+    theirs, ours = (
+        planned.recipe(Run(SYSTEMS[system], 0, tmp_path / system))
+        for system in (name, name.replace("mindmerger", "layalign"))
+    )
+    assert theirs.stages == ours.stages and list(ours.stages) == [stage] and ours.stages[stage].steps == steps[stage]
+    assert theirs.model == ours.model | {"aligner": None}
+    begun = [recipe.init_from and recipe.init_from.path for recipe in (ours, theirs)]
+    assert begun == ([None, None] if stage == "translation" else [str(start) for start in starts.values()])
