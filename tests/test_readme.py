@@ -239,7 +239,9 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
             experiment.main(words[3:])
             continue
         if words[:3] == ["python", "-m", further.__name__]:
-            monkeypatch.setattr(further, "run_further", lambda settings, *given: done.add(settings.task_steps))
+            monkeypatch.setattr(
+                further, "run_further", lambda settings, *given: done.add(f"{settings.task_steps} further steps")
+            )
             further.main(words[3:])
             continue
         if words[:3] == ["python", "-m", real_tables.__name__]:
@@ -342,6 +344,7 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
         "table",
         "serve",
         "experiment",
+        "2500 further steps",
         (0, 1, 2),  # the seeds of the real pair's tables
         SERVING,
         CANDIDATES,

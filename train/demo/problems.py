@@ -263,7 +263,7 @@ class RealProblems(ProblemSource):
     """Problems of the real pair."""
 
     languages = ("en", "de", "es", "fr", "sw", "bn", "th", "zh", "ru", "ja")
-    kinds = (("opening", "gains"), ("opening", "losses"))
+    kinds: tuple[tuple[str, ...], ...] = (("opening", "gains"), ("opening", "losses"))
     names, nouns, containers, patterns = 16, 14, 1, 7
     least, most = 2, 20
     new = patterns - 1
