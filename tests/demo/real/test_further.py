@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import operator
+import re
 
 import pytest
 
@@ -11,6 +13,7 @@ from layalign.train.demo.problems import FURTHER, HELD_OUT, NEW_WORDING, REAL, T
 from layalign.train.demo.real import evaluation, experiment, further, further_data, pairs
 from layalign.train.demo.real.export import ship
 from layalign.train.demo.real.further import Further, FurtherSettings, run_further
+from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.systems import SYSTEMS
 from layalign.train.demo.wording import wording
 
@@ -117,6 +120,22 @@ def test_what_people_wrote_becomes_records(data):
     for row in sums:
         left, sign, right = row["source"].split()
         assert row["target"].startswith(f"{row['source']} = ") and not REAL.pair_held_out(int(left), sign, int(right))
+
+
+def test_schoolbook_problems_are_what_their_equations_say():
+    rows = list(schoolbook_problems(600, 0))
+    assert rows == list(schoolbook_problems(600, 0)) and len({row["source"] for row in rows}) > 590
+    signs = set()
+    for row in rows:
+        left, sign, right, _, result = row["target"].split()
+        numbers = [int(number) for number in re.findall(r"\d+", row["source"])]
+        assert {int(left), int(right)} <= set(numbers) and len(numbers) in (2, 3), row
+        value = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[sign]
+        assert value(int(left), int(right)) == int(result) and max(numbers) <= 144
+        assert sign in "*/" or not REAL.pair_held_out(int(left), sign, int(right))
+        assert row["source"].endswith("?") and "{" not in row["source"]
+        signs.add(sign)
+    assert signs == set("+-*/")
 
 
 def test_questions_of_one_operation_are_found_by_their_solutions(data):

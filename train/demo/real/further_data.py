@@ -19,10 +19,11 @@ from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminat
 from layalign.train.demo.real.evaluation import EvaluationSets, evaluation_sets
 from layalign.train.demo.real.interfaces import LICENCES
 from layalign.train.demo.real.pairs import sentence_pairs, training_questions
+from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.real.tatoeba import LICENCE
 
 # Of the task stage's records; the rest are generated problems of one and two steps.
-SHARES = {"pairs": 0.2, "people": 0.15, "sums": 0.1}
+SHARES = {"pairs": 0.2, "people": 0.15, "school": 0.15, "sums": 0.1}
 # People's problems that have no more steps, and no larger number, than this.
 STEPS, LARGEST = 2, 200
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
@@ -36,7 +37,8 @@ def prepare_further(
     """Write translation.jsonl and task.jsonl into `folder` unless they are there; return the report, as `data.prepare` does.
 
     The translation stage has people's sentence pairs alone. Of the task stage's records a fifth are such pairs too, so that translation
-    is not lost; a seventh are problems of one and two steps that people wrote, in English; a tenth are bare sums; the rest are generated.
+    is not lost; a seventh are problems of one and two steps that people wrote, and as many generated ones of more relations, both in
+    English; a tenth are bare sums; the rest are generated in ten languages.
 
     Args:
         folder: where they go.
@@ -62,6 +64,7 @@ def prepare_further(
     problems, removed = decontaminated(FURTHER.task_records(generated + generated // 10 + 10, seed), tests)
     task = choose.choices(pairs, weights, k=counts["pairs"]) if pairs else []
     task += [people[place % len(people)] for place in range(counts["people"])] if people else []
+    task += decontaminated(list(schoolbook_problems(counts["school"], seed)), tests)[0]
     task += bare_sums(counts["sums"], seed)
     task += problems[: task_records - len(task)]
     choose.shuffle(task)
