@@ -294,7 +294,7 @@ def _tables(results: dict) -> str:
     for name, losses in results["loss"].items():
         # A language with a single different answer has no loss.
         if losses := {run: kinds for run, kinds in losses.items() if kinds["true"]}:
-            tables.append(_loss_table(LOSSES[name], losses))
+            tables.append(loss_table(LOSSES[name], losses))
     for name, stage in (("chrf", "translation"), ("chrf_task", "task")):
         if chrf := {run: scores for run, scores in results[name].items() if scores}:
             title = f"LASER's Tatoeba into English: chrF, after the {stage} stage"
@@ -324,7 +324,8 @@ def _least_gain(found: dict[str, Scores], alone: dict[str, Scores]) -> str:
     return f"{gains[lang]:+.1f} ({lang})"
 
 
-def _loss_table(title: str, losses: dict[str, dict[str, Scores]]) -> str:
+def loss_table(title: str, losses: dict[str, dict[str, Scores]]) -> str:
+    """A Markdown table of {run: {"true", "shuffled": {lang: nats a token}}}."""
     languages = list(next(iter(losses.values()))["true"])
     rows = []
     for run, kinds in losses.items():

@@ -7,11 +7,12 @@ import re
 
 import pytest
 
+from layalign.folders import damage
 from layalign.train.demo import driver
 from layalign.train.demo.driver import Run
 from layalign.train.demo.problems import FURTHER, HELD_OUT, NEW_WORDING, REAL, TWO_STEPS
 from layalign.train.demo.real import evaluation, experiment, further, further_data, pairs
-from layalign.train.demo.real.export import ship
+from layalign.train.demo.real.export import ship, ship_translation
 from layalign.train.demo.real.further import Further, FurtherSettings, run_further
 from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.systems import SYSTEMS
@@ -177,6 +178,10 @@ def test_stages_follow_each_other_and_finished_work_stands(data, finished, tmp_p
     assert "problems of one and two steps" in card and "python -m layalign.train.demo.real.further`" in card
     assert all(f"{name} ({licence})" in card for name, licence in results["data"]["sources"].items())
     assert {"Tatoeba", "kolibri", "GSM8K, training split"} < set(results["data"]["sources"])
+    folder = ship_translation(finished, tmp_path / "translation")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert damage(folder) is None and "3 steps of batch 4" in card and "| layalign_translation-0 | shuffled | " in card
+    assert str(finished.parent).encode() not in (folder / "config.json").read_bytes()
     monkeypatch.setattr(driver, "train", lambda *arguments: pytest.fail("trained"))
     assert make(finished, data) == results
     with pytest.raises(ValueError, match="task_steps 2 there, 5 here"):
@@ -187,7 +192,7 @@ def test_a_trained_translation_stage_is_begun_with(data, finished, tmp_path, cap
     make(finished, data)
     sizes = (f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())
     common = ["--data", str(data), "--systems", "layalign", *sizes]
-    part = finished / "layalign_translation-0" / "model"
+    part = ship_translation(finished, tmp_path / "part")
     further.main([*common, "--output", str(tmp_path / "second"), "--starts", f"layalign={part}"])
     assert not (tmp_path / "second" / "layalign_translation-0").exists()
     weights = [folder / "layalign-0" / "model" / "model.safetensors" for folder in (finished, tmp_path / "second")]

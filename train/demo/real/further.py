@@ -14,7 +14,7 @@ from layalign.train.demo.driver import Run, keep
 from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.evaluation import evaluate_answers, evaluate_translation
 from layalign.train.demo.real.experiment import Experiment, make_recipe
-from layalign.train.demo.real.export import ship
+from layalign.train.demo.real.export import ship, ship_translation
 from layalign.train.demo.real.further_data import TEMPERATURE, further_sets, prepare_further
 from layalign.train.demo.real.plan import PLAN, check_count, read_plan
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, runs_of
@@ -27,6 +27,7 @@ ANSWERS = "word problems of one and two steps (addition and subtraction, numbers
 SOURCE_TOKENS, TARGET_TOKENS = 96, 32
 SAVE_STEPS = 100
 BATCH_SIZE = 16
+EXPORTS = {"ship": ship, "ship_translation": ship_translation}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,13 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--sentences", type=int, default=default.sentences, help="LASER sentences a language")
     add("--cache", type=Path, help="folder of the converted models and of the wheels with sentences")
     add("--ship", action="store_true", help="export the best LayAlign run of --output")
+    add("--ship-translation", action="store_true", help="export LayAlign's part after the translation stage")
     given = vars(parser.parse_args(arguments))
-    output, systems, seeds, cache, shipping = (
-        given.pop(name) for name in ("output", "systems", "seeds", "cache", "ship")
-    )
+    exports = {name: given.pop(name) for name in ("ship", "ship_translation")}
+    output, systems, seeds, cache = (given.pop(name) for name in ("output", "systems", "seeds", "cache"))
     try:
-        if shipping:
-            print(ship(output))
+        if any(exports.values()):
+            print(*(EXPORTS[name](output) for name, asked in exports.items() if asked), sep="\n")
             return
         starts = dict(start.partition("=")[::2] for start in given.pop("starts"))
         run_further(FurtherSettings(**given), output, systems, seeds, starts, cache)
