@@ -60,14 +60,17 @@ vllm-load: $(VLLM)/.installed
 	$(VLLM)/bin/pip install -q pandas
 	PYTHONPATH=$(CURDIR) $(VLLM)/bin/python -m bench serving $(MODEL) $(QUESTIONS) --output $(RESULTS)
 
-$(VLLM)/.installed: pyproject.toml Makefile
+$(VLLM)/.installed: $(VLLM)/.packages pyproject.toml
+	$(VLLM)/bin/pip install -q --no-deps -e .
+	touch $@
+
+$(VLLM)/.packages: Makefile
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	@# torch first, or its CUDA build comes; what vLLM brings of pictures and sound is built for CUDA, and ends transformers' import.
 	$(VLLM)/bin/python -c "import torch" 2>/dev/null || $(VLLM)/bin/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || \
 	  { $(VLLM)/bin/pip install -q uv && $(VLLM)/bin/uv pip install -q --python $(VLLM)/bin/python --torch-backend cpu "torch==$(TORCH)"; }
 	$(VLLM)/bin/pip install -q $(VLLM_PACKAGES) pytest pytest-benchmark pytest-xdist
 	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
-	$(VLLM)/bin/pip install -q --no-deps -e .
 	touch $@
 
 # The lowest transformers and triton that pyproject.toml takes, over the environment of `make test`, which has the highest. Triton 3.6's
