@@ -10,7 +10,7 @@ from layalign.evaluation.loop import evaluate_problems
 from layalign.folders import damage
 from layalign.generation.texts import Answerer
 from layalign.train.demo.problems import REAL
-from layalign.train.demo.real.export import PLOTS, REPORT
+from layalign.train.demo.real.export import PLOTS, REPORT, TRANSLATION
 from layalign.train.demo.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, load_shipped
 
 
@@ -21,6 +21,18 @@ def test_shipped_files_are_whole_and_small():
     assert any(name.startswith("aligner") for name in names) and any(name.startswith("adapter") for name in names)
     assert sum(path.stat().st_size for folder in (SHIPPED, REPORT) for path in folder.iterdir()) < 6e6
     assert {path.name for path in REPORT.iterdir()} >= {*PLOTS, "results.json", "log.jsonl", "README.md"}
+
+
+def test_the_part_after_the_translation_stage_is_whole():
+    """What its card says of each language: two nats between another's input and its own."""
+    assert damage(TRANSLATION) is None
+    assert (TRANSLATION / "model.safetensors").stat().st_size < 4e6
+    card = (TRANSLATION / "README.md").read_text(encoding="utf-8")
+    header, own, other = (
+        [cell.strip() for cell in line.split("|")[4:-1]] for line in card.splitlines() if line[:5] in ("| run", "| lay")
+    )
+    assert set(header) == {*REAL.languages, "te"} - {"en"}
+    assert all(float(others) - float(owns) > 3 for owns, others in zip(own, other, strict=True))
 
 
 def test_the_claim_is_what_the_results_say():
@@ -63,3 +75,12 @@ def test_shipped_part_solves_held_out_problems():
 def test_any_question_may_be_asked(capsys):
     answers = answer_shipped(["Neema ana kalamu saba. Neema anauza kalamu tatu. Neema ana kalamu ngapi sasa?"])
     assert answers[0] in capsys.readouterr().out and "=" in answers[0]
+
+
+def test_the_part_after_the_translation_stage_translates(real_models):
+    answer = Answerer(*load_shipped(TRANSLATION), max_new_tokens=24)
+    told = answer(
+        ["Кошка играет с мышью.", "Je ne savais pas que tu avais autant d'argent.", "Wanaume wakakwenda kazini."]
+    )
+    wanted = [("cat", "mouse"), ("money",), ("men", "work")]
+    assert all(word in text for text, words in zip(told, wanted, strict=True) for word in words), told
