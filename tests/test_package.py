@@ -87,7 +87,8 @@ def test_wheel_holds_everything_once(wheel):
 
 
 def test_every_data_file_is_in_the_wheel(wheel):
-    """Whatever lies beside the code and is tracked, pictures, logs and reports for a reader apart."""
+    """Whatever lies beside the code and is tracked; for those who read or train again are pictures, logs, reports and a part to begin with."""
+    apart = {"report", "translation"}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     tracked = git_listing("ls-files", "-z", *FOLDERS.values())
@@ -95,7 +96,7 @@ def test_every_data_file_is_in_the_wheel(wheel):
         pytest.skip("not a git checkout")
     for name in tracked:
         path = Path(name)
-        if path.suffix not in (".py", ".png", ".md", "") and (ROOT / path).is_file() and "report" not in path.parts:
+        if path.suffix not in (".py", ".png", ".md", "") and (ROOT / path).is_file() and not apart & {*path.parts}:
             expected = path if path.parts[0] == "layalign" else Path("layalign") / path
             assert expected.as_posix() in names, expected
 
@@ -112,7 +113,7 @@ def git_listing(*arguments):
 def test_wheel_is_little_more_than_its_weights(wheel):
     with zipfile.ZipFile(wheel) as archive:
         weights = sum(entry.compress_size for entry in archive.infolist() if entry.filename.endswith(".safetensors"))
-    assert wheel.stat().st_size < weights + 800_000
+    assert wheel.stat().st_size < weights + 850_000
     assert wheel.stat().st_size < 7_500_000
 
 

@@ -48,6 +48,12 @@ HUB = {"google/mt5-xl": "layalign:tiny_encoder", "meta-math/MetaMath-7B-V1.0": "
 LOW_RESOURCE = ("bn", "sw", "th")
 SERVING = "examples/continuous_serving.py"
 EXAMPLES = {f"examples/{name}.py" for name in ("image_states", "retrieved_documents", "own_model")}
+# What trains the real pair for hours: the command, and the function that its arguments reach.
+REAL_PAIR = {
+    "layalign.train.demo.real": (experiment, "run_experiment"),
+    further.__name__: (further, "run_further"),
+    real_tables.__name__: (real_tables, "real_tables"),
+}
 CANDIDATES = "layalign.kernels.ahead_of_time.candidates"
 # What the Python blocks of a page print, and how often.
 PRINTED = {
@@ -234,19 +240,10 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
             extra = words[-1].removeprefix(".").removeprefix("layalign").strip("[]")
             assert not extra or f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8"), command
             continue
-        if words[:3] == ["python", "-m", "layalign.train.demo.real"]:
-            monkeypatch.setattr(experiment, "run_experiment", lambda *given: done.add("experiment"))
-            experiment.main(words[3:])
-            continue
-        if words[:3] == ["python", "-m", further.__name__]:
-            monkeypatch.setattr(
-                further, "run_further", lambda settings, *given: done.add(f"{settings.task_steps} further steps")
-            )
-            further.main(words[3:])
-            continue
-        if words[:3] == ["python", "-m", real_tables.__name__]:
-            monkeypatch.setattr(real_tables, "real_tables", lambda **given: done.add(tuple(given["seeds"])))
-            real_tables.main(words[3:])
+        if words[:2] == ["python", "-m"] and words[2] in REAL_PAIR:
+            module, function = REAL_PAIR[words[2]]
+            monkeypatch.setattr(module, function, lambda *given, _=function, **named: done.add(_))
+            module.main(words[3:])
             continue
         if words[:3] == ["python", "-m", CANDIDATES]:
             done.add(CANDIDATES)
@@ -343,9 +340,7 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
         "models",
         "table",
         "serve",
-        "experiment",
-        "2500 further steps",
-        (0, 1, 2),  # the seeds of the real pair's tables
+        *(function for _, function in REAL_PAIR.values()),
         SERVING,
         CANDIDATES,
         *EXAMPLES,
