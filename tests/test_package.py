@@ -87,7 +87,7 @@ def test_wheel_holds_everything_once(wheel):
 
 
 def test_every_data_file_is_in_the_wheel(wheel):
-    """Whatever lies beside the code and is tracked; for those who read or train again are pictures, logs, reports and a part to begin with."""
+    """Whatever lies beside the code and is tracked; readers have pictures, logs and reports besides, and trainers a part to begin with."""
     apart = {"report", "translation"}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
