@@ -242,7 +242,9 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
             continue
         if words[:2] == ["python", "-m"] and words[2] in REAL_PAIR:
             module, function = REAL_PAIR[words[2]]
-            monkeypatch.setattr(module, function, lambda *given, _=function, **named: done.add(_))
+            monkeypatch.setattr(
+                module, function, lambda *given, _=function, **named: done.add((_, *named.get("seeds", ())))
+            )
             module.main(words[3:])
             continue
         if words[:3] == ["python", "-m", CANDIDATES]:
@@ -340,7 +342,8 @@ def test_every_command(demo, layalign, python, monkeypatch, request):
         "models",
         "table",
         "serve",
-        *(function for _, function in REAL_PAIR.values()),
+        *zip(("run_experiment", "run_further"), strict=True),
+        ("real_tables", 0, 1, 2),  # the seeds
         SERVING,
         CANDIDATES,
         *EXAMPLES,

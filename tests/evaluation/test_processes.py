@@ -63,12 +63,13 @@ def run(forks, processes, *arguments):
 
 def killed_after(lines, forks, processes, model, data, output):
     """Start it, and kill all its processes when so many records are written, some by each."""
-    begun = started(forks, processes, model, data, output)
+    begun, ends = started(forks, processes, model, data, output), time.monotonic() + 300
     while True:
         written = [path.read_bytes().count(b"\n") for path in output.glob("records*.jsonl")]
         if len(written) == processes and min(written) > 0 and sum(written) >= lines:
             break
         assert not (output / "results.json").exists(), "it ended before it could be killed"
+        assert time.monotonic() < ends, "it died, or hangs"
         time.sleep(0.005)
     for fork in begun:
         fork.send_signal(signal.SIGKILL)

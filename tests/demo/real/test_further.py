@@ -12,6 +12,7 @@ from layalign.train.demo import driver
 from layalign.train.demo.driver import Run
 from layalign.train.demo.problems import FURTHER, HELD_OUT, NEW_WORDING, REAL, TWO_STEPS
 from layalign.train.demo.real import evaluation, experiment, further, further_data, pairs
+from layalign.train.demo.real.decontaminate import benchmark_texts
 from layalign.train.demo.real.export import ship, ship_translation
 from layalign.train.demo.real.further import Further, FurtherSettings, run_further
 from layalign.train.demo.real.schoolbook import schoolbook_problems
@@ -35,7 +36,6 @@ def small(bases, monkeypatch):
     """Miniature bases, small batches, short answers, and a program's interface of one message."""
     monkeypatch.setattr(further, "encoder_folder", lambda cache: bases[0])
     monkeypatch.setattr(further, "llm_folder", lambda cache: bases[1])
-    monkeypatch.setattr(further, "BATCH_SIZE", 4)
     for name, value in (("ANSWER_TOKENS", 3), ("TRANSLATION_TOKENS", 3), ("LONGER", {})):
         monkeypatch.setattr(evaluation, name, value)
     message = {"source": "Kufungua faili hili", "target": "Open this file", "lang": "sw"}
@@ -107,7 +107,7 @@ def test_russian_numerals_agree_with_their_last_word():
 def test_what_people_wrote_becomes_records(data):
     people = further_data.peoples_problems(data)
     assert [row["target"] for row in people] == ["3 + 2 = 5, 5 * 2 = 10"]
-    rows, removed = pairs.sentence_pairs(data)
+    rows, removed = pairs.sentence_pairs(data, benchmark_texts(data))
     targets = [row["target"] for row in rows]
     assert targets.count("Open this file") == 1 and "Sentence 8." in targets
     assert not any("long" in target for target in targets)

@@ -81,9 +81,14 @@ def prepare(
         "sources": sources,
         "seed": seed,
     }
+    write_records(folder, kept, report)
+    return report
+
+
+def write_records(folder: Path, kept: dict[str, list[dict]], report: dict) -> None:
+    """Write STAGE.jsonl for each of {stage: records}, and the report."""
     with sealed_folder(folder) as fresh:
         for stage, records in kept.items():
             lines = [json.dumps(record, ensure_ascii=False) for record in records]
             write_text(fresh / f"{stage}.jsonl", "\n".join(lines) + "\n")
         write_json(fresh / REPORT, report)
-    return report

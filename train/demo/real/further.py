@@ -26,7 +26,6 @@ ANSWERS = "word problems of one and two steps (addition and subtraction, numbers
 # Encoder and answer tokens of the task stage: people's problems are longer, and two steps are.
 SOURCE_TOKENS, TARGET_TOKENS = 96, 32
 SAVE_STEPS = 100
-BATCH_SIZE = 16
 EXPORTS = {"ship": ship, "ship_translation": ship_translation}
 
 
@@ -100,14 +99,15 @@ def run_further(
             runs.append(Run(stage, seeds[0], folder))
         runs.append(Run(system, seed, output / f"{system.name}-{seed}"))
     steps = {"translation": settings.translation_steps, "task": settings.task_steps}
+    plan = {"arguments": arguments, "steps": steps, "command": COMMAND, "answers": ANSWERS}
     if read_plan(output, arguments) is None:
         output.mkdir(parents=True, exist_ok=True)
-        keep(output / PLAN, {"arguments": arguments, "steps": steps})
+        keep(output / PLAN, plan)
     bases = str(encoder_folder(cache)), str(llm_folder(cache))
-    report = prepare_further(output / "data", settings.task_steps * BATCH_SIZE, settings.data, cache)
+    batch_size = make_recipe(SYSTEMS["layalign"], 0, steps, bases, output, output / "data").stages["task"].batch_size
+    report = prepare_further(output / "data", settings.task_steps * batch_size, settings.data, cache)
     sets = further_sets(settings.questions, settings.benchmark_questions, settings.sentences, settings.data)
     llm = output / LLM_ALONE if LLM_ALONE in systems else None
-    plan = {"arguments": arguments, "steps": steps, "command": COMMAND, "answers": ANSWERS}
     experiment = Further(output, plan, bases, sets, report, runs, llm, starts=starts)
     experiment.make()
     return experiment.results

@@ -10,11 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 from layalign.folders import damage
-from layalign.kernels.files import write_json, write_text
 from layalign.tasks import load_task
-from layalign.train.checkpoints import sealed_folder
 from layalign.train.demo.problems import FURTHER, TWO_STEPS, FurtherProblems
-from layalign.train.demo.real.data import REPORT
+from layalign.train.demo.real.data import REPORT, write_records
 from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminated
 from layalign.train.demo.real.evaluation import EvaluationSets, evaluation_sets
 from layalign.train.demo.real.interfaces import LICENCES
@@ -53,7 +51,7 @@ def prepare_further(
     if damage(folder) is None:
         return json.loads((folder / REPORT).read_text(encoding="utf-8"))
     tests = benchmark_texts(data)
-    pairs, pairs_removed = sentence_pairs(data, cache)
+    pairs, pairs_removed = sentence_pairs(data, tests, cache)
     people, people_removed = decontaminated(peoples_problems(data), tests)
     choose = random.Random(seed)
     counts = {name: int(share * task_records) for name, share in SHARES.items()}
@@ -64,11 +62,11 @@ def prepare_further(
     problems, removed = decontaminated(FURTHER.task_records(generated + generated // 10 + 10, seed), tests)
     task = choose.choices(pairs, weights, k=counts["pairs"]) if pairs else []
     task += [people[place % len(people)] for place in range(counts["people"])] if people else []
+    real = len(task)
     task += decontaminated(list(schoolbook_problems(counts["school"], seed)), tests)[0]
     task += bare_sums(counts["sums"], seed)
     task += problems[: task_records - len(task)]
     choose.shuffle(task)
-    real = counts["pairs"] + counts["people"]
     report = {
         "records": {
             "translation": {"generated": 0, "real": len(pairs)},
@@ -83,11 +81,7 @@ def prepare_further(
         "sources": LICENCE | LICENCES | {"GSM8K, training split": "MIT"},
         "seed": seed,
     }
-    with sealed_folder(folder) as fresh:
-        for stage, records in (("translation", pairs), ("task", task)):
-            lines = [json.dumps(record, ensure_ascii=False) for record in records]
-            write_text(fresh / f"{stage}.jsonl", "\n".join(lines) + "\n")
-        write_json(fresh / REPORT, report)
+    write_records(folder, {"translation": pairs, "task": task}, report)
     return report
 
 

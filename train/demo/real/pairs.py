@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminated
+from layalign.train.demo.real.decontaminate import decontaminated
 from layalign.train.demo.real.interfaces import FEWEST_WORDS, interface_pairs
 from layalign.train.demo.real.tatoeba import training_pairs
 
@@ -18,17 +18,17 @@ ENGLISH = 6000
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 
 
-def sentence_pairs(data: Path, cache: str | Path | None = None) -> tuple[list[dict], dict]:
+def sentence_pairs(data: Path, tests: dict[str, list[str]], cache: str | Path | None = None) -> tuple[list[dict], dict]:
     """Records {"source", "target" (English), "lang"} of Tatoeba's exports, of programs' interfaces, and of English sentences that stand for
     themselves, from the training questions of GSM8K: people ask so, and the encoder has the same meaning near in other languages.
 
     Args:
-        data: folder with tatoeba_pairs/, gsm8k/ and the sets that are tested on, which share no sentence and no run of words with what
-            is given back.
+        data: folder with tatoeba_pairs/ and gsm8k/.
+        tests: {set: texts}, which share no sentence and no run of words with what is given back.
         cache: of the wheels with the interfaces.
 
     Returns:
-        the records, in an order that says nothing, and how many each test set took out.
+        the records, each once, in the order of their sources, and how many each test set took out.
 
     Raises:
         ValueError: a folder without GSM8K's training questions, a pair file of an unknown language, a wheel that cannot be had.
@@ -38,7 +38,7 @@ def sentence_pairs(data: Path, cache: str | Path | None = None) -> tuple[list[di
     for row in known:
         if len(row["target"]) <= LONGEST:
             distinct.setdefault((row["lang"], row["source"], row["target"]), row)
-    return decontaminated(list(distinct.values()), benchmark_texts(data))
+    return decontaminated(list(distinct.values()), tests)
 
 
 def training_questions(data: Path) -> Iterator[dict]:
