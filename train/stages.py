@@ -72,11 +72,12 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
     recipe.check_files()
     check_engine(recipe)
     together = processes(recipe)
-    for name, stage in recipe.stages.items():
-        try:
-            stage.accumulation(together.num_processes)
-        except ValueError as error:
-            raise ValueError(f"stages.{name}.{error}") from None
+    with heard_by_all():  # one that ends while another still joins would have that one end with a lost connection
+        for name, stage in recipe.stages.items():
+            try:
+                stage.accumulation(together.num_processes)
+            except ValueError as error:
+                raise ValueError(f"stages.{name}.{error}") from None
     with Interruption().installed() as interruption, own_environment(), ExitStack() as stack:
         with heard_by_all():
             if together.is_main_process:
