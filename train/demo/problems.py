@@ -18,7 +18,8 @@ that of the shipped bases included:
 The real pair's have one step, numbers up to 20, in words or digits. Kept from training: a quarter of the combinations of
 patterns likewise, one in six pairs of numbers, small ones too, and the last pattern of every part altogether. "held_out"
 problems have such a combination and such a pair; "new_wording" problems have such a pair and consist of last patterns.
-Its further problems have one or two steps and numbers up to 100; the same is kept from them, each step's pair by itself.
+Its further problems have one or two steps and numbers up to 100, and sums worked place by place; the same is kept from them, each
+pair that is written by itself.
 """
 
 from __future__ import annotations
@@ -110,6 +111,21 @@ class Problem:
 def patterns_held_out(kind: tuple[str, ...], clauses: tuple[int, ...]) -> bool:
     """Whether this combination of patterns is kept for evaluation."""
     return zlib.crc32(repr((kind, clauses)).encode()) % 4 == 0
+
+
+def places(left: int, sign: str, right: int) -> list[tuple[int, str, int]]:
+    """A sum or difference place by place: 47 + 14 is 57 + 4, which is the answer's. A product or quotient stays as it is."""
+    pairs = [(left, sign, right)]
+    while sign in "+-" and right % (place := 10 ** (len(str(right)) - 1)):
+        left += right // place * place if sign == "+" else -(right // place * place)
+        right %= place
+        pairs.append((left, sign, right))
+    return pairs
+
+
+def place_by_place(left: int, sign: str, right: int, result: int) -> str:
+    """`47 + 14 = 57 + 4 = 61`."""
+    return " = ".join(f"{left} {sign} {right}" for left, sign, right in places(left, sign, right)) + f" = {result}"
 
 
 def numbers_below(limit: int, kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
@@ -312,6 +328,9 @@ class RealProblems(ProblemSource):
 class FurtherProblems(RealProblems):
     """Problems of the real pair of one and two steps, numbers up to 100.
 
+    Their answers are worked place by place. After 300 steps of training on bare sums and differences up to 100, LayAlign's setting had
+    88 and 50 % of those kept from training right, and 82 and 38 % where the answer was the equation alone.
+
     Args:
         steps: how many there may be.
     """
@@ -334,6 +353,15 @@ class FurtherProblems(RealProblems):
         numbers = numbers_below(self.limit, kind, choose)
         singular = any(number > 20 and number % 10 == 1 for number in numbers)
         return self.draw_numbers(kind, choose) if singular else numbers
+
+    def split_of(self, problem: Problem) -> str | None:
+        """No training problem writes a pair that is kept, not on its way either."""
+        split = super().split_of(problem)
+        written = [pair for step in problem.pairs for pair in places(*step)]
+        return None if split == TRAINING and any(self.pair_held_out(*pair) for pair in written) else split
+
+    def worked_answer(self, problem: Problem) -> str:
+        return ", ".join(place_by_place(*step) for step in problem.steps)
 
 
 TINY, REAL, FURTHER, TWO_STEPS = TinyProblems(), RealProblems(), FurtherProblems(), FurtherProblems((2,))

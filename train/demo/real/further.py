@@ -24,7 +24,7 @@ COMPARED = ("layalign", "mindmerger", LLM_ALONE)
 COMMAND = "python -m layalign.train.demo.real.further"
 ANSWERS = "word problems of one and two steps (addition and subtraction, numbers up to 100, in words or digits)"
 # Encoder and answer tokens of the task stage: people's problems are longer, and two steps are.
-SOURCE_TOKENS, TARGET_TOKENS = 96, 32
+SOURCE_TOKENS, TARGET_TOKENS = 96, 48
 SAVE_STEPS = 100
 EXPORTS = {"ship": ship, "ship_translation": ship_translation}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from layalign.folders import damage
 from layalign.tasks import load_task
-from layalign.train.demo.problems import FURTHER, TWO_STEPS, FurtherProblems
+from layalign.train.demo.problems import FURTHER, REAL, TWO_STEPS, FurtherProblems, place_by_place, places
 from layalign.train.demo.real.data import REPORT, write_records
 from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminated
 from layalign.train.demo.real.evaluation import EvaluationSets, evaluation_sets
@@ -21,7 +21,7 @@ from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.real.tatoeba import LICENCE
 
 # Of the task stage's records; the rest are generated problems of one and two steps.
-SHARES = {"pairs": 0.2, "people": 0.15, "school": 0.15, "sums": 0.1}
+SHARES = {"pairs": 0.25, "people": 0.1, "school": 0.15, "sums": 0.1}
 # People's problems that have no more steps, and no larger number, than this.
 STEPS, LARGEST = 2, 200
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
@@ -34,9 +34,9 @@ def prepare_further(
 ) -> dict:
     """Write translation.jsonl and task.jsonl into `folder` unless they are there; return the report, as `data.prepare` does.
 
-    The translation stage has people's sentence pairs alone. Of the task stage's records a fifth are such pairs too, so that translation
-    is not lost; a seventh are problems of one and two steps that people wrote, and as many generated ones of more relations, both in
-    English; a tenth are bare sums; the rest are generated in ten languages.
+    The translation stage has people's sentence pairs alone. Of the task stage's records a quarter are such pairs too, so that
+    translation is not lost; a tenth are problems of one and two steps that people wrote, and a seventh generated ones of more
+    relations, both in English; a tenth are bare sums; the rest are generated in ten languages. Answers are worked place by place.
 
     Args:
         folder: where they go.
@@ -86,8 +86,8 @@ def prepare_further(
 
 
 def peoples_problems(data: Path) -> list[dict]:
-    """Training records of GSM8K's training problems of one or two steps over whole numbers up to 200, each step written as the generated
-    problems' are: `48 / 2 = 24, 48 + 24 = 72`.
+    """Training records of GSM8K's training problems of one or two steps over whole numbers up to 200, each step worked as the generated
+    problems' are: `48 / 2 = 24, 48 + 24 = 68 + 4 = 72`; without those that write a sum or difference that is kept for evaluation.
 
     Raises:
         ValueError: GSM8K is not in the folder `data`.
@@ -99,9 +99,12 @@ def peoples_problems(data: Path) -> list[dict]:
         parts = [step.groups() for step in steps if step is not None]
         if not 0 < len(parts) == len(steps) <= STEPS or parts[-1][3] != answer.strip():
             continue
-        if max(int(number) for left, _, right, result in parts for number in (left, right, result)) <= LARGEST:
-            equations = ", ".join(f"{left} {sign} {right} = {result}" for left, sign, right, result in parts)
-            found.append({"source": " ".join(row["question"].split()), "target": equations, "lang": "en"})
+        steps = [(int(left), sign, int(right), int(result)) for left, sign, right, result in parts]
+        written = [pair for *step, _ in steps for pair in places(*step)]
+        kept = any(sign in "+-" and REAL.pair_held_out(left, sign, right) for left, sign, right in written)
+        if not kept and max(number for left, _, right, result in steps for number in (left, right, result)) <= LARGEST:
+            answer = ", ".join(place_by_place(*step) for step in steps)
+            found.append({"source": " ".join(row["question"].split()), "target": answer, "lang": "en"})
     return found
 
 
@@ -109,21 +112,28 @@ def bare_sums(count: int, seed: int) -> list[dict]:
     """Training records of one step of a generated problem, the sum in digits alone; none whose numbers are kept for evaluation."""
     steps = (step for problem in FURTHER.problems(f"sums {seed}") for step in problem.steps)
     return [
-        {"source": f"{left} {sign} {right}", "target": f"{left} {sign} {right} = {result}", "lang": "en"}
+        {"source": f"{left} {sign} {right}", "target": place_by_place(left, sign, right, result), "lang": "en"}
         for left, sign, right, result in itertools.islice(steps, count)
     ]
 
 
 def further_sets(questions: int, benchmark_questions: int, sentences: int, data: Path) -> EvaluationSets:
     """As `evaluation_sets`, without MSVAMP's and MGSM's first questions, with {"hundred", "two_steps": generated problems with numbers
-    up to 100, of one and of two steps; "msvamp_one": MSVAMP's questions that one operation answers}."""
+    up to 100, of one and of two steps; "msvamp_one": MSVAMP's questions that one operation answers}, answers worked place by place."""
     found = evaluation_sets(questions, benchmark_questions, sentences, data)
     found = {name: asked for name, asked in found.items() if name not in ("msvamp", "mgsm")}
+    for name in (name for name in ("held_out", "new_wording") if name in found):
+        found[name] = [row | {"worked_answer": _worked(row["worked_answer"])} for row in found[name]]
     found["hundred"] = FurtherProblems((1,)).evaluation_problems(questions, 0)
     found["two_steps"] = TWO_STEPS.evaluation_problems(questions, 0)
     if (data / "msvamp").is_dir():
         found["msvamp_one"] = one_operation(data, benchmark_questions)
     return found
+
+
+def _worked(equation: str) -> str:
+    left, sign, right, _, result = equation.split()
+    return place_by_place(int(left), sign, int(right), int(result))
 
 
 def one_operation(data: Path, per_language: int) -> list[dict]:

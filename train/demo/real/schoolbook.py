@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from layalign.train.demo.problems import REAL
+from layalign.train.demo.problems import REAL, place_by_place, places
 from layalign.train.demo.wording import wording
 
 NOUNS = (
@@ -64,7 +64,7 @@ BESIDE = ("{a} also has {w} {m}.", "It took {w} minutes.", "There are {w} {m} as
 
 def schoolbook_problems(count: int, seed: int) -> Iterator[dict]:
     """So many training records, the relations in turn: sums and differences of numbers up to 100, products up to 144, quotients of these.
-    No sum and no difference has numbers that are kept for evaluation."""
+    No sum and no difference has, or is worked by, numbers that are kept for evaluation."""
     choose = random.Random(f"schoolbook {seed}")
     names = [forms["name"] for forms in wording("en").names]
     for place in range(count):
@@ -77,7 +77,7 @@ def schoolbook_problems(count: int, seed: int) -> Iterator[dict]:
         beside = [choose.choice(BESIDE).format(**words)] if choose.random() < 1 / 3 else []
         yield {
             "source": " ".join([f"{told}.", *beside, asked]),
-            "target": f"{x} {sign} {y} = {z}",
+            "target": place_by_place(x, sign, y, z),
             "lang": "en",
         }
 
@@ -89,5 +89,5 @@ def _numbers(sign: str, choose: random.Random) -> tuple[int, int, int]:
     while True:
         result, right = choose.randint(2, 98), choose.randint(2, 98)
         left, right, result = (result, right, result + right) if sign == "+" else (result + right, right, result)
-        if max(left, result) <= 100 and not REAL.pair_held_out(left, sign, right):
+        if max(left, result) <= 100 and not any(REAL.pair_held_out(*pair) for pair in places(left, sign, right)):
             return left, right, result
