@@ -176,12 +176,11 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
         "data": data_report,
         "versions": versions(),
     }
-    write_text(output / "table.md", _tables(results))
+    write_text(output / "table.md", experiment_tables(results))
     plots = output / "plots"
-    tables = {f"accuracy_{task}": (TASKS[task], _means(systems)) for task, systems in results["systems"].items()}
-    finished.draw(plots, tables, "Gates after training", {run: run for run in finished.runs})
+    finished.draw(plots, {}, "Gates after training", {run: run for run in finished.runs})
+    draw_systems(results, plots)
     if analyses:
-        plot_english(_english_by_system(results["english"]), plots / "english.png")
         best = best_run(results, "layalign")
         runs = {"LLM alone": LLM_ALONE, f"LayAlign ({best})": best}
         shown = {title: analyses[run]["components"]["llm"] for title, run in runs.items() if run in analyses}
@@ -189,6 +188,32 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
             plot_components(shown, plots / "components.png")
     write_json(output / "results.json", results)
     return results
+
+
+def draw_systems(results: dict, plots: Path, tasks: Iterable[str] = tuple(TASKS)) -> None:
+    """Of what `write_experiment` returns, the plots that show systems: accuracy_TASK.png of these tasks, english.png."""
+    for task, systems in ((task, results["systems"][task]) for task in tasks if task in results["systems"]):
+        plot_accuracy(_means(systems), plots / f"accuracy_{task}.png", TASKS[task])
+    if results["english"]:
+        plot_english(_english_by_system(results["english"]), plots / "english.png")
+
+
+def joined(results: dict, earlier: dict) -> dict | None:
+    """What `write_experiment` returned here and, of another machine or another day, there, as one; None where the experiments differ in
+    command, data, steps or what was asked. A run of both is the one here."""
+    if any(results[name] != earlier[name] for name in ("command", "data", "steps", "arguments")):
+        return None
+
+    def runs(name: str, *inner: str) -> dict[str, Any]:
+        found = [whole[name] for whole in (earlier, results)]
+        for key in inner:
+            found = [part.get(key, {}) for part in found]
+        return dict(sorted((found[0] | found[1]).items(), key=lambda item: _place(item[0])))
+
+    both = {name: runs(name) for name in ("english", "chrf", "chrf_task", "runs")}
+    for name in ("accuracy", "understood", "loss"):
+        both[name] = {part: runs(name, part) for part in earlier[name] | results[name]}
+    return results | both | {"systems": {task: _by_system(found) for task, found in both["accuracy"].items()}}
 
 
 def best_run(results: dict, system: str) -> str | None:
@@ -205,11 +230,12 @@ def system_of(run: str) -> str:
 
 def _run_folders(output: Path) -> list[Path]:
     """In the order of the systems and seeds."""
-    order = list(SYSTEMS)
-    return sorted(
-        (file.parent for file in output.glob(f"*-*/{DONE}")),
-        key=lambda folder: (order.index(system_of(folder.name)), int(folder.name.rpartition("-")[2])),
-    )
+    return sorted((file.parent for file in output.glob(f"*-*/{DONE}")), key=lambda folder: _place(folder.name))
+
+
+def _place(run: str) -> tuple[int, int]:
+    """Of a run among others: the LLM alone first, then by system and seed."""
+    return (-1, 0) if run == LLM_ALONE else (list(SYSTEMS).index(system_of(run)), int(run.rpartition("-")[2]))
 
 
 def _samples(records: list[dict]) -> dict[str, dict]:
@@ -280,7 +306,8 @@ def _means(systems: dict[str, dict]) -> dict[str, Scores]:
     }
 
 
-def _tables(results: dict) -> str:
+def experiment_tables(results: dict) -> str:
+    """Everything that `write_experiment` returns, as Markdown tables."""
     tables = []
     for task, systems in results["systems"].items():
         tables.append(markdown_table(_means(systems), title=f"{TASKS[task]}: accuracy (%), strict scorer"))

