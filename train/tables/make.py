@@ -126,18 +126,23 @@ def _with_seed(line: Mapping[str, Any], seeds: Sequence[int], found: dict[str, A
 
 
 def written(table: Table, sources: Sources, lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
-    """Write table_NN.json, table_NN.md and the figure of lines by part and row -> the first one's content."""
+    """Write the files of lines by part and row -> the content of table_NN.json."""
     parts = [
         {"name": part.name, "task": part.task, "columns": part.columns}
         | {"rows": [line for (name, _), line in lines.items() if name == part.name]}
         for part in table.parts
     ]
     result = {"table": table.number, "title": table.title, "section": table.section, "scorer": SCORER, "parts": parts}
-    write_json(sources.output / f"table_{table.number:02}.json", result, indent=1)
-    stem = sources.output / f"table_{table.number:02}"
+    write_table(result, sources.output)
+    return result
+
+
+def write_table(result: Mapping[str, Any], folder: Path) -> None:
+    """Write table_NN.json, table_NN.md and the figure of a table into a folder. result: of `make_table`."""
+    stem = folder / f"table_{result['table']:02}"
+    write_json(stem.with_suffix(".json"), result, indent=1)
     write_text(stem.with_suffix(".md"), table_text(result))
     write_figure(result, stem)
-    return result
 
 
 def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = True) -> dict[str, Any]:

@@ -29,6 +29,34 @@ def over_seeds(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def joined(here: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A table with what was measured of it elsewhere: of each row the seeds of both, and a row that was not measured here as it was there.
+    Where it lay on either machine is left out.
+
+    Args:
+        here, earlier: of `make_table`; None: nothing was.
+    """
+    before = [[{}] * len(part["rows"]) for part in here["parts"]]
+    if earlier is not None:
+        before = [part["rows"] for part in earlier["parts"]]
+    parts = [
+        part | {"rows": [_joined_rows(*rows) for rows in zip(part["rows"], others, strict=True)]}
+        for part, others in zip(here["parts"], before, strict=True)
+    ]
+    return {**here, "parts": parts}
+
+
+def _joined_rows(here: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    seeds = {**(earlier.get("seeds") or {}), **(here.get("seeds") or {})}
+    if seeds:
+        return here | over_seeds({seed: _placeless(seeds[seed]) for seed in sorted(seeds, key=int)})
+    return _placeless(here if here["measured"] is not None or not earlier else earlier)
+
+
+def _placeless(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in ("folder", "evaluation")}
+
+
 def apart(rows: Sequence[Mapping[str, Any]], column: int = 0) -> Iterator[tuple[str, float, bool]]:
     """How rows differ from the one that is the recipe as it is.
 

@@ -1,11 +1,15 @@
 """Tables of the paper over the real pair, on the miniature bases."""
 
+import copy
 import json
 
 import pytest
 import yaml
 
+from layalign.folders import damage
+from layalign.train.demo import driver
 from layalign.train.demo.real import fitting, tables
+from layalign.train.demo.real.ship_tables import ship_tables
 from layalign.train.tables import make
 
 
@@ -46,6 +50,33 @@ def test_rows_are_trained_with_each_seed_and_adapters_fitted_once(tmp_path, monk
     tables.real_tables(**asked, seeds=[0, 1])
     assert [recipe.output for recipe in trained] == made
     assert "here, 2 seeds" in (output / "tables" / "table_07.md").read_text(encoding="utf-8")
+    seeds_of_two_machines_are_one_table(output, table, tmp_path)
+
+
+def seeds_of_two_machines_are_one_table(output, table, tmp_path):
+    """In the report, which is replaced where the budget was another."""
+    measured = output / "tables" / "table_07.json"
+    for seed in ("0", "1"):
+        part = copy.deepcopy(table)
+        for row in part["parts"][0]["rows"]:
+            row["seeds"] = {seed: row["seeds"][seed]}
+        measured.write_text(json.dumps(part))
+        report = ship_tables(output, tmp_path / "report")
+    assert damage(report) is None
+    told = json.loads((report / "table_07.json").read_text())
+    for row, whole in zip(told["parts"][0]["rows"], table["parts"][0]["rows"], strict=True):
+        assert (
+            row["measured"] == whole["measured"]
+            and row["spread"] == whole["spread"]
+            and list(row["seeds"]) == ["0", "1"]
+        )
+    assert "here, 2 seeds" in (report / "README.md").read_text(encoding="utf-8")
+    assert not [file for file in report.iterdir() if str(tmp_path).encode() in file.read_bytes()]
+    with pytest.raises(ValueError, match=r"no plan\.json of the real pair's tables"):
+        ship_tables(tmp_path / "nowhere", report)
+    driver.keep(output / "plan.json", {"arguments": {"steps": 99, "questions": 1, "data": None}})
+    told = json.loads((ship_tables(output, report) / "table_07.json").read_text())
+    assert list(told["parts"][0]["rows"][0]["seeds"]) == ["1"]
 
 
 def test_what_the_rows_are_settings_over(tmp_path, bases):

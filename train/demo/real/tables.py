@@ -21,6 +21,7 @@ from layalign.train.demo.real.data import REAL_SHARE, prepare
 from layalign.train.demo.real.experiment import RECIPE, SEEDS
 from layalign.train.demo.real.fitting import fitting
 from layalign.train.demo.real.plan import PLAN, check_count, read_plan, shared_steps
+from layalign.train.demo.real.ship_tables import ship_tables
 from layalign.train.recipe import read_recipe
 from layalign.train.tables.make import Asking, make_table
 from layalign.train.tables.runs import Sources, merged
@@ -116,8 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--steps", type=int, default=1000, help="optimizer steps of each row over both stages")
     add("--questions", type=int, default=50, help="held-out problems a language")
     add("--cache", type=Path, help="folder of the converted models")
+    add("--ship", action="store_true", help="put what --output holds into the report of the repository")
+    given = vars(parser.parse_args(arguments))
     try:
-        real_tables(**vars(parser.parse_args(arguments)))
+        if given.pop("ship"):
+            print(ship_tables(given["output"]))
+        else:
+            real_tables(**given)
     except ValueError as error:
         print(f"tables: {error}", file=sys.stderr)
         sys.exit(2)
