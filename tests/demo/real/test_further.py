@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import statistics
 
 import pytest
 
@@ -19,7 +20,7 @@ from layalign.train.demo.real.further import Further, FurtherSettings, run_furth
 from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.report import best_run, joined
 from layalign.train.demo.systems import SYSTEMS
-from layalign.train.demo.wording import wording
+from layalign.train.demo.wording import spell, wording
 
 SMALL = {"translation_steps": 3, "task_steps": 3, "questions": 2, "benchmark_questions": 2, "sentences": 2}
 PEOPLE = [
@@ -151,9 +152,21 @@ def test_what_people_wrote_becomes_records(data):
         question for question, _ in PEOPLE if len(question.split()) > 2 and "hats" not in question
     }
     assert all(row["source"] == row["target"] for row in english)
-    sums = further_data.bare_sums(30, 0)
-    for row in sums:
-        assert len(worked(row["target"])) == 1 and row["target"].startswith(f"{row['source']} = ")
+
+
+def test_bare_sums_are_in_digits_and_in_words_of_every_language():
+    rows = further_data.bare_sums(400, 0)
+    for row in rows:
+        ((*step, _),) = worked(row["target"])
+        left, sign, right = re.fullmatch(r"(.+) ([+-]) (.+)", row["source"]).groups()
+        told = [
+            number if number.isdigit() else {spell(n, row["lang"]): n for n in range(1, 101)}[number]
+            for number in (left, right)
+        ]
+        assert [int(told[0]), sign, int(told[1])] == step
+    assert {row["lang"] for row in rows if not any(map(str.isdigit, row["source"]))} == set(FURTHER.languages)
+    assert sum(row["source"] in row["target"] for row in rows) > 100
+    assert statistics.median(step[3] for row in rows for step in worked(row["target"])) < 40
 
 
 def test_schoolbook_problems_are_what_their_equations_say():

@@ -19,11 +19,13 @@ from layalign.train.demo.real.interfaces import LICENCES
 from layalign.train.demo.real.pairs import sentence_pairs, training_questions
 from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.real.tatoeba import LICENCE
+from layalign.train.demo.wording import spell
 
-# Of the task stage's records; the rest are generated problems of one and two steps.
-SHARES = {"pairs": 0.25, "people": 0.1, "school": 0.15, "sums": 0.1}
+# Of the task stage's records; the rest are generated problems of one and two steps with numbers up to 100, small ones up to 40.
+SHARES = {"pairs": 0.2, "people": 0.08, "school": 0.12, "sums": 0.3, "small": 0.15}
 # People's problems that have no more steps, and no larger number, than this.
 STEPS, LARGEST = 2, 200
+SMALL = FurtherProblems(limit=41)
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 # Languages of n sentence pairs are seen in proportion to n to this power, in both stages.
 TEMPERATURE = 0.7
@@ -34,9 +36,9 @@ def prepare_further(
 ) -> dict:
     """Write translation.jsonl and task.jsonl into `folder` unless they are there; return the report, as `data.prepare` does.
 
-    The translation stage has people's sentence pairs alone. Of the task stage's records a quarter are such pairs too, so that
-    translation is not lost; a tenth are problems of one and two steps that people wrote, and a seventh generated ones of more
-    relations, both in English; a tenth are bare sums; the rest are generated in ten languages. Answers are worked place by place.
+    The translation stage has people's sentence pairs alone. Of the task stage's records a fifth are such pairs too, so that translation
+    is not lost; others are problems of one and two steps that people wrote, and generated ones of more relations, both in English; three
+    in ten are bare sums; the rest are generated in ten languages, half of them with small numbers. Answers are worked place by place.
 
     Args:
         folder: where they go.
@@ -54,17 +56,20 @@ def prepare_further(
     pairs, pairs_removed = sentence_pairs(data, tests, cache)
     people, people_removed = decontaminated(peoples_problems(data), tests)
     choose = random.Random(seed)
-    counts = {name: int(share * task_records) for name, share in SHARES.items()}
+    counts = {name: round(share * task_records) for name, share in SHARES.items()}
     languages = Counter(row["lang"] for row in pairs)
     weights = [languages[row["lang"]] ** (TEMPERATURE - 1) for row in pairs]
     generated = task_records - sum(counts.values())
     # A tenth more than is needed, for what is taken out.
-    problems, removed = decontaminated(FURTHER.task_records(generated + generated // 10 + 10, seed), tests)
+    sources = (FURTHER, generated), (SMALL, counts["small"])
+    (problems, removed), (small, small_removed) = (
+        decontaminated(source.task_records(count + count // 10 + 10, seed), tests) for source, count in sources
+    )
     task = choose.choices(pairs, weights, k=counts["pairs"]) if pairs else []
     task += [people[place % len(people)] for place in range(counts["people"])] if people else []
     real = len(task)
     task += decontaminated(list(schoolbook_problems(counts["school"], seed)), tests)[0]
-    task += bare_sums(counts["sums"], seed)
+    task += bare_sums(counts["sums"], seed) + small[: counts["small"]]
     task += problems[: task_records - len(task)]
     choose.shuffle(task)
     report = {
@@ -75,7 +80,7 @@ def prepare_further(
         "checked_against": {name: len(texts) for name, texts in tests.items()},
         "removed": {
             "translation": {"real": pairs_removed},
-            "task": {"real": people_removed, "generated": removed},
+            "task": {"real": people_removed, "generated": removed, "small": small_removed},
         },
         "real_languages": dict(sorted(languages.items())),
         "sources": LICENCE | LICENCES | {"GSM8K, training split": "MIT"},
@@ -109,12 +114,24 @@ def peoples_problems(data: Path) -> list[dict]:
 
 
 def bare_sums(count: int, seed: int) -> list[dict]:
-    """Training records of one step of a generated problem, the sum in digits alone; none whose numbers are kept for evaluation."""
-    steps = (step for problem in FURTHER.problems(f"sums {seed}") for step in problem.steps)
-    return [
-        {"source": f"{left} {sign} {right}", "target": place_by_place(left, sign, right, result), "lang": "en"}
-        for left, sign, right, result in itertools.islice(steps, count)
+    """Training records of one step of a generated problem, in turn of numbers up to 100 and up to 40: the sum alone, its numbers in digits
+    or in words of any language. None has numbers that are kept for evaluation."""
+    choose = random.Random(f"sums {seed}")
+    sources = [
+        (step for problem in source.problems(f"sums {seed}") for step in problem.steps) for source in (FURTHER, SMALL)
     ]
+    steps = itertools.chain.from_iterable(zip(*sources, strict=False))
+    found = []
+    for left, sign, right, result in itertools.islice(steps, count):
+        language = choose.choice(FURTHER.languages)
+        digits = FURTHER.draw_digits(("opening", "gains"), choose)
+        numbers = [
+            str(number) if plain else spell(number, language)
+            for number, plain in zip((left, right), digits, strict=True)
+        ]
+        target = place_by_place(left, sign, right, result)
+        found.append({"source": f" {sign} ".join(numbers), "target": target, "lang": language})
+    return found
 
 
 def further_sets(questions: int, benchmark_questions: int, sentences: int, data: Path) -> EvaluationSets:
