@@ -36,20 +36,17 @@ def joined(here: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> dict[s
     Args:
         here, earlier: of `make_table`; None: nothing was.
     """
-    before = [[{}] * len(part["rows"]) for part in here["parts"]]
-    if earlier is not None:
-        before = [part["rows"] for part in earlier["parts"]]
-    parts = [
-        part | {"rows": [_joined_rows(*rows) for rows in zip(part["rows"], others, strict=True)]}
-        for part, others in zip(here["parts"], before, strict=True)
-    ]
+    parts = []
+    for place, part in enumerate(here["parts"]):
+        others = [{}] * len(part["rows"]) if earlier is None else earlier["parts"][place]["rows"]
+        parts.append(part | {"rows": [_joined_rows(*rows) for rows in zip(part["rows"], others, strict=True)]})
     return {**here, "parts": parts}
 
 
 def _joined_rows(here: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
     seeds = {**(earlier.get("seeds") or {}), **(here.get("seeds") or {})}
     if seeds:
-        return here | over_seeds({seed: _placeless(seeds[seed]) for seed in sorted(seeds, key=int)})
+        return {**here, **over_seeds({seed: _placeless(seeds[seed]) for seed in sorted(seeds, key=int)})}
     return _placeless(here if here["measured"] is not None or not earlier else earlier)
 
 

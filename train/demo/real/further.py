@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,10 @@ ANSWERS = "word problems of one and two steps (addition and subtraction, numbers
 # Encoder and answer tokens of the task stage: people's problems are longer, and two steps are.
 SOURCE_TOKENS, TARGET_TOKENS = 96, 48
 SAVE_STEPS = 100
-EXPORTS = {"ship": partial(ship, report=FURTHER_REPORT.name), "ship_translation": ship_translation}
+EXPORTS: dict[str, Callable[[Path], Path]] = {
+    "ship": partial(ship, report=FURTHER_REPORT.name),
+    "ship_translation": ship_translation,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

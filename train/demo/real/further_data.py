@@ -104,11 +104,11 @@ def peoples_problems(data: Path) -> list[dict]:
         parts = [step.groups() for step in steps if step is not None]
         if not 0 < len(parts) == len(steps) <= STEPS or parts[-1][3] != answer.strip():
             continue
-        steps = [(int(left), sign, int(right), int(result)) for left, sign, right, result in parts]
-        written = [pair for *step, _ in steps for pair in places(*step)]
-        kept = any(sign in "+-" and REAL.pair_held_out(left, sign, right) for left, sign, right in written)
-        if not kept and max(number for left, _, right, result in steps for number in (left, right, result)) <= LARGEST:
-            answer = ", ".join(place_by_place(*step) for step in steps)
+        worked = [(int(left), sign, int(right), int(result)) for left, sign, right, result in parts]
+        pairs = [pair for left, sign, right, _ in worked for pair in places(left, sign, right)]
+        kept = any(sign in "+-" and REAL.pair_held_out(left, sign, right) for left, sign, right in pairs)
+        if not kept and max(number for left, _, right, result in worked for number in (left, right, result)) <= LARGEST:
+            answer = ", ".join(place_by_place(*step) for step in worked)
             found.append({"source": " ".join(row["question"].split()), "target": answer, "lang": "en"})
     return found
 
