@@ -8,9 +8,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-# Reports of the experiments with real models.
-REAL = ROOT / "train" / "demo" / "real"
-REPORTS = {"real_pair": REAL / "report", "real_pair_further": REAL / "further_report"}
+# Of the experiments with real models.
+REPORTS = {"real_pair": ROOT / "train" / "demo" / "real" / "report"}
 INSTALLED = ROOT / "runs" / "site_sources"  # mkdocs.yml names it
 PAGES = {
     "changelog.md": ROOT / "CHANGELOG.md",

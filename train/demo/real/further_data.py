@@ -22,7 +22,7 @@ from layalign.train.demo.real.tatoeba import LICENCE
 from layalign.train.demo.wording import spell
 
 # Of the task stage's records; the rest are generated problems of one and two steps with numbers up to 100, small ones up to 40.
-SHARES = {"pairs": 0.2, "people": 0.08, "school": 0.12, "sums": 0.3, "small": 0.15}
+SHARES = {"pairs": 0.2, "people": 0.08, "school": 0.2, "sums": 0.3, "small": 0.11}
 # People's problems that have no more steps, and no larger number, than this.
 STEPS, LARGEST = 2, 200
 SMALL = FurtherProblems(limit=41)
