@@ -27,7 +27,8 @@ SHARES = {"pairs": 0.2, "people": 0.08, "school": 0.2, "sums": 0.3, "small": 0.1
 STEPS, LARGEST = 2, 200
 SMALL = FurtherProblems(limit=41)
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
-# Languages of n sentence pairs are seen in proportion to n to this power, in both stages.
+# In the translation stage languages of n sentence pairs are seen in proportion to n to this power; in the task stage all alike: at 0.7 there,
+# chrF fell from 31.0 to 25.4 in Japanese and from 34.6 to 29.6 in Telugu in 2,000 steps.
 TEMPERATURE = 0.7
 
 
@@ -58,7 +59,7 @@ def prepare_further(
     choose = random.Random(seed)
     counts = {name: round(share * task_records) for name, share in SHARES.items()}
     languages = Counter(row["lang"] for row in pairs)
-    weights = [languages[row["lang"]] ** (TEMPERATURE - 1) for row in pairs]
+    weights = [1 / languages[row["lang"]] for row in pairs]
     generated = task_records - sum(counts.values())
     # A tenth more than is needed, for what is taken out.
     sources = (FURTHER, generated), (SMALL, counts["small"])
