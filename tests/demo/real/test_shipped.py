@@ -23,6 +23,11 @@ def test_shipped_files_are_whole_and_small():
     assert {path.name for path in REPORT.iterdir()} >= {*PLOTS, "results.json", "log.jsonl", "README.md"}
 
 
+def test_the_part_within_the_task_stage_is_whole():
+    """Which further task stages begin with."""
+    assert damage(SHIPPED.with_name("task")) is None
+
+
 def test_the_part_after_the_translation_stage_is_whole():
     """What its card says of each language: two nats between another's input and its own."""
     assert damage(TRANSLATION) is None
