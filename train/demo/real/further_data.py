@@ -140,7 +140,7 @@ def further_sets(questions: int, benchmark_questions: int, sentences: int, data:
     up to 100, of one and of two steps; "msvamp_one": MSVAMP's questions that one operation answers}, answers worked place by place."""
     found = evaluation_sets(questions, benchmark_questions, sentences, data)
     found = {name: asked for name, asked in found.items() if name not in ("msvamp", "mgsm")}
-    for name in (name for name in ("held_out", "new_wording") if name in found):
+    for name in ("held_out", "new_wording"):
         found[name] = [row | {"worked_answer": _worked(row["worked_answer"])} for row in found[name]]
     found["hundred"] = FurtherProblems((1,)).evaluation_problems(questions, 0)
     found["two_steps"] = TWO_STEPS.evaluation_problems(questions, 0)
