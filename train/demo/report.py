@@ -12,9 +12,10 @@ from typing import Any
 from layalign.analysis.data import english_tables
 from layalign.analysis.plots import plot_components, plot_english
 from layalign.evaluation.report import markdown_table, plot_accuracy, plot_gates, plot_losses, print_table
-from layalign.kernels.files import write_json, write_text
+from layalign.kernels.files import read_json, write_json, write_text
 from layalign.train.demo.driver import DONE, kept, piece_file
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, TITLES
+from layalign.train.run_folder import RECIPE
 from layalign.versions import versions
 
 TASKS = {
@@ -165,7 +166,8 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
         "chrf": {run: found["chrf"] for run, found in finished.pieces("chrf_tatoeba").items()},
         "chrf_task": {run: found["chrf"] for run, found in finished.pieces("chrf_tatoeba_task").items()},
         "runs": {
-            run: {key: value for key, value in done.items() if key != "history"} for run, done in finished.runs.items()
+            run: {key: value for key, value in done.items() if key != "history"} | _begun_with(finished.folders[run])
+            for run, done in finished.runs.items()
         },
         "command": plan.get("command", "python -m layalign.train.demo.real"),
         "answers": plan.get(
@@ -200,8 +202,13 @@ def draw_systems(results: dict, plots: Path, tasks: Iterable[str] = tuple(TASKS)
 
 def joined(results: dict, earlier: dict) -> dict | None:
     """What `write_experiment` returned here and, of another machine or another day, there, as one; None where the experiments differ in
-    command, data, steps or what was asked. A run of both is the one here."""
+    command, data, steps, what was asked or what a system's runs began with. A run of both is the one here."""
     if any(results[name] != earlier[name] for name in ("command", "data", "steps", "arguments")):
+        return None
+    here, there = (
+        {system_of(run): done.get("begun_with") for run, done in part["runs"].items()} for part in (results, earlier)
+    )
+    if any(here[system] != there[system] for system in here.keys() & there):
         return None
 
     def runs(name: str, *inner: str) -> dict[str, Any]:
@@ -231,6 +238,12 @@ def system_of(run: str) -> str:
 def _run_folders(output: Path) -> list[Path]:
     """In the order of the systems and seeds."""
     return sorted((file.parent for file in output.glob(f"*-*/{DONE}")), key=lambda folder: _place(folder.name))
+
+
+def _begun_with(folder: Path) -> dict[str, str]:
+    """{"begun_with": of the trained part that a run's training began with, twelve digits of its hash}; nothing where it began anew."""
+    initial = read_json(folder / RECIPE).get("init_from")
+    return {"begun_with": initial["sha256"][:12]} if initial else {}
 
 
 def _place(run: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from layalign.train.demo.driver import Run
 from layalign.train.demo.problems import FURTHER, HELD_OUT, NEW_WORDING, REAL, TWO_STEPS, place_by_place
 from layalign.train.demo.real import evaluation, experiment, further, further_data, pairs
 from layalign.train.demo.real.decontaminate import benchmark_texts
-from layalign.train.demo.real.export import ship, ship_translation
+from layalign.train.demo.real.export import ship, ship_translations
 from layalign.train.demo.real.further import Further, FurtherSettings, run_further
 from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.report import best_run, joined
@@ -156,17 +156,19 @@ def test_what_people_wrote_becomes_records(data):
 
 def test_bare_sums_are_in_digits_and_in_words_of_every_language():
     rows = further_data.bare_sums(400, 0)
+    spelt = {language: {spell(n, language): n for n in range(1, 101)} for language in FURTHER.languages}
+    digits = 0
     for row in rows:
-        ((*step, _),) = worked(row["target"])
-        left, sign, right = re.fullmatch(r"(.+) ([+-]) (.+)", row["source"]).groups()
-        told = [
-            number if number.isdigit() else {spell(n, row["lang"]): n for n in range(1, 101)}[number]
-            for number in (left, right)
-        ]
-        assert [int(told[0]), sign, int(told[1])] == step
+        first, *rest = re.split(r" ([+-]) ", row["source"])
+        told = [spelt[row["lang"]].get(number) or int(number) for number in (first, *rest[1::2])]
+        digits += sum(number.isdigit() for number in (first, *rest[1::2]))
+        value = told[0]
+        for sign, number, step in zip(rest[::2], told[1:], worked(row["target"]), strict=True):
+            assert step[:3] == (value, sign, number)
+            value = step[-1]
     assert {row["lang"] for row in rows if not any(map(str.isdigit, row["source"]))} == set(FURTHER.languages)
-    assert sum(row["source"] in row["target"] for row in rows) > 100
-    assert statistics.median(step[3] for row in rows for step in worked(row["target"])) < 40
+    assert 200 < digits < 350 and sum("," in row["target"] for row in rows) > 200
+    assert statistics.median(step[-1] for row in rows for step in worked(row["target"])) < 40
 
 
 def test_schoolbook_problems_are_what_their_equations_say():
@@ -219,11 +221,14 @@ def test_stages_follow_each_other_and_finished_work_stands(data, finished, tmp_p
     assert len(task) == 12 and sum(row["target"] == "3 + 2 = 5, 5 * 2 = 10" for row in task) == 1
     card = (ship(finished, tmp_path / "shipped", "told") / "README.md").read_text(encoding="utf-8")
     assert damage(tmp_path / "told") is None and "`train/demo/real/told/`" in card
-    assert "3 task steps of batch 4 after 3 translation steps that all seeds begin with" in card
+    begun = {done.get("begun_with") for run, done in results["runs"].items() if "translation" not in run}
+    assert "begun_with" not in results["runs"]["layalign_translation-0"] and len(begun) == 1
+    assert f"3 task steps of batch 4 after 3 translation steps that all seeds begin with (the part {begun.pop()})" in card
     assert "problems of one and two steps" in card and "python -m layalign.train.demo.real.further`" in card
     assert all(f"{name} ({licence})" in card for name, licence in results["data"]["sources"].items())
     assert {"Tatoeba", "kolibri", "GSM8K, training split"} < set(results["data"]["sources"])
-    folder = ship_translation(finished, tmp_path / "translation")
+    (folder,) = ship_translations(finished, tmp_path / "parts")
+    assert folder.name == "translation"
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert damage(folder) is None and "3 steps of batch 4" in card and "| layalign_translation-0 | shuffled | " in card
     assert str(finished.parent).encode() not in (folder / "config.json").read_bytes()
@@ -244,6 +249,9 @@ def test_reports_of_two_machines_become_one(data, finished, tmp_path):
                 table.pop(run, None)
     assert joined(second, first) == joined(first, second) == results
     assert joined(second, first | {"arguments": {}}) is None
+    other = copy.deepcopy(first)
+    other["runs"]["layalign-0"]["begun_with"] = "another part"
+    assert joined(second, other) is None
     assert list(joined(second, first)["accuracy"]["held_out"]) == ["llm", "layalign-0", "layalign-1"]
     for place, part in enumerate(parts):
         output = tmp_path / f"machine-{place}"
@@ -264,7 +272,7 @@ def test_a_trained_translation_stage_is_begun_with(data, finished, tmp_path, cap
     make(finished, data)
     sizes = (f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())
     common = ["--data", str(data), "--systems", "layalign", *sizes]
-    part = ship_translation(finished, tmp_path / "part")
+    (part,) = ship_translations(finished, tmp_path)
     further.main([*common, "--output", str(tmp_path / "second"), "--starts", f"layalign={part}"])
     assert not (tmp_path / "second" / "layalign_translation-0").exists()
     weights = [folder / "layalign-0" / "model" / "model.safetensors" for folder in (finished, tmp_path / "second")]

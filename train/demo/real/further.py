@@ -15,7 +15,7 @@ from layalign.train.demo.driver import Run, keep
 from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.evaluation import evaluate_answers, evaluate_translation
 from layalign.train.demo.real.experiment import Experiment, make_recipe
-from layalign.train.demo.real.export import FURTHER_REPORT, ship, ship_translation
+from layalign.train.demo.real.export import FURTHER_REPORT, ship, ship_translations
 from layalign.train.demo.real.further_data import TEMPERATURE, further_sets, prepare_further
 from layalign.train.demo.real.plan import PLAN, check_count, read_plan
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, runs_of
@@ -27,9 +27,9 @@ ANSWERS = "word problems of one and two steps (addition and subtraction, numbers
 # Encoder and answer tokens of the task stage: people's problems are longer, and two steps are.
 SOURCE_TOKENS, TARGET_TOKENS = 96, 48
 SAVE_STEPS = 100
-EXPORTS: dict[str, Callable[[Path], Path]] = {
+EXPORTS: dict[str, Callable[[Path], Path | list[Path]]] = {
     "ship": partial(ship, report=FURTHER_REPORT.name),
-    "ship_translation": ship_translation,
+    "ship_translation": ship_translations,
 }
 
 
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--sentences", type=int, default=default.sentences, help="LASER sentences a language")
     add("--cache", type=Path, help="folder of the converted models and of the wheels with sentences")
     add("--ship", action="store_true", help="export the best LayAlign run of --output")
-    add("--ship-translation", action="store_true", help="export LayAlign's part after the translation stage")
+    add("--ship-translation", action="store_true", help="export the parts after the translation stage")
     given = vars(parser.parse_args(arguments))
     exports = {name: given.pop(name) for name in ("ship", "ship_translation")}
     output, systems, seeds, cache = (given.pop(name) for name in ("output", "systems", "seeds", "cache"))
