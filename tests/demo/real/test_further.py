@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import statistics
+from collections import Counter
 
 import pytest
 
@@ -18,6 +19,7 @@ from layalign.train.demo.real.decontaminate import benchmark_texts
 from layalign.train.demo.real.export import ship, ship_translations
 from layalign.train.demo.real.further import Further, FurtherSettings, run_further
 from layalign.train.demo.real.schoolbook import schoolbook_problems
+from layalign.train.demo.real.stories import STORIES, story_problems
 from layalign.train.demo.report import best_run, joined
 from layalign.train.demo.systems import SYSTEMS
 from layalign.train.demo.wording import spell, wording
@@ -184,6 +186,27 @@ def test_schoolbook_problems_are_what_their_equations_say():
     assert signs == set("+-*/")
 
 
+def test_stories_hold_more_numbers_than_their_questions_need():
+    rows = list(story_problems(1200, 0))
+    assert rows == list(story_problems(1200, 0)) and len({row["source"] for row in rows}) > 1190
+    signs, counts, styles = set(), Counter(), Counter()
+    for row in rows:
+        ((left, sign, right, _),) = worked(row["target"])
+        numbers = [int(number) for number in re.findall(r"\d+", row["source"])]
+        assert {left, right} <= set(numbers) and max(numbers) <= 144 and not re.search(r"[{}]", row["source"]), row
+        signs.add(sign)
+        counts[len(numbers)] += 1
+        styles[row["source"].endswith(" ?")] += 1
+    assert signs == set("+-*/") and set(counts) == {2, 3, 4} and counts[2] < 200 and min(styles.values()) > 500
+    places = [place for place, _ in enumerate(STORIES)]
+    asked = {
+        place: {row["target"].split(" = ")[0].split()[1] for row in rows[place :: len(STORIES)]} for place in places
+    }
+    assert asked == {place: {question.split()[1] for question in STORIES[place][1].values()} for place in places}
+    # The same story, more than one question.
+    assert sum(len(questions) > 1 for _, questions in STORIES) > 30
+
+
 def test_questions_of_one_operation_are_found_by_their_solutions(data):
     found = further_data.one_operation(data, 50)
     assert {row["index"] for row in found} == {0, 2, 4} and len({row["lang"] for row in found}) == 10
@@ -223,7 +246,9 @@ def test_stages_follow_each_other_and_finished_work_stands(data, finished, tmp_p
     assert damage(tmp_path / "told") is None and "`train/demo/real/told/`" in card
     begun = {done.get("begun_with") for run, done in results["runs"].items() if "translation" not in run}
     assert "begun_with" not in results["runs"]["layalign_translation-0"] and len(begun) == 1
-    assert f"3 task steps of batch 4 after 3 translation steps that all seeds begin with (the part {begun.pop()})" in card
+    assert (
+        f"3 task steps of batch 4 after 3 translation steps that all seeds begin with (the part {begun.pop()})" in card
+    )
     assert "problems of one and two steps" in card and "python -m layalign.train.demo.real.further`" in card
     assert all(f"{name} ({licence})" in card for name, licence in results["data"]["sources"].items())
     assert {"Tatoeba", "kolibri", "GSM8K, training split"} < set(results["data"]["sources"])

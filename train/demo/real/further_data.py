@@ -18,11 +18,12 @@ from layalign.train.demo.real.evaluation import EvaluationSets, evaluation_sets
 from layalign.train.demo.real.interfaces import LICENCES
 from layalign.train.demo.real.pairs import sentence_pairs, training_questions
 from layalign.train.demo.real.schoolbook import schoolbook_problems
+from layalign.train.demo.real.stories import story_problems
 from layalign.train.demo.real.tatoeba import LICENCE
 from layalign.train.demo.wording import spell
 
 # Of the task stage's records; the rest are generated problems of one and two steps with numbers up to 100, small ones up to 40.
-SHARES = {"pairs": 0.2, "people": 0.05, "school": 0.12, "sums": 0.3, "small": 0.18}
+SHARES = {"pairs": 0.16, "people": 0.05, "school": 0.05, "stories": 0.16, "sums": 0.28, "small": 0.17}
 # People's problems that have no more steps, and no larger number, than this.
 STEPS, LARGEST = 2, 200
 SMALL = FurtherProblems(limit=41)
@@ -38,9 +39,10 @@ def prepare_further(
 ) -> dict:
     """Write translation.jsonl and task.jsonl into `folder` unless they are there; return the report, as `data.prepare` does.
 
-    The translation stage has people's sentence pairs alone. Of the task stage's records a fifth are such pairs too, so that translation
-    is not lost; others are problems of one and two steps that people wrote, and generated ones of more relations, both in English; three
-    in ten are bare sums; the rest are generated in ten languages, half of them with small numbers. Answers are worked place by place.
+    The translation stage has people's sentence pairs alone. Of the task stage's records a sixth are such pairs too, so that translation
+    is not lost; others are problems of one and two steps that people wrote, and generated ones of more relations and stories, all in
+    English; more than a quarter are bare sums; the rest are generated in ten languages, half of them with small numbers. Answers are
+    worked place by place.
 
     Args:
         folder: where they go.
@@ -67,10 +69,12 @@ def prepare_further(
     (problems, removed), (small, small_removed) = (
         decontaminated(source.task_records(count + count // 10 + 10, seed), tests) for source, count in sources
     )
+    english = (schoolbook_problems, "school"), (story_problems, "stories")
+    told = {name: decontaminated(list(problems(counts[name], seed)), tests) for problems, name in english}
     task = choose.choices(pairs, weights, k=counts["pairs"]) if pairs else []
     task += [people[place % len(people)] for place in range(counts["people"])] if people else []
     real = len(task)
-    task += decontaminated(list(schoolbook_problems(counts["school"], seed)), tests)[0]
+    task += [row for rows, _ in told.values() for row in rows]
     task += bare_sums(counts["sums"], seed) + small[: counts["small"]]
     task += problems[: task_records - len(task)]
     choose.shuffle(task)
@@ -82,7 +86,8 @@ def prepare_further(
         "checked_against": {name: len(texts) for name, texts in tests.items()},
         "removed": {
             "translation": {"real": pairs_removed},
-            "task": {"real": people_removed, "generated": removed, "small": small_removed},
+            "task": {"real": people_removed, "generated": removed, "small": small_removed}
+            | {name: gone for name, (_, gone) in told.items()},
         },
         "real_languages": dict(sorted(languages.items())),
         "sources": LICENCE | LICENCES | {"GSM8K, training split": "MIT"},
