@@ -22,6 +22,7 @@ THINGS = (
     ("dolls", "balls", "kites", "puzzles", "toy cars"),
 )
 PLACES = ("basket", "box", "garden", "room", "shop", "school", "park", "kitchen", "bag", "store")
+LARGE = 0.15  # of the numbers that the question does not need
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 # {a}, {b}: persons; {n}, {m}, {o}: things; {d}, {f}, {g}: days; {c}: a place; w, x, y, z: numbers. A question that holds
 # `x - y` is answered with it; those whose result would not be a whole number from 1 on are not asked.
@@ -338,4 +339,5 @@ def _numbers(left: str, sign: str, right: str, choose: random.Random) -> dict[st
         x, y = numbers[left], numbers[right]
         result = x + y if sign == "+" else x - y
         if 1 <= result <= 100 and not any(REAL.pair_held_out(*pair) for pair in places(x, sign, y)):
-            return numbers
+            large = {name: choose.randint(101, 999) for name in numbers if choose.random() < LARGE}
+            return numbers | large | {left: x, right: y}
