@@ -34,6 +34,7 @@ class Wording:
         count_pattern, few_pattern: a number of nouns; few_pattern for those that end in `FEW`, where the language has one.
         boxes_pattern, how_many_pattern: a number of containers; the question for a number of nouns.
         openings, groups, gains, losses, questions: sentence patterns.
+        comparisons: {"more", "fewer", "together": a question about two persons}; the second one's forms begin with "other_".
         numerals: {class of the word: {regular expression: what it becomes}}, of which the first that is found counts; words
             without a class are of class "any". Numbers in digits have no form to agree.
         space: what stands between two sentences.
@@ -54,8 +55,16 @@ class Wording:
     few_pattern: str | None = None
     boxes_pattern: str = "{number}"
     numerals: dict[str, dict[str, str]] = field(default_factory=dict)
+    comparisons: dict[str, str] = field(default_factory=dict)
     space: str = " "
     note: str = ""
+
+    def comparison(self, asked: str, name: int, other: int, noun: int) -> str:
+        """The question how many more or fewer things there are, or how many together, with indices of names and noun."""
+        forms = self.names[name] | self.nouns[noun]
+        forms |= {f"other_{key}": text for key, text in self.names[other].items()}
+        text = self.comparisons[asked].format(how_many=self.how_many_pattern.format(**forms), **forms)
+        return text[0].upper() + text[1:]
 
     def clause(self, pattern: str, words: tuple[int, int, int], numbers: tuple[int, ...], digits: bool = False) -> str:
         """The filled pattern; arguments as of `segments`."""

@@ -18,6 +18,7 @@ from layalign.train.demo.real import evaluation, experiment, further, further_da
 from layalign.train.demo.real.decontaminate import benchmark_texts
 from layalign.train.demo.real.export import ship, ship_translations
 from layalign.train.demo.real.further import Further, FurtherSettings, run_further
+from layalign.train.demo.real.persons import person_problems
 from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.real.stories import STORIES, story_problems
 from layalign.train.demo.report import best_run, joined
@@ -46,6 +47,7 @@ def small(bases, monkeypatch):
     monkeypatch.setattr(further, "llm_folder", lambda cache: bases[1])
     for name, value in (("ANSWER_TOKENS", 3), ("TRANSLATION_TOKENS", 3), ("LONGER", {})):
         monkeypatch.setattr(evaluation, name, value)
+    monkeypatch.setitem(further_data.SHARES, "people", 0.1)  # one of twelve records
     message = {"source": "Kufungua faili hili", "target": "Open this file", "lang": "sw"}
     monkeypatch.setattr(pairs, "interface_pairs", lambda cache: [message])
     real = experiment.load_recipe
@@ -205,6 +207,45 @@ def test_stories_hold_more_numbers_than_their_questions_need():
     assert asked == {place: {question.split()[1] for question in STORIES[place][1].values()} for place in places}
     # The same story, more than one question.
     assert sum(len(questions) > 1 for _, questions in STORIES) > 30
+
+
+def test_problems_of_two_persons_are_what_their_questions_ask():
+    rows = list(person_problems(3000, 0))
+    assert rows == list(person_problems(3000, 0)) and {row["lang"] for row in rows} == set(FURTHER.languages)
+    assert all(wording(language).comparisons.keys() == {"more", "fewer", "together"} for language in FURTHER.languages)
+    new = [wording("en").openings[REAL.new].split("{count}")[1], wording("en").gains[REAL.new].split()[1]]
+    compared = beside = 0
+    for row in (row for row in rows if row["lang"] == "en"):
+        steps = worked(row["target"])
+        assert not any(phrase in row["source"] for phrase in new)
+        *told, question = re.split(r"(?<=[.]) ", row["source"])
+        numbers = [re.search(r"\d+", sentence) for sentence in told]
+        if not all(numbers):
+            continue
+        used = [steps[0][0], *(step[2] for step in steps)]
+        if asked := re.search(r"(more|fewer) \w+ does (\w+) have than (\w+)", question):
+            more, one, other = asked.groups()
+            first, second = (one, other) if more == "more" else (other, one)
+        elif asked := re.search(r"do (\w+) and (\w+) have together", question):
+            first, second = asked.groups()
+        else:
+            noun = re.search(r"how many (\w+)", question.lower())[1]
+            name = next((name for forms in wording("en").names if (name := forms["name"]) in question), "")
+            meant = [
+                int(number[0]) for number, text in zip(numbers, told, strict=True) if noun in text and name in text
+            ]
+            beside += 1
+            assert meant == used and len(told) == len(used) + 1, row
+            continue
+        of = {
+            name: int(number[0])
+            for number, text in zip(numbers, told, strict=True)
+            for name in (first, second)
+            if name in text
+        }
+        assert used == [of[first], of[second]], row
+        compared += 1
+    assert compared > 30 and beside > 30
 
 
 def test_questions_of_one_operation_are_found_by_their_solutions(data):

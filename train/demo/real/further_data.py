@@ -17,13 +17,14 @@ from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminat
 from layalign.train.demo.real.evaluation import EvaluationSets, evaluation_sets
 from layalign.train.demo.real.interfaces import LICENCES
 from layalign.train.demo.real.pairs import sentence_pairs, training_questions
+from layalign.train.demo.real.persons import person_problems
 from layalign.train.demo.real.schoolbook import schoolbook_problems
 from layalign.train.demo.real.stories import story_problems
 from layalign.train.demo.real.tatoeba import LICENCE
 from layalign.train.demo.wording import spell
 
 # Of the task stage's records; the rest are generated problems of one and two steps with numbers up to 100, small ones up to 40.
-SHARES = {"pairs": 0.16, "people": 0.05, "school": 0.05, "stories": 0.19, "sums": 0.27, "small": 0.16}
+SHARES = {"pairs": 0.16, "people": 0.04, "school": 0.04, "stories": 0.17, "persons": 0.13, "sums": 0.24, "small": 0.12}
 # People's problems that have no more steps, and no larger number, than this.
 STEPS, LARGEST = 2, 200
 SMALL = FurtherProblems(limit=41)
@@ -41,8 +42,8 @@ def prepare_further(
 
     The translation stage has people's sentence pairs alone. Of the task stage's records a sixth are such pairs too, so that translation
     is not lost; others are problems of one and two steps that people wrote, and generated ones of more relations and stories, all in
-    English; more than a quarter are bare sums; the rest are generated in ten languages, half of them with small numbers. Answers are
-    worked place by place.
+    English; a quarter are bare sums; the rest are generated in ten languages, with two persons and with one, half of these with small
+    numbers. Answers are worked place by place.
 
     Args:
         folder: where they go.
@@ -69,8 +70,8 @@ def prepare_further(
     (problems, removed), (small, small_removed) = (
         decontaminated(source.task_records(count + count // 10 + 10, seed), tests) for source, count in sources
     )
-    english = (schoolbook_problems, "school"), (story_problems, "stories")
-    told = {name: decontaminated(list(problems(counts[name], seed)), tests) for problems, name in english}
+    makers = {"school": schoolbook_problems, "stories": story_problems, "persons": person_problems}
+    told = {name: decontaminated(list(make(counts[name], seed)), tests) for name, make in makers.items()}
     task = choose.choices(pairs, weights, k=counts["pairs"]) if pairs else []
     task += [people[place % len(people)] for place in range(counts["people"])] if people else []
     real = len(task)
