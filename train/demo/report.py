@@ -62,19 +62,14 @@ class Finished:
         files = {run: piece_file(folder, name) for run, folder in self.folders.items()}
         return {run: found for run, file in files.items() if (found := kept(file)) is not None}
 
-    def draw(
-        self, plots: Path, accuracy: dict[str, tuple[str, dict]], gates_title: str, titles: dict[str, str]
-    ) -> None:
-        """The plots of every pair: accuracy, loss, gates.
+    def draw(self, plots: Path, gates_title: str, titles: dict[str, str]) -> None:
+        """The plots that every pair has: loss and gates.
 
         Args:
             plots: folder of the images.
-            accuracy: {name of the image: (title, {system: {lang: per cent}})}.
             gates_title: above the gates.
             titles: {run: its name in the legends}.
         """
-        for name, (title, table) in accuracy.items():
-            plot_accuracy(table, plots / f"{name}.png", title)
         if self.runs:
             losses = {titles[run]: done["history"] for run, done in self.runs.items()}
             plot_losses(losses, plots / "loss.png", "Training loss")
@@ -104,9 +99,9 @@ def write_demo(output: Path, folders: Iterable[Path], settings: dict, started: f
                 finished.runs[name]["seconds"][stage] for stage in ("translation", "task")
             )
         seconds[f"{name}_evaluation"] = found["seconds"]
-    title = "Generated word problems, held out: accuracy by language"
-    table = {TITLES[name]: scores for name, scores in accuracy.items()}
-    finished.draw(output / "plots", {"accuracy": (title, table)}, "LayAlign's gates after both stages", TITLES)
+    plots, table = output / "plots", {TITLES[name]: scores for name, scores in accuracy.items()}
+    plot_accuracy(table, plots / "accuracy.png", "Generated word problems, held out: accuracy by language")
+    finished.draw(plots, "LayAlign's gates after both stages", TITLES)
     seconds["total"] = time.perf_counter() - started
     results = {
         "accuracy": accuracy,
@@ -180,7 +175,7 @@ def write_experiment(output: Path, plan: dict, data_report: dict) -> dict:
     }
     write_text(output / "table.md", experiment_tables(results))
     plots = output / "plots"
-    finished.draw(plots, {}, "Gates after training", {run: run for run in finished.runs})
+    finished.draw(plots, "Gates after training", {run: run for run in finished.runs})
     draw_systems(results, plots)
     if analyses:
         best = best_run(results, "layalign")
