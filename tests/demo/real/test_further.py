@@ -345,7 +345,7 @@ def test_a_trained_translation_stage_is_begun_with(data, finished, tmp_path, cap
     assert weights[0].read_bytes() == weights[1].read_bytes()
     with pytest.raises(SystemExit):
         further.main([*common, "--output", str(tmp_path / "third"), "--starts", "langbridge=there"])
-    assert "no langbridge here; there are layalign, mindmerger, llm" in capsys.readouterr().err
+    assert "starts: no langbridge here; there are layalign, mindmerger, llm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "stage"), [("mindmerger_translation", "translation"), ("mindmerger", "task")])

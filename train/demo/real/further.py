@@ -92,8 +92,9 @@ def run_further(
     """
     output, arguments = Path(output), settings.arguments()
     starts = {name: Path(start) for name, start in (starts or {}).items()}
-    if unknown := [name for name in (*systems, *starts) if name not in COMPARED]:
-        raise ValueError(f"systems: no {', '.join(unknown)} here; there are {', '.join(COMPARED)}")
+    for argument, names in (("systems", systems), ("starts", starts)):
+        if unknown := [name for name in names if name not in COMPARED]:
+            raise ValueError(f"{argument}: no {', '.join(unknown)} here; there are {', '.join(COMPARED)}")
     runs = []
     for system, seed in runs_of(systems, seeds):
         stage = SYSTEMS[f"{system.name}_translation"]
