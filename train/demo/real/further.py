@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from layalign.model import LayAlignForConditionalGeneration
@@ -27,8 +26,8 @@ ANSWERS = "word problems of one and two steps (addition and subtraction, numbers
 # Encoder and answer tokens of the task stage: people's problems are longer, and two steps are.
 SOURCE_TOKENS, TARGET_TOKENS = 96, 48
 SAVE_STEPS = 100
-EXPORTS: dict[str, Callable[[Path], Path | list[Path]]] = {
-    "ship": partial(ship, report=FURTHER_REPORT.name),
+EXPORTS: dict[str, Callable[[Path], list[Path]]] = {
+    "ship": lambda output: [ship(output, report=FURTHER_REPORT.name)],
     "ship_translation": ship_translations,
 }
 
@@ -175,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output, systems, seeds, cache = (given.pop(name) for name in ("output", "systems", "seeds", "cache"))
     try:
         if any(exports.values()):
-            print(*(EXPORTS[name](output) for name, asked in exports.items() if asked), sep="\n")
+            print(*(folder for name, asked in exports.items() if asked for folder in EXPORTS[name](output)), sep="\n")
             return
         starts = dict(start.partition("=")[::2] for start in given.pop("starts"))
         run_further(FurtherSettings(**given), output, systems, seeds, starts, cache)
