@@ -307,15 +307,19 @@ def story_problems(count: int, seed: int) -> Iterator[dict]:
     for place in range(count):
         story, questions = STORIES[place % len(STORIES)]
         question, asked = choose.choice(list(questions.items()))
-        left, sign, right = asked.split()
-        numbers = _numbers(left, sign, right, choose)
+        numbers = story_numbers(asked, choose)
         (a, b), (n, m, o), (d, f, g) = choose.sample(persons, 2), choose.sample(choose.choice(THINGS), 3), _days(choose)
         words = {"a": a, "b": b, "n": n, "m": m, "o": o, "d": d, "f": f, "g": g, "c": choose.choice(PLACES)} | numbers
         told = f"{story} {question}".format(**words)
         text = re.sub(r"([.,?])", r" \1", told.lower()) if choose.random() < 0.5 else _sentences(told)
-        x, y = numbers[left], numbers[right]
-        result = {"+": x + y, "-": x - y, "*": x * y, "/": x // y}[sign]
-        yield {"source": text, "target": place_by_place(x, sign, y, result), "lang": "en"}
+        yield {"source": text, "target": answered(asked, numbers), "lang": "en"}
+
+
+def answered(asked: str, numbers: dict[str, int]) -> str:
+    """The worked answer of a question that `x - y` answers."""
+    left, sign, right = asked.split()
+    x, y = numbers[left], numbers[right]
+    return place_by_place(x, sign, y, {"+": x + y, "-": x - y, "*": x * y, "/": x // y}[sign])
 
 
 def _sentences(text: str) -> str:
@@ -328,8 +332,10 @@ def _days(choose: random.Random) -> list[str]:
     return [DAYS[place] for place in sorted(choose.sample(range(len(DAYS)), 3))]
 
 
-def _numbers(left: str, sign: str, right: str, choose: random.Random) -> dict[str, int]:
-    """{w, x, y, z: number}, of which two can be worked."""
+def story_numbers(asked: str, choose: random.Random) -> dict[str, int]:
+    """{w, x, y, z: number} of a story, of which those that the question needs can be worked: sums and differences up to 100 that are
+    not kept for evaluation, products and quotients of 2 to 12; a number that it does not need is above 100 at times."""
+    left, sign, right = asked.split()
     if sign in "*/":
         small = choose.randint(2, 12), choose.randint(2, 12)
         found = {left: small[0], right: small[1]} if sign == "*" else {left: small[0] * small[1], right: small[1]}
