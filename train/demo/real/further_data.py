@@ -25,15 +25,15 @@ from layalign.train.demo.real.translated_stories import translated_stories
 from layalign.train.demo.wording import spell
 
 # Of the task stage's records; the rest are generated problems of one and two steps with numbers up to 100, small ones up to 40.
-SHARES = {"pairs": 0.24, "people": 0.03, "school": 0.03, "stories": 0.08, "translated": 0.14, "persons": 0.09, "sums": 0.2, "small": 0.1}
-    "pairs": 0.16,
-    "people": 0.04,
-    "school": 0.04,
-    "stories": 0.09,
-    "translated": 0.15,
-    "persons": 0.1,
-    "sums": 0.22,
-    "small": 0.11,
+SHARES = {
+    "pairs": 0.24,
+    "people": 0.03,
+    "school": 0.03,
+    "stories": 0.08,
+    "translated": 0.14,
+    "persons": 0.09,
+    "sums": 0.2,
+    "small": 0.1,
 }
 # People's problems that have no more steps, and no larger number, than this.
 STEPS, LARGEST = 2, 200
@@ -41,8 +41,8 @@ SMALL = FurtherProblems(limit=41)
 DIGITS = 0.25  # of a bare sum's numbers
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 # In the translation stage languages of n sentence pairs are seen in proportion to n to this power. In the task stage all are alike: so
-# weighted there too, chrF fell from 31.0 to 25.4 in Japanese and from 34.6 to 29.6 in Telugu in 2,000 steps of a quarter pairs; alike, but a
-# sixth of the records, to 25.0 and 26.8 in 2,500.
+# weighted there too, a quarter pairs, chrF fell from 31.0 to 25.4 in Japanese and from 34.6 to 29.6 in Telugu in 2,000 steps; alike, but
+# a sixth of the records, to 25.0 and 26.8 in 2,500.
 TEMPERATURE = 0.7
 
 
