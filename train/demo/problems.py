@@ -128,6 +128,11 @@ def place_by_place(left: int, sign: str, right: int, result: int) -> str:
     return " = ".join(f"{left} {sign} {right}" for left, sign, right in places(left, sign, right)) + f" = {result}"
 
 
+def takes_singular(number: int) -> bool:
+    """Whether some language counts with the singular, which the wordings lack: Russian from 21 on."""
+    return number > 20 and number % 10 == 1
+
+
 def numbers_below(limit: int, kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
     """Numbers for a kind of problem, such that every result is at least 1 and below `limit`."""
     grouped = kind[0] == "groups"
@@ -314,6 +319,10 @@ class RealProblems(ProblemSource):
             return HELD_OUT if all(held_out) else None
         return None if any(held_out) else TRAINING
 
+    def writes_held_out(self, left: int, sign: str, right: int) -> bool:
+        """Whether this sum or difference, worked place by place, writes a pair of numbers that is kept for evaluation."""
+        return any(self.pair_held_out(*pair) for pair in places(left, sign, right))
+
     def worked_answer(self, problem: Problem) -> str:
         return ", ".join(problem.equations)
 
@@ -351,14 +360,12 @@ class FurtherProblems(RealProblems):
     def draw_numbers(self, kind: tuple[str, ...], choose: random.Random) -> tuple[int, ...]:
         """None is 21, 31, ... or 91: in Russian these take the singular, which the wordings lack."""
         numbers = numbers_below(self.limit, kind, choose)
-        singular = any(number > 20 and number % 10 == 1 for number in numbers)
-        return self.draw_numbers(kind, choose) if singular else numbers
+        return self.draw_numbers(kind, choose) if any(map(takes_singular, numbers)) else numbers
 
     def split_of(self, problem: Problem) -> str | None:
         """No training problem writes a pair that is kept, not on its way either."""
         split = super().split_of(problem)
-        written = [pair for step in problem.pairs for pair in places(*step)]
-        return None if split == TRAINING and any(self.pair_held_out(*pair) for pair in written) else split
+        return None if split == TRAINING and any(self.writes_held_out(*pair) for pair in problem.pairs) else split
 
     def worked_answer(self, problem: Problem) -> str:
         return ", ".join(place_by_place(*step) for step in problem.steps)

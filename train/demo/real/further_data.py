@@ -11,7 +11,7 @@ from pathlib import Path
 
 from layalign.folders import damage
 from layalign.tasks import load_task
-from layalign.train.demo.problems import FURTHER, REAL, SIGNS, TWO_STEPS, FurtherProblems, place_by_place, places
+from layalign.train.demo.problems import FURTHER, REAL, SIGNS, TWO_STEPS, FurtherProblems, place_by_place
 from layalign.train.demo.real.data import REPORT, write_records
 from layalign.train.demo.real.decontaminate import benchmark_texts, decontaminated
 from layalign.train.demo.real.evaluation import EvaluationSets, evaluation_sets
@@ -125,8 +125,7 @@ def peoples_problems(data: Path) -> list[dict]:
         if not 0 < len(parts) == len(steps) <= STEPS or parts[-1][3] != answer.strip():
             continue
         worked = [(int(left), sign, int(right), int(result)) for left, sign, right, result in parts]
-        pairs = [pair for left, sign, right, _ in worked for pair in places(left, sign, right)]
-        kept = any(sign in "+-" and REAL.pair_held_out(left, sign, right) for left, sign, right in pairs)
+        kept = any(sign in "+-" and REAL.writes_held_out(left, sign, right) for left, sign, right, _ in worked)
         if not kept and max(number for left, _, right, result in worked for number in (left, right, result)) <= LARGEST:
             answer = ", ".join(place_by_place(*step) for step in worked)
             found.append({"source": " ".join(row["question"].split()), "target": answer, "lang": "en"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from layalign.train.demo.problems import FURTHER, REAL, FurtherProblems, Problem, place_by_place, places
+from layalign.train.demo.problems import FURTHER, REAL, FurtherProblems, Problem, place_by_place, takes_singular
 from layalign.train.demo.wording import Wording, wording
 
 SIGNS = {"more": "-", "fewer": "-", "together": "+"}
@@ -22,16 +22,16 @@ def person_problems(count: int, seed: int) -> Iterator[dict]:
     streams = [source.problems(f"persons {seed}") for source in SOURCES]
     for place in range(count):
         language = choose.choice(REAL.languages)
-        make = _with_aside if place % 2 == 0 else _compared
-        sentences, target = make(streams, wording(language), language, choose)
-        yield {"source": wording(language).space.join(sentences), "target": target, "lang": language}
+        words = wording(language)
+        if place % 2 == 0:
+            sentences, target = _with_aside(next(choose.choice(streams)), words, choose)
+        else:
+            sentences, target = _compared(words, choose)
+        yield {"source": words.space.join(sentences), "target": target, "lang": language}
 
 
-def _with_aside(
-    streams: list[Iterator[Problem]], words: Wording, language: str, choose: random.Random
-) -> tuple[list[str], str]:
-    problem = next(choose.choice(streams))
-    sentences = problem.sentences(language)
+def _with_aside(problem: Problem, words: Wording, choose: random.Random) -> tuple[list[str], str]:
+    sentences = problem.sentences(words.code)
     name, noun = problem.name, problem.noun
     if problem.clauses[-1] in NAMING and choose.random() < 0.5:
         name = _other(name, REAL.names, choose)
@@ -41,9 +41,7 @@ def _with_aside(
     return sentences, FURTHER.worked_answer(problem)
 
 
-def _compared(
-    streams: list[Iterator[Problem]], words: Wording, language: str, choose: random.Random
-) -> tuple[list[str], str]:
+def _compared(words: Wording, choose: random.Random) -> tuple[list[str], str]:
     asked, sign = choose.choice(list(SIGNS.items()))
     left, right = _pair(sign, choose)
     name, other, third = choose.sample(range(REAL.names), 3)
@@ -68,12 +66,12 @@ def _other(index: int, count: int, choose: random.Random) -> int:
 def _number(choose: random.Random) -> int:
     """Of things; none takes the singular, which the wordings lack."""
     most = choose.choice((20, 99))
-    return choose.choice([number for number in range(2, most) if number < 20 or number % 10 != 1])
+    return choose.choice([number for number in range(2, most) if not takes_singular(number)])
 
 
 def _pair(sign: str, choose: random.Random) -> tuple[int, int]:
     while True:
         left, right = _number(choose), _number(choose)
         result = left + right if sign == "+" else left - right
-        if 1 <= result <= 100 and not any(REAL.pair_held_out(*pair) for pair in places(left, sign, right)):
+        if 1 <= result <= 100 and not REAL.writes_held_out(left, sign, right):
             return left, right

@@ -6,10 +6,10 @@ import random
 import re
 from collections.abc import Iterator
 
-from layalign.train.demo.problems import REAL, place_by_place, places
+from layalign.train.demo.problems import REAL, place_by_place
 from layalign.train.demo.wording import wording
 
-# Names of things: two of a story's are of one row.
+# Names of things: a story's are of one row.
 THINGS = (
     ("apples", "oranges", "pears", "plums", "bananas"),
     ("roses", "tulips", "lilies", "daisies", "sunflowers"),
@@ -25,7 +25,7 @@ PLACES = ("basket", "box", "garden", "room", "shop", "school", "park", "kitchen"
 LARGE = 0.15  # of the numbers that the question does not need
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 # {a}, {b}: persons; {n}, {m}, {o}: things; {d}, {f}, {g}: days; {c}: a place; w, x, y, z: numbers. A question that holds
-# `x - y` is answered with it; those whose result would not be a whole number from 1 on are not asked.
+# `x - y` is answered with it; the numbers are drawn so that it can be.
 STORIES: tuple[tuple[str, dict[str, str]], ...] = (
     (
         "{a} has {x} {n} and {y} {m}.",
@@ -344,6 +344,6 @@ def story_numbers(asked: str, choose: random.Random) -> dict[str, int]:
         numbers = {name: choose.randint(2, 100 if choose.random() < 0.5 else 20) for name in "wxyz"}
         x, y = numbers[left], numbers[right]
         result = x + y if sign == "+" else x - y
-        if 1 <= result <= 100 and not any(REAL.pair_held_out(*pair) for pair in places(x, sign, y)):
+        if 1 <= result <= 100 and not REAL.writes_held_out(x, sign, y):
             large = {name: choose.randint(101, 999) for name in numbers if choose.random() < LARGE}
             return numbers | large | {left: x, right: y}
