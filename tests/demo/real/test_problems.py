@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from layalign.train.demo.problems import REAL
+from layalign.train.demo.problems import FURTHER, REAL
 from layalign.train.demo.wording import wording
 
 LANGUAGES = REAL.languages
@@ -80,9 +80,10 @@ def test_a_problem_is_the_same_in_every_language():
 def test_wordings_are_complete(language):
     english, words = wording("en"), wording(language)
     for part in ("openings", "gains", "losses", "questions"):
-        assert len(getattr(words, part)) == len(set(getattr(words, part))) == REAL.patterns
+        assert len(getattr(words, part)) == len(set(getattr(words, part))) == FURTHER.patterns
     assert len(words.names) == len(english.names) and len(words.nouns) == len(english.nouns)
-    texts = [problem.text(language) for problem in drawn(3, "training", 300)]
+    problems = drawn(3, "training", 300) + list(itertools.islice(FURTHER.problems(3), 600))
+    texts = [problem.text(language) for problem in problems]
     assert not any(re.search(r"[{}\x02-\x04]|  ", text) for text in texts)
     if language == "en":
         assert all(text.isascii() for text in texts)

@@ -44,7 +44,7 @@ class FurtherSettings:
 
     data: Path
     translation_steps: int = 6000
-    task_steps: int = 2500
+    task_steps: int = 3000
     questions: int = 50
     benchmark_questions: int = 30
     sentences: int = 50

@@ -27,13 +27,13 @@ from layalign.train.demo.wording import spell
 # Of the task stage's records; the rest are generated problems of one and two steps with numbers up to 100, small ones up to 40.
 SHARES = {
     "pairs": 0.24,
-    "people": 0.03,
-    "school": 0.03,
-    "stories": 0.08,
-    "translated": 0.14,
-    "persons": 0.09,
-    "sums": 0.2,
-    "small": 0.1,
+    "people": 0.02,
+    "school": 0.02,
+    "stories": 0.07,
+    "translated": 0.13,
+    "persons": 0.08,
+    "sums": 0.18,
+    "small": 0.12,
 }
 # People's problems that have no more steps, and no larger number, than this.
 STEPS, LARGEST = 2, 200
@@ -53,7 +53,7 @@ def prepare_further(
 
     The translation stage has people's sentence pairs alone. Of the task stage's records a quarter are such pairs too, so that translation
     is not lost; others are problems of one and two steps that people wrote, generated ones of more relations, and stories, all in
-    English; more are stories in ten languages; a fifth are bare sums; the rest are generated in ten languages, with two persons and
+    English; more are stories in ten languages; nearly a fifth are bare sums; the rest are generated in ten languages, with two persons and
     with one, half of these with small numbers. Answers are worked place by place.
 
     Args:

@@ -10,7 +10,7 @@ from layalign.train.demo.wording import Wording, wording
 
 SIGNS = {"more": "-", "fewer": "-", "together": "+"}
 # Questions that say whose things are meant, so that another's stand beside the point.
-NAMING = (0, 2, 3, 5)
+NAMING = (0, 2, 3, 5, 7, 8, *range(10, 17))
 SOURCES = FURTHER, FurtherProblems((1,)), FurtherProblems((1,), limit=41)
 
 
@@ -55,7 +55,7 @@ def _compared(words: Wording, choose: random.Random) -> tuple[list[str], str]:
 
 
 def _statement(words: Wording, name: int, noun: int, number: int, choose: random.Random) -> str:
-    opening = words.openings[choose.randrange(REAL.new)]
+    opening = words.openings[choose.choice(FURTHER.seen)]
     return words.clause(opening, (name, noun, 0), (number,), digits=choose.random() < 0.7)
 
 
