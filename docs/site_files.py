@@ -9,7 +9,10 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 # Of the experiments with real models.
-REPORTS = {"real_pair": ROOT / "train" / "demo" / "real" / "report"}
+REPORTS = {
+    "real_pair": ROOT / "train" / "demo" / "real" / "report",
+    "second_experiment": ROOT / "train" / "demo" / "real" / "further_report",
+}
 INSTALLED = ROOT / "runs" / "site_sources"  # mkdocs.yml names it
 PAGES = {
     "changelog.md": ROOT / "CHANGELOG.md",

@@ -10,7 +10,7 @@ from layalign.evaluation.loop import evaluate_problems
 from layalign.folders import damage
 from layalign.generation.texts import Answerer
 from layalign.train.demo.problems import REAL
-from layalign.train.demo.real.export import PLOTS, REPORT, TRANSLATION, TRANSLATIONS
+from layalign.train.demo.real.export import FURTHER_REPORT, PLOTS, REPORT, TRANSLATION, TRANSLATIONS
 from layalign.train.demo.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, load_shipped
 
 
@@ -69,6 +69,25 @@ def test_the_other_systems_stand_beside_it_with_the_same_budget():
     assert len({tuple(run["steps"].items()) for run in runs.values()}) == 1
     for accuracy in results["accuracy"].values():
         assert set(accuracy) == {"llm", *runs}
+
+
+def test_the_second_experiment_says_of_both_systems_the_same_things():
+    """After as many steps LayAlign has more right of each set; what the encoder reads counts for both."""
+    assert damage(FURTHER_REPORT) is None
+    results = json.loads((FURTHER_REPORT / "results.json").read_text(encoding="utf-8"))
+    runs = results["runs"]
+    assert {"layalign-0", "mindmerger-0"} <= set(runs)
+    assert len({tuple(run["steps"].items()) for run in runs.values()}) == 1
+    assert set(results["accuracy"]) == {"held_out", "new_wording", "hundred", "two_steps", "msvamp_one"}
+    for name, accuracy in results["accuracy"].items():
+        own, other = (
+            [statistics.mean(found.values()) for run, found in accuracy.items() if run.startswith(system)]
+            for system in ("layalign-", "mindmerger-")
+        )
+        assert min(own) > max(other), name
+    for run in runs:
+        losses = results["loss"]["loss_tatoeba_task"][run]
+        assert all(losses["shuffled"][language] - losses["true"][language] > 2 for language in losses["true"]), run
 
 
 @pytest.mark.usefixtures("real_models")
