@@ -70,7 +70,9 @@ def test_answers_grow(stub, monkeypatch):
     # Two tokens a piece, as the server counts; the pace is that of those after the first piece.
     assert [answer.tokens for answer in found] == [2 * n for n in range(1, len(found) + 1)]
     assert found[0].rate is None and found[0].first > 0
-    assert 0 < found[-1].rate < 2 / stub.pause
+    gained, waited = found[-1].tokens - found[0].tokens, stub.pause * (len(found) - 1)
+    # A first piece that a busy machine reads late leaves the others less time: 216 a second were once read of a server that gives 200.
+    assert 0 < found[-1].rate < gained / max(waited - found[0].first, 1e-9)
     assert [answer.finish for answer in found] == [None] * (len(found) - 1) + ["stop"]
     (body,) = stub.bodies
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 64, 0.5)
