@@ -288,9 +288,13 @@ class RealProblems(ProblemSource):
     names, nouns, containers, patterns = 16, 14, 1, 7
     least, most = 2, 20
     new = patterns - 1
-    seen: tuple[int, ...] = tuple(range(new))
     # A third all digits, a third all words.
     digits = ((False, False), (True, True), (False, True), (True, False), (False, False), (True, True))
+
+    @property
+    def seen(self) -> list[int]:
+        """The patterns of each part that training has."""
+        return [pattern for pattern in range(self.patterns) if pattern != self.new]
 
     def seeded_by(self, seed: int | str, split: str) -> str:
         return f"mixed {seed} {split}"
@@ -348,7 +352,6 @@ class FurtherProblems(RealProblems):
     """
 
     patterns = 17
-    seen = (*RealProblems.seen, *range(RealProblems.patterns, patterns))
 
     def __init__(self, steps: tuple[int, ...] = (1, 2), limit: int = 101):
         self.limit = limit

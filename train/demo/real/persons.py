@@ -9,8 +9,6 @@ from layalign.train.demo.problems import FURTHER, REAL, FurtherProblems, Problem
 from layalign.train.demo.wording import Wording, wording
 
 SIGNS = {"more": "-", "fewer": "-", "together": "+"}
-# Questions that say whose things are meant, so that another's stand beside the point.
-NAMING = (0, 2, 3, 5, 7, 8, *range(10, 17))
 SOURCES = FURTHER, FurtherProblems((1,)), FurtherProblems((1,), limit=41)
 
 
@@ -33,7 +31,9 @@ def person_problems(count: int, seed: int) -> Iterator[dict]:
 def _with_aside(problem: Problem, words: Wording, choose: random.Random) -> tuple[list[str], str]:
     sentences = problem.sentences(words.code)
     name, noun = problem.name, problem.noun
-    if problem.clauses[-1] in NAMING and choose.random() < 0.5:
+    # Where the question says whose things are meant, another's stand beside the point.
+    named = "{name}" in wording("en").questions[problem.clauses[-1]]
+    if named and choose.random() < 0.5:
         name = _other(name, REAL.names, choose)
     else:
         noun = _other(noun, REAL.nouns, choose)

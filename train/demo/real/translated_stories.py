@@ -10,6 +10,7 @@ from pathlib import Path
 
 from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.stories import answered, story_numbers
+from layalign.train.demo.wording import wording
 
 STORIES = Path(__file__).with_name("stories")
 
@@ -32,8 +33,7 @@ def translated_stories(count: int, seed: int) -> Iterator[dict]:
         numbers = story_numbers(asked, choose)
         while language == "ru" and not all(_genitive_plural(number) for number in numbers.values()):
             numbers = story_numbers(asked, choose)
-        space = "" if language in ("zh", "ja") else " "
-        source = f"{story['told']}{space}{question}".format(**numbers)
+        source = wording(language).space.join((story["told"], question)).format(**numbers)
         yield {"source": source, "target": answered(asked, numbers), "lang": language}
 
 
