@@ -9,6 +9,7 @@ from layalign.kernels.files import read_json
 from layalign.languages import language_code
 from layalign.model_card import StageFacts
 from layalign.train.data.data_source import DataSource
+from layalign.train.processes import precision_of
 from layalign.train.recipe import Recipe
 
 # Beside the weights of a stage that has ended.
@@ -29,7 +30,7 @@ def stage_facts(recipe: Recipe) -> list[StageFacts]:
             or f"{stage.batch_size} a process and call, {stage.gradient_accumulation or 1} calls",
             "learning rate": stage.learning_rate,
             "schedule": stage.schedule,
-            "precision": stage.precision,
+            "precision": precision_of(recipe, stage),
             "prompt": None if stage.prompt is None else f"`{stage.prompt!r}`",
             "seed": recipe.seed,
             "training loss at the end": _last(history, "loss"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from layalign.configuration import encoder_depth
-from layalign.train.processes import on_cpu, processes
+from layalign.train.processes import on_cpu, precision_of, processes
 
 if TYPE_CHECKING:
     from layalign.model import LayAlignForConditionalGeneration
@@ -124,7 +124,11 @@ def engine_arguments(recipe: Recipe, stage: StageRecipe, model: LayAlignForCondi
         config["zero_optimization"] = {
             key: sizes.get(key, value) if value == "auto" else value for key, value in zero.items()
         }
-        autocast = {"enabled": stage.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []}
+        autocast = {
+            "enabled": precision_of(recipe, stage) == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        }
         filled = (
             "train_batch_size",
             "train_micro_batch_size_per_gpu",

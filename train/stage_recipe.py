@@ -52,8 +52,9 @@ class StageRecipe(Settings):
     """AdamW's."""
     max_grad_norm: Number = 1.0
     """The gradient's norm is cut to it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the computation: "bf16" is autocast over fp32 trained parameters."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Of the computation: "bf16" is autocast over fp32 trained parameters; "auto" is that on a machine that multiplies in bf16, and fp32
+    on others, whose products in bf16 are several times slower."""
     gradient_checkpointing: Switch = False
     use_reentrant: Switch = False
     """Only false is taken: reentrant gradient checkpointing cannot work here."""

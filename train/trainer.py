@@ -24,7 +24,7 @@ from layalign.train.engines import engine_arguments
 from layalign.train.flow import EvaluationCut, StageFlow
 from layalign.train.interruption import Agreed, Interruption
 from layalign.train.loaders import StageLoaders, order_of, token_batches
-from layalign.train.processes import on_cpu, processes
+from layalign.train.processes import on_cpu, precision_of, processes
 from layalign.train.progress import StageBar, StageLines
 from layalign.train.stage_log import StageLog
 from layalign.train.watching import Watch
@@ -304,7 +304,7 @@ def _arguments(
         adam_beta2=stage.betas[1],
         adam_epsilon=stage.eps,
         max_grad_norm=stage.max_grad_norm,
-        bf16=stage.precision == "bf16",
+        bf16=precision_of(recipe, stage) == "bf16",
         logging_steps=stage.log_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,

@@ -182,7 +182,7 @@ class Watch:
         text = (
             f"stages.{self.name}: stopped at step {state.global_step} of {state.max_steps}: {said}, and the trained part with it. {kept}. "
             f"The same command would come to the same: try a lower learning_rate (now {self.stage.learning_rate:g}), a larger "
-            f"warmup_ratio, {'precision: fp32, ' if self.stage.precision == 'bf16' else ''}or a smaller max_grad_norm"
+            f"warmup_ratio, {'' if self.stage.precision == 'fp32' else 'precision: fp32, '}or a smaller max_grad_norm"
         )
         self.warnings.append((state.global_step, text))
         return text

@@ -60,6 +60,31 @@ def test_each_seed_is_trained_and_asked(sources, recipes, asking, monkeypatch):
     assert folders == {line["output"] for line in plan["trainings"] if line["run"].startswith("task")}
     assert rows["MetaMath"]["measured"] is not None and rows["w/o Adapter"]["why"] == "not asked for"
     assert "table 4: LayAlign, MGSM, seed 1" in text and "here, 2 seeds" in text
+    assert "table 4: LayAlign, MGSM, seed 3" not in text
+
+
+def test_a_row_asked_alone_leaves_the_others_in_the_table(sources, recipes, asking, monkeypatch):
+    """And a call that is stopped writes nothing that lacks what was there, of any seed."""
+    file = sources.output / "table_07.json"
+    words = (7, "-r", recipes["math"], "-o", sources.output, "--task", f"mgsm={asking.tasks['mgsm']}")
+    words += ("--max-new-tokens", 2, "--device", "cpu", "--seeds", "0,1")
+    printed(*words)
+    whole = file.read_bytes()
+    monkeypatch.setattr(make, "train", lambda *_: pytest.fail("trained again"))
+    text = printed(*words, "--row", "LayAlign-LR")
+    assert file.read_bytes() == whole and "table 7:" not in text and text.count("here, 2 seeds") == 2
+    text = printed(*words, "--row", "LayAlign", "--limit", 1)  # other questions
+    rows = {row["name"]: row for row in json.loads(file.read_text())["parts"][0]["rows"]}
+    assert rows["LayAlign-LR"]["why"] == "not asked for" and rows["LayAlign"]["measured"] is not None
+
+    def killed(*_, **__):
+        raise ValueError("killed")
+
+    printed(*words)
+    monkeypatch.setattr(make, "train", killed)
+    with pytest.raises(ValueError, match="killed"):
+        printed(*words[:-1], "0,2,1")
+    assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

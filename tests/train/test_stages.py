@@ -161,6 +161,25 @@ def test_bf16_holds_in_every_stage(settings):
     assert autocast == [True, True]
 
 
+@pytest.mark.parametrize(
+    "instructions, bf16",
+    [({"avx512_bf16": True}, True), ({"bf16": True}, True), ({"avx2": True, "bf16": False}, False)],
+)
+def test_auto_is_bf16_where_the_machine_multiplies_in_it(settings, monkeypatch, instructions, bf16):
+    autocast = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            autocast.append(hasattr(model, "_original_forward"))
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    chosen = recipe(only(settings, "task"), steps=1, precision="auto")
+    train(chosen, callbacks=[Look()])
+    assert autocast == [bf16]
+    card = (Path(settings["output"]) / "model" / "README.md").read_text()
+    assert f"| precision | {'bf16' if bf16 else 'fp32'} |" in card
+
+
 def test_bf16_needs_no_accelerator(settings):
     """transformers refuses bf16 without one, unless it is told to use the CPU."""
     del settings["device"]

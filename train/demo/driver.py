@@ -23,6 +23,7 @@ from layalign.kernels.files import append_line, read_json, regular, write_json
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
 from layalign.train.demo.systems import System
+from layalign.train.processes import precision_of
 from layalign.train.recipe import Recipe
 from layalign.train.stages import train
 
@@ -94,7 +95,7 @@ class Comparison(ABC):
         done = {
             "steps": {name: stage.steps for name, stage in recipe.stages.items()},
             "batch_size": first.batch_size,
-            "precision": first.precision,
+            "precision": precision_of(recipe, first),
             "seconds": training_seconds(run.folder) | {"evaluation": round(time.monotonic() - started, 1)},
             "threads": torch.get_num_threads(),
             "device": str(model.device),

@@ -30,6 +30,7 @@ from layalign.train.loaders import AROUND, order_of, token_batches
 from layalign.train.parts import model_settings, stage_parts
 from layalign.train.plan.cost import GPU_OVERHEAD, Batch, arithmetic, memory, sharded, sizes_of
 from layalign.train.plan.machine import Machine, this_machine
+from layalign.train.processes import precision_of
 from layalign.train.recipe import Recipe
 from layalign.train.stage_recipe import StageRecipe
 
@@ -59,7 +60,9 @@ def make_plan(recipe: Recipe, processes: int | None = None, machine: Machine | N
     if recipe.train_encoder:
         notes.append("train_encoder: what the encoder keeps for its backward pass is not counted in the memory")
     on_cpu = recipe.device == "cpu"
-    machine = machine or this_machine(any(stage.precision == "bf16" for stage in recipe.stages.values()), on_cpu)
+    machine = machine or this_machine(
+        any(precision_of(recipe, stage) == "bf16" for stage in recipe.stages.values()), on_cpu
+    )
     stages = {}
     for name in STAGES:
         if name in recipe.stages:
@@ -168,7 +171,7 @@ def _stage(name, recipe, sizes, processor, processes, machine, notes):
         with_prompt = recipe.llm_input[name]
         mean, longest, accumulation = _budgets(stage, encoded, examples, with_prompt, processes, seed)
     steps = stage.steps if examples is None else steps_of(stage, examples, processes)
-    autocast, checkpointing = stage.precision == "bf16", stage.gradient_checkpointing
+    autocast, checkpointing = precision_of(recipe, stage) == "bf16", stage.gradient_checkpointing
     parts = stage_parts(recipe, name)
     held = memory(sizes, longest, autocast, checkpointing, machine.is_cpu, parts, recipe.quantization)
     held = sharded(held, sizes, _engine(recipe), processes)

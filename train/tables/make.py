@@ -72,7 +72,7 @@ def make_table(
         table: which.
         sources: what its rows are made over, and where.
         asking: how they are asked.
-        rows: names of rows; None: all. The others are shown as published.
+        rows: names of rows; None: all. The others are shown as published, or as they were measured here before under the same settings.
         progress: show what is done.
 
     Returns:
@@ -96,21 +96,31 @@ def make_table(
         for row in table.rows
         if part.name in row.published
     }
-    found = [(own, list(entries(table, own, wanted))) for own in sources.of_seeds()]
+    asked = {(entry.part.name, entry.row.name) for entry in entries(table, sources, wanted)}
+    of_seeds = [(own, list(entries(table, own))) for own in sources.of_seeds()]
     check_output(sources.output, "tables of the paper", MARKER)
     sources.output.mkdir(parents=True, exist_ok=True)
     write_json(sources.output / MARKER, {"holds": "tables of the paper"})
-    for own, asked in found:
-        for entry in asked:
-            line = lines[entry.part.name, entry.row.name]
-            if entry.missing is not None:
-                line["why"] = entry.missing
-            elif line["measured"] is None or entry.training is not None:  # what is not trained has no seed
-                if progress:
-                    print(f"table {table.number}: {entry.name}{own.said_seed}", flush=True)
-                line |= _with_seed(line, own.seeds, measure(entry, own, asking, progress))
-        result = written(table, sources, lines)  # after each seed, a whole table
-        if progress:
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {name: {} for name in lines}
+    left = []
+    for own, of_seed in of_seeds:  # first what takes nothing, so that a table that is written early lacks none of it
+        for entry in of_seed:
+            name = (entry.part.name, entry.row.name)
+            if entry.missing is None and _is_at_hand(entry, own, asking):
+                found[name][own.seed_of(entry)] = measure(entry, own, asking, progress=False)
+            elif name in asked and entry.missing is not None:
+                lines[name]["why"] = entry.missing
+            elif name in asked:
+                left.append((own, entry, name))
+    for own, _ in of_seeds:
+        for entry, name in [(entry, name) for source, entry, name in left if source is own]:
+            if own.seed_of(entry) in found[name]:  # what is not trained has no seed
+                continue
+            if progress:
+                print(f"table {table.number}: {entry.name}{own.said_seed}", flush=True)
+            found[name][own.seed_of(entry)] = measure(entry, own, asking, progress)
+        result = written(table, sources, {name: line | _measured(found[name], sources) for name, line in lines.items()})
+        if progress and (own is of_seeds[-1][0] or any(source is own for source, *_ in left)):
             print(table_text(result))
     drawn = sources.output / f"table_{table.number:02}.png"
     if progress and drawn.exists():
@@ -118,11 +128,11 @@ def make_table(
     return result
 
 
-def _with_seed(line: Mapping[str, Any], seeds: Sequence[int], found: dict[str, Any]) -> dict[str, Any]:
-    """A line with what a further seed gave."""
-    if not seeds or "folder" not in found:
-        return found
-    return over_seeds({**line.get("seeds", {}), str(seeds[0]): found})
+def _measured(found: Mapping[str, dict[str, Any]], sources: Sources) -> dict[str, Any]:
+    """What a line says of {seed, or "" of what has none: figures}, in the order of the seeds that were asked for."""
+    if not found or "" in found:
+        return found.get("", {})
+    return over_seeds({seed: found[seed] for seed in map(str, sources.seeds) if seed in found})
 
 
 def written(table: Table, sources: Sources, lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
@@ -173,28 +183,20 @@ def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = Tru
 
 def make(training: Training, callbacks: Callable[[Recipe], Sequence[TrainerCallback]] = no_callbacks) -> None:
     """Train, unless it is done; `callbacks` as of `Sources`. Raises ValueError as `train`."""
-    if damage(training.folder / "model", lambda name: not name.startswith(f"{LLM_FOLDER}/")) is None:
+    if _is_trained(training):
         return
     train(training.recipe, callbacks(training.recipe))
     gc.collect()  # the next one's bases need the room
 
 
+def _is_trained(training: Training) -> bool:
+    return damage(training.folder / "model", lambda name: not name.startswith(f"{LLM_FOLDER}/")) is None
+
+
 def ask(entry: Entry, sources: Sources, asking: Asking, progress: bool) -> tuple[dict[str, Any], str, dict[str, int]]:
     """Scores of a row by averages and languages, the folder of its evaluation, and how many questions there were in each language."""
     system = system_of(entry, asking.settings)
-    task = asking.tasks.get(entry.part.task, entry.part.task)
-    counts = {
-        "system": fingerprint_of(entry),
-        "task": task,
-        "languages": asking.languages,
-        "limit": asking.limit,
-        "prompt": entry.prompt,
-        "max_new_tokens": asking.settings.max_new_tokens,
-        "encoder_max_length": asking.settings.encoder_max_length,
-        "dtype": asking.settings.dtype,
-    }
-    known = hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:12]
-    folder = sources.output / "evaluations" / f"{entry.part.task}-{known}"
+    task, folder = _evaluation(entry, sources, asking)
     results = evaluate(
         system,
         [task],
@@ -207,6 +209,30 @@ def ask(entry: Entry, sources: Sources, asking: Asking, progress: bool) -> tuple
     (found,) = results["tasks"].values()
     scores = found["accuracy"][SCORER]
     return {**summarize(scores, find_task(entry.part.task).groups), **scores}, str(folder), found["counts"]
+
+
+def _evaluation(entry: Entry, sources: Sources, asking: Asking) -> tuple[str, Path]:
+    """What a row is asked, and the folder of that: of another training, other problems or other settings, another one."""
+    task = asking.tasks.get(entry.part.task, entry.part.task)
+    counts = {
+        "system": fingerprint_of(entry),
+        "task": task,
+        "languages": asking.languages,
+        "limit": asking.limit,
+        "prompt": entry.prompt,
+        "max_new_tokens": asking.settings.max_new_tokens,
+        "encoder_max_length": asking.settings.encoder_max_length,
+        "dtype": asking.settings.dtype,
+    }
+    known = hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:12]
+    return task, sources.output / "evaluations" / f"{entry.part.task}-{known}"
+
+
+def _is_at_hand(entry: Entry, sources: Sources, asking: Asking) -> bool:
+    """Whether a row has been trained and asked, so that its figures take nothing."""
+    if entry.training is not None and not _is_trained(entry.training):
+        return False
+    return (_evaluation(entry, sources, asking)[1] / "results.json").exists()
 
 
 def fingerprint_of(entry: Entry) -> str:
@@ -249,8 +275,7 @@ def trainings(table: Table, sources: Sources, rows: Iterable[str] | None = None)
     found: dict[str, Training] = {}
     wanted = None if rows is None else list(rows)
     for entry in chain.from_iterable(entries(table, own, wanted) for own in sources.of_seeds()):
-        asked = any(column not in COUNTED and column not in WORDS for column in entry.part.columns)
-        if entry.training is not None and asked:
+        if entry.training is not None and entry.part.is_asked:
             found |= {training.key: training for training in entry.training.in_order()}
     return list(found.values())
 

@@ -75,6 +75,10 @@ class Sources:
         """Of one seed, as a line of progress says it."""
         return f", seed {self.seeds[0]}" if self.seeds else ""
 
+    def seed_of(self, entry: Entry) -> str:
+        """These sources' one seed, of a row whose figures it changes; "" of others."""
+        return str(self.seeds[0]) if self.seeds and entry.training is not None and entry.part.is_asked else ""
+
     def recipe_of(self, row: Row, part: Part) -> str:
         """The file or name of the recipe that a row is settings over."""
         name = row.recipe or part.recipe

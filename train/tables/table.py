@@ -38,6 +38,11 @@ class Part(Settings):
         if unknown := [column for column in self.columns if column not in COLUMNS]:
             raise ValueError(f"columns: {unknown[0]!r} is no average, language or other column that there is")
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether a column takes answers, and is not counted or said of what a row is made of."""
+        return any(column not in (*COUNTED, *WORDS) for column in self.columns)
+
 
 @dataclass(config=CONFIG, kw_only=True, slots=True)
 class Row(Settings):

@@ -12,6 +12,7 @@ import torch
 
 from layalign.train.demo.driver import kept
 from layalign.train.demo.real.data import REAL_SHARE
+from layalign.train.processes import precision_of
 from layalign.train.recipe import Recipe
 from layalign.train.stages import build
 
@@ -146,7 +147,7 @@ def seconds_per_step(recipe: Recipe, records: list[dict]) -> float:
         rows = records[place * stage.batch_size : (place + 1) * stage.batch_size]
         batch = processor([row["source"] for row in rows], prompt=None, target=[row["target"] for row in rows])
         started = time.monotonic()
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision_of(recipe, stage) == "bf16"):
             loss = model(**batch.to(model.device)).loss
         loss.backward()
         if torch.cuda.is_available():
