@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForTextEncoding,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -297,6 +299,28 @@ def read_config(path: str, role: str, **kwargs: Any) -> PreTrainedConfig:
         raise ValueError(
             f"{role} {path!r} is neither a folder with a transformers config.json nor a model that can be fetched: {error}"
         ) from error
+
+
+def load_tokenizer(role: str, path: str | Path | None, finds: Mapping[str, Any] = NO_CODE) -> Any:
+    """A base's tokenizer.
+
+    Args:
+        role: what the base is called in messages.
+        path: folder, hub name or `layalign:NAME`; None is refused.
+        finds: what transformers is told beside it (revision, subfolder, ...).
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    if path is None:
+        raise ValueError(f"{role}: got none, takes the place of a tokenizer")
+    place = resolve(path)
+    try:
+        with read_from(place, role):
+            return AutoTokenizer.from_pretrained(place, **finds)
+    except Exception as error:  # tokenizers raises errors of no class of its own
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{role}: {path} holds no tokenizer that can be loaded: {said}") from error
 
 
 def _quantized(role, path, config, dtype, settings):

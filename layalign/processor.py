@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from transformers import (
     AutoProcessor,
-    AutoTokenizer,
     BatchEncoding,
     BatchFeature,
     PreTrainedTokenizerBase,
@@ -20,7 +19,7 @@ from transformers.utils import cached_file
 from layalign.arguments import NO_CODE, PLACE, SHARED, found_by, sorted_arguments
 from layalign.configuration import LayAlignConfig
 from layalign.folders import check_sealed, read_from
-from layalign.loading import resolve
+from layalign.loading import load_tokenizer
 from layalign.prompts import checked_prompt, fill_prompts
 from layalign.source_languages import source_code, takes_source_language
 
@@ -241,26 +240,12 @@ class LayAlignProcessor(ProcessorMixin):
         """
         given = sorted_arguments("from_bases", kwargs, (), own_files=False)
         of_llm = found_by(given.llm)
-        tokenizer = _tokenizer("llm", llm, of_llm)
+        tokenizer = load_tokenizer("llm", llm, of_llm)
         finds = of_llm if encoder is None else found_by(given.encoder)
-        of_encoder = _tokenizer("encoder", llm if encoder is None else encoder, finds)
+        of_encoder = load_tokenizer("encoder", llm if encoder is None else encoder, finds)
         if encoder is None and of_encoder.pad_token is None:
             of_encoder.pad_token = of_encoder.eos_token
         return cls(tokenizer, of_encoder, prompt_template)
-
-
-def _tokenizer(role: str, path: str | Path, finds: Mapping[str, Any]) -> Any:
-    """A base's tokenizer."""
-    place = resolve(path)
-    try:
-        with read_from(place, role):
-            return AutoTokenizer.from_pretrained(place, **finds)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # tokenizers raises errors of no class of its own
-        raise ValueError(
-            f"{role} {str(path)!r}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def _cut(row: Row, max_length: int | None) -> Row:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from layalign.arguments import NO_CODE
 from layalign.base_models import reference
-from layalign.loading import encoder_class, load_checked, load_llm, resolve
+from layalign.loading import encoder_class, load_checked, load_llm, load_tokenizer, resolve
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
 from layalign.published import read_tensors
@@ -103,12 +103,12 @@ def published_processor(
         settings = LangBridge.settings(checkpoint)
         encoder = encoder or settings["enc"]
         llm = str(checkpoint) if (Path(checkpoint) / "tokenizer_config.json").is_file() else llm or settings["lm"]
-    for_encoder = _tokenizer("encoder_tokenizer", encoder_tokenizer or encoder)
+    for_encoder = load_tokenizer("encoder_tokenizer", encoder_tokenizer or encoder)
     if kind == MINDMERGER:
-        return LayAlignProcessor(_tokenizer("llm", llm), for_encoder, prompt_template=prompt)
+        return LayAlignProcessor(load_tokenizer("llm", llm), for_encoder, prompt_template=prompt)
     if encoder_tokenizer is None:
         for_encoder.add_tokens(ADDED_TOKENS, special_tokens=True)
-    return LayAlignProcessor(_tokenizer("llm", llm), for_encoder, encoder_template=prompt)
+    return LayAlignProcessor(load_tokenizer("llm", llm), for_encoder, encoder_template=prompt)
 
 
 def _load_encoder(name: str, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -144,12 +144,3 @@ def _written(module: PreTrainedModel, folder: Path) -> str:
         raise ValueError(f"bases: {folder} is not empty")
     module.save_pretrained(folder)
     return str(folder)
-
-
-def _tokenizer(role: str, name: str | None) -> Any:
-    if name is None:
-        raise ValueError(f"{role}: got none, takes the place of a tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(resolve(name), **NO_CODE)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{role}: {name} holds no tokenizer that can be loaded: {error}") from error

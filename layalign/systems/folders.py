@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -50,18 +50,6 @@ def seq2seq_config(role: str, path: str) -> PreTrainedConfig:
             f"{role}: {path} holds {_kind(config)}, takes an encoder-decoder such as NLLB, M2M100, mBART or T5"
         )
     return config
-
-
-def load_tokenizer(role: str, path: str) -> PreTrainedTokenizerBase:
-    """A model's tokenizer.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(resolve(path), **NO_CODE)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{role}: {path} holds no tokenizer that can be loaded: {_first_line(error)}") from error
 
 
 def fingerprint(path: str | Path) -> str:

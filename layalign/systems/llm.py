@@ -13,11 +13,11 @@ from transformers import StoppingCriteriaList
 
 from layalign.generation.stopping import EndsWith
 from layalign.generation.texts import Asked, LLMAnswerer
-from layalign.loading import load_llm, torch_device, torch_dtype
+from layalign.loading import load_llm, load_tokenizer, torch_device, torch_dtype
 from layalign.prompts import CHAT, DEFAULT_PROMPT, checked_prompt, chosen_prompt, conversation, fill_prompt
 from layalign.spreading import spread_llm
 from layalign.systems.examples import Example, chosen_examples, read_examples
-from layalign.systems.folders import causal_config, fingerprint, load_tokenizer
+from layalign.systems.folders import causal_config, fingerprint
 from layalign.systems.system import System
 
 BETWEEN = "\n\n"

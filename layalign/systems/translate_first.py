@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from layalign.languages import language_code
-from layalign.loading import torch_device, torch_dtype
+from layalign.loading import load_tokenizer, torch_device, torch_dtype
 from layalign.prompts import DEFAULT_PROMPT
 from layalign.source_languages import check_languages
-from layalign.systems.folders import fingerprint, load_tokenizer, seq2seq_config
+from layalign.systems.folders import fingerprint, seq2seq_config
 from layalign.systems.llm import LLM, PromptedLLM
 from layalign.systems.translator import Translator
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 from layalign.generation.texts import GREEDY, longest_first
 from layalign.languages import language_code, language_name
 from layalign.limits import position_limit
-from layalign.loading import load_checked, resolve
+from layalign.loading import load_checked, load_tokenizer, resolve
 from layalign.source_languages import source_code, takes_source_language
-from layalign.systems.folders import load_tokenizer, seq2seq_config
+from layalign.systems.folders import seq2seq_config
 
 LANGUAGE = "{language}"
 

@@ -1,6 +1,7 @@
 """An LLM alone: prompts, chat templates, worked examples, what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -253,6 +254,17 @@ def test_folders_that_are_none(bases, model_folder, t5, tmp_path):
         for call in (LLM.check, LLM.load):
             with pytest.raises(ValueError, match=message):
                 call(LLM(llm=str(path), settings=SETTINGS))
+
+
+@pytest.mark.parametrize("content", ["{", '{"version": "1.0"}', None])
+def test_a_tokenizer_that_cannot_be_read(bases, tmp_path, content):
+    """The tokenizers library raises a bare Exception at a kind of model that it does not know, the last of these."""
+    folder = tmp_path / "llm"
+    shutil.copytree(bases / "llm", folder)
+    file = folder / "tokenizer.json"
+    file.write_text(content or json.dumps(json.loads(file.read_text()) | {"model": {"type": "unknown"}}))
+    with pytest.raises(ValueError, match=r"llm: .*llm holds no tokenizer that can be loaded: ."):
+        LLM(llm=str(folder), settings=SETTINGS).load("{text}")
 
 
 def test_prompts_that_an_llm_cannot_take(bases):
