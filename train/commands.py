@@ -11,7 +11,9 @@ from layalign.commands.options import Output, refuse, require
 
 def demo(
     output: Output = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the trained part and the data order; 0 by default.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the trained part and the data order; 0 by default.")
+    ] = None,
     real: Annotated[
         bool, typer.Option("--real", help="Real pretrained models, with the trained part that comes with the package.")
     ] = False,

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,8 @@ class RunFolder:
         recipe: what is to be run there.
 
     Raises:
-        ValueError: the folder belongs to a run of another recipe (the keys that differ are listed), holds files of
-            something else, or is in use by another run.
+        ValueError: the folder belongs to a run of another recipe (the keys that differ are listed; those of a stage that comes after
+            all work there may), holds files of something else, or is in use by another run.
     """
 
     def __init__(self, recipe: Recipe):
@@ -58,8 +59,8 @@ class RunFolder:
             raise ValueError(f"output: {self.output} cannot be made: {error.strerror}") from error
         self._lock = _lock(self.output)
         try:
-            if not _check(self.output, self._wanted):
-                write_json(self.output / RECIPE, self._wanted)
+            if (recipe_here := _check(self.output, self._wanted)) is not None:
+                write_json(self.output / RECIPE, recipe_here)
         except BaseException:
             os.close(self._lock)
             raise
@@ -114,28 +115,40 @@ def held(lock: Path) -> bool:
     return False
 
 
-def _check(output: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the folder has work of this run; nothing is changed."""
+def _check(output: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """What the folder's recipe is to become, None: as it is; nothing is changed. A stage that comes after all work may be corrected."""
     file = output / RECIPE
     for name in (LOCK, SAMPLES):  # the latter is written when a stage begins
         regular(output / name, "output")
-    worked = (output / "model").exists() or any(has_work(output / name) for name in STAGES)
-    if file.exists():
-        try:
-            found = read_json(file)
-        except ValueError as error:
-            raise ValueError(f"output: {error}, or choose another output folder") from error
-        if not {"encoder", "llm", "stages"} <= found.keys():
-            raise ValueError(f"output: {file} was not written by a training run; choose another output folder")
-        if worked:
-            _refuse_other(_flat(found), _flat(wanted), output)
-        return worked
-    foreign = [name for name in (*STAGES, "model") if (output / name).exists()]
-    if foreign:
-        raise ValueError(
-            f"output: {output} holds {foreign} but no {RECIPE}: it is not a training run; choose another folder"
-        )
-    return False
+    if not file.exists():
+        if foreign := [name for name in (*STAGES, "model") if (output / name).exists()]:
+            raise ValueError(
+                f"output: {output} holds {foreign} but no {RECIPE}: it is not a training run; choose another folder"
+            )
+        return wanted
+    try:
+        found = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"output: {error}, or choose another output folder") from error
+    if not {"encoder", "llm", "stages"} <= found.keys():
+        raise ValueError(f"output: {file} was not written by a training run; choose another output folder")
+    worked = STAGES if (output / "model").exists() else _through_the_last(output)
+    if not worked:
+        return wanted
+    before, now = ({**values, "stages": _of(values, worked)} for values in (found, wanted))
+    _refuse_other(_flat(before), _flat(now), output)
+    corrected = found | {"stages": before["stages"] | _of(wanted, [name for name in STAGES if name not in worked])}
+    return None if corrected == found else corrected
+
+
+def _through_the_last(output: Path) -> Sequence[str]:
+    """The stages up to the last one with work."""
+    done = [place for place, name in enumerate(STAGES) if has_work(output / name)]
+    return STAGES[: done[-1] + 1] if done else ()
+
+
+def _of(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: stage for name, stage in values["stages"].items() if name in names}
 
 
 def has_work(folder: Path) -> bool:

@@ -24,7 +24,7 @@ from layalign.processor import LayAlignProcessor
 from layalign.saving import LLM_FOLDER, Weights, load_trained_part
 from layalign.train.card import HISTORY, LANGUAGES, stage_facts
 from layalign.train.checkpoints import newest_valid, sealed_folder, sweep
-from layalign.train.data.collate import Collator, PackedCollator
+from layalign.train.data.collate import Collator, PackedCollator, StageData
 from layalign.train.data.stage_data import read_stage_data
 from layalign.train.engines import check_engine, own_environment
 from layalign.train.initial import InitialWeights
@@ -85,6 +85,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
         stack.enter_context(_without_file_bars())
         with heard_by_all():
             model, processor = build(recipe)
+        # All of it before anything is trained: a bad line of the task stage is not to be met after days of translation.
+        data = {name: _read_data(name, recipe, processor) for name in STAGES if name in recipe.stages}
         history: dict[str, History] = {}
         weights: Weights | None = None
         before = ""
@@ -99,7 +101,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
                 train_stage_parts(model, recipe, before)
                 load_trained_part(model, weights, before)
             before = name
-            history[name], weights = run_stage(name, recipe, model, processor, callbacks, interruption)
+            history[name], weights = run_stage(name, recipe, model, processor, callbacks, interruption, data.pop(name))
         if together.is_main_process:
             save_model(recipe, model, processor, weights)
         together.wait_for_everyone()  # the lock is not given up before
@@ -148,6 +150,7 @@ def run_stage(
     processor: LayAlignProcessor,
     callbacks: Sequence[TrainerCallback] = (),
     interruption: Interruption | None = None,
+    data: StageData | None = None,
 ) -> tuple[History, Weights | None]:
     """Train one stage to its end, from its newest whole checkpoint if there is one; if it has ended before, load its
     result.
@@ -157,6 +160,7 @@ def run_stage(
         model, processor: what `build` made, or the stage before has left.
         callbacks: beside the trainer's own.
         interruption: tells of signals; None: these do what they always do.
+        data: what it is trained on; None: it is read.
 
     Returns:
         its history, one dict for each log and each evaluation, and its weights where the model is sharded now; else None.
@@ -169,9 +173,8 @@ def run_stage(
         return json.loads((final / HISTORY).read_text(encoding="utf-8")), None
 
     stage = recipe.stages[name]
-    with heard_by_all():
-        data = read_stage_data(name, recipe, processor)
-    _check_same_everywhere(name, data)
+    data = data or _read_data(name, recipe, processor)
+    assert data is not None  # of a stage that has not ended
     padding = processor.encoder_tokenizer.pad_token_id or 0, processor.tokenizer.pad_token_id or 0
     collator = PackedCollator() if stage.packing else Collator(*padding)
     if stage.gradient_checkpointing:
@@ -201,6 +204,16 @@ def run_stage(
     if interruption is not None and (number := interruption.agree().signal_number):
         interruption.leave(number, f"{name} has ended, and the same command goes on with what follows")
     return history, weights
+
+
+def _read_data(name: str, recipe: Recipe, processor: LayAlignProcessor) -> StageData | None:
+    """What a stage is trained on; None of one that has ended."""
+    if damage(Path(recipe.output) / name / "final") is None:
+        return None
+    with heard_by_all():
+        data = read_stage_data(name, recipe, processor)
+    _check_same_everywhere(name, data)
+    return data
 
 
 def _check_same_everywhere(name, data):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from layalign.train import run_folder
+from layalign.configuration import STAGES
+from layalign.train import run_folder, stages
 from layalign.train.recipe import load_recipe
-from layalign.train.run_folder import LOCK, RunFolder
+from layalign.train.run_folder import LOCK, RunFolder, has_work
 from layalign.train.stages import train
 
 HOLD = """
@@ -103,4 +104,55 @@ def test_a_run_of_an_older_version_is_told_apart_from_a_file_of_something_else(r
     file.write_text(content.replace(' "init_from": null,\n', ""))
     assert file.read_text() != content
     with pytest.raises(ValueError, match=r"init_from: '\(not set\)' there, None here"):
+        train(recipe)
+
+
+def test_bad_data_of_the_task_stage_is_met_before_the_translation_stage_is_trained(recipe_file, tmp_path):
+    data = tmp_path / "task.jsonl"
+    data.write_text((tmp_path / "data.jsonl").read_text() + "no JSON\n", encoding="utf-8")
+    words = [f"stages.task.data.path={data}", "stages.translation.steps=1", "stages.task.steps=1"]
+    recipe = load_recipe(recipe_file, words)
+    with pytest.raises(ValueError, match=r"task.jsonl:\d+: "):
+        train(recipe)
+    assert not has_work(Path(recipe.output) / "translation")
+    assert set(train(load_recipe(recipe_file, [*words, "stages.task.data.on_bad_line=skip"])).history) == {*STAGES}
+
+
+def test_a_task_stage_that_has_saved_nothing_may_be_corrected(recipe_file, monkeypatch):
+    """It did not fit into the memory, say. What it comes to then is what the corrected recipe gives from the beginning."""
+    words = ["stages.translation.steps=2", "stages.task.steps=2"]
+    real = stages.run_stage
+
+    def without_room(name, *rest):
+        if name == "task":
+            raise RuntimeError("out of memory")
+        return real(name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "run_stage", without_room)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(load_recipe(recipe_file, words))
+    final = Path(load_recipe(recipe_file).output) / "translation" / "final" / "manifest.json"
+    trained = final.stat().st_mtime_ns
+    with pytest.raises(ValueError, match=r"stages.translation.batch_size: \d+ there, 2 here"):
+        train(load_recipe(recipe_file, [*words, "stages.translation.batch_size=2", "stages.task.batch_size=2"]))
+    words.append("stages.task.batch_size=2")
+    found = train(load_recipe(recipe_file, words))
+    assert final.stat().st_mtime_ns == trained
+    anew = load_recipe(recipe_file, [*words, f"output={final.parents[2]}-anew"])
+    assert train(anew).history == found.history
+    with pytest.raises(ValueError, match=r"stages.task.batch_size: 2 there, 1 here"):  # it is whole now
+        train(load_recipe(recipe_file, [*words[:-1], "stages.task.batch_size=1"]))
+
+
+def test_no_stage_is_put_before_one_that_has_work(recipe_file, monkeypatch):
+    alone = ["stages.task.steps=2", "stages.translation.steps=1", "stages.task.save_steps=1"]
+    recipe = load_recipe(recipe_file, alone)
+    translation = recipe.stages.pop("translation")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "save_model", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            train(recipe)
+    recipe.stages = {"translation": translation, **recipe.stages}
+    with pytest.raises(ValueError, match=r"stages.translation.batch_size: '\(not set\)' there"):
         train(recipe)

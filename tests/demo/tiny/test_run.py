@@ -1,12 +1,16 @@
 """A miniature of the demo: everything it writes, and what it refuses to touch."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
+from layalign.train.demo import driver
 from layalign.train.demo.problems import TINY
 from layalign.train.demo.tiny.run import TRAINED, run_demo
+from layalign.train.stages import train
 
 BUDGET = {"translation_steps": 3, "task_steps": 3, "batch_size": 4, "questions": 2}
 
@@ -24,9 +28,8 @@ def test_results_have_the_documented_form(miniature):
     for scores in results["accuracy"].values():
         assert list(scores) == list(TINY.languages)
         assert all(0 <= score <= 100 for score in scores.values())
-    assert (
-        results["seconds"]["total"] >= sum(value for name, value in results["seconds"].items() if name != "total") - 0.1
-    )
+    parts = [value for name, value in results["seconds"].items() if name != "total"]
+    assert len(parts) == 7 and results["seconds"]["total"] == pytest.approx(sum(parts), abs=0.1)
     assert results["seed"] == 5
     assert "generated" in results["data"]
 
@@ -71,6 +74,55 @@ def test_an_earlier_demo_is_replaced_with_the_same_result_and_other_files_stay(m
         assert results[name] == miniature[1][name]
     shown = capsys.readouterr().out
     assert "generated" in shown and "held out" in shown and "layalign generate" in shown
+    assert sorted(path.name for path in output.iterdir()) == [
+        *("demo.json", "model", "notes.txt", "plots", "results.json", "training")
+    ]
+
+
+def test_a_finished_demo_is_shown_again_and_one_with_another_seed_keeps_it_until_its_own_is_there(
+    miniature, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "demo"
+    shutil.copytree(miniature[0], output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "train", killed)
+        assert run_demo(output, 5, **BUDGET) == miniature[1]
+        shown = capsys.readouterr().out
+        assert "layalign generate" in shown and "It had been made before" in shown
+        assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(output, 6, progress=False, **BUDGET)
+    kept = [path for path in before if path.relative_to(output).parts[0] in ("results.json", "model", "plots")]
+    assert len(kept) > 5 and all(path.read_bytes() == before[path] for path in kept)
+    new = run_demo(output, 6, progress=False, **BUDGET)
+    assert new["seed"] == 6 and json.loads((output / "results.json").read_text(encoding="utf-8")) == new
+    assert (output / "model" / "model.safetensors").read_bytes() != before[output / "model" / "model.safetensors"]
+
+
+def test_a_demo_that_was_stopped_goes_on(miniature, tmp_path, monkeypatch):
+    """After the second system; what the first two trained is as it was, and the results are those of an uninterrupted demo."""
+    trained = []
+
+    def stopping(recipe, callbacks):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(Path(recipe.output).name)
+        return train(recipe, callbacks)
+
+    monkeypatch.setattr(driver, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path / "demo", 5, progress=False, **BUDGET)
+    monkeypatch.setattr(
+        driver, "train", lambda recipe, callbacks: trained.append(Path(recipe.output).name) or train(recipe, callbacks)
+    )
+    results = run_demo(tmp_path / "demo", 5, progress=False, **BUDGET)
+    assert trained == list(TRAINED)
+    assert all(results[name] == miniature[1][name] for name in ("history", "accuracy", "samples"))
 
 
 def test_a_folder_of_something_else_is_refused_untouched(tmp_path):

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from layalign.evaluation.loop import evaluate_problems
+from layalign.folders import damage
 from layalign.generation.texts import Answerer, LLMAnswerer
-from layalign.kernels.files import write_json
+from layalign.kernels.files import MANIFEST, read_json, write_json
 from layalign.loading import load_llm
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
+from layalign.train.checkpoints import sealed_folder
 from layalign.train.data.data_source import DataSource
 from layalign.train.demo.driver import Comparison, Run, made
 from layalign.train.demo.problems import TINY
@@ -27,8 +29,7 @@ ENCODER, LLM = "layalign:tiny_encoder", "layalign:tiny_llm"
 PROMPT = "{source} Answer:"
 TRAINED = ("langbridge", "mindmerger", "layalign")
 MARKER = "demo.json"
-# Everything a demo writes; a run that replaces another removes these and nothing else.
-WRITTEN = ("results.json", "plots", "model", "training", MARKER)
+TRAINING, RESULTS = "training", "results.json"
 GENERATION: dict[str, Any] = {"max_new_tokens": 32, "batch_size": 100}
 
 
@@ -57,10 +58,11 @@ def run_demo(
 ) -> dict:
     """Train LangBridge, MindMerger and LayAlign on the shipped bases, compare them with the LLM alone, save LayAlign.
 
-    Writes results.json, plots/*.png, model/ and training/ (each system's own run) in `output`.
+    Writes results.json, plots/*.png, model/ and training/ (each system's own run) in `output`. The same call goes on where an earlier one
+    stopped, and gives the results of one that was finished.
 
     Args:
-        output: a new or empty folder, or that of an earlier demo, whose files are replaced.
+        output: a new or empty folder, or that of an earlier demo; one with other settings is replaced.
         seed: of the generated data, the trained parts and the data order.
         translation_steps, task_steps, batch_size, learning_rate: the budget of each system and stage, the same for all.
         questions: held-out problems, asked in every language.
@@ -81,17 +83,23 @@ def run_demo(
         questions=questions,
         learning_rate=learning_rate,
     )
-    claim(output, settings)
-    started = time.perf_counter()
-    comparison = TinyComparison(output / "training", settings, progress)
+    if (results := claim(output, settings)) is not None:
+        if progress:
+            show_demo(results, output)
+            print("It had been made before and was not made again; another --output or --seed makes a new one.")
+        return results
+    comparison = TinyComparison(output / TRAINING, settings, progress)
     comparison.show(
         "LayAlign demo. All text is generated: word problems from sentence patterns, in "
         "English, German, Spanish, French, Chinese, Swahili, Bengali and Thai.\n"
         f"The {questions} problems asked per language use pattern combinations and number pairs held out of all training."
     )
     comparison.make()
-    shutil.copytree(output / "training" / "layalign" / "model", output / "model")
-    results = write_demo(output, comparison.folders, asdict(settings), started)
+    with sealed_folder(output / "model") as fresh:
+        shutil.copytree(
+            output / TRAINING / "layalign" / "model", fresh, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
+        )
+    results = write_demo(output, comparison.folders, asdict(settings))
     if progress:
         show_demo(results, output)
     return results
@@ -169,8 +177,12 @@ class TinyComparison(Comparison):
         made(folder, {"held_out": answers}, progress=False)
 
 
-def claim(output: Path, settings: Settings) -> None:
-    """Make `output` this demo's, removing what an earlier demo wrote there.
+def claim(output: Path, settings: Settings) -> dict[str, Any] | None:
+    """Make `output` this demo's. What an earlier call with the same settings trained and asked stays; of a demo with others the training is
+    removed, and its results stay until there are new ones.
+
+    Returns:
+        what results.json holds, of a demo with the same settings that is finished and whole.
 
     Raises:
         ValueError: it is something else's.
@@ -181,11 +193,19 @@ def claim(output: Path, settings: Settings) -> None:
         raise ValueError(
             f"output: {output} holds something that is no demo; nothing was changed, choose another folder"
         )
-    for name in WRITTEN:
-        path = output / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / MARKER, asdict(settings))
+    if _read(output / MARKER) != asdict(settings):
+        if (output / TRAINING).exists():
+            shutil.rmtree(output / TRAINING)
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / MARKER, asdict(settings))
+        return None
+    results = _read(output / RESULTS)
+    return results if results.get("settings") == asdict(settings) and damage(output / "model") is None else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON file's content; nothing of one that is not there, or is damaged."""
+    try:
+        return read_json(file)
+    except (FileNotFoundError, ValueError):
+        return {}
