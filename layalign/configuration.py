@@ -167,6 +167,17 @@ class LayAlignConfig(PreTrainedConfig):
                 f"encoder_states and encoder_layers: encoder_states={self.encoder_states!r} says which states are read already; "
                 f"leave out encoder_layers={self.encoder_layers!r}, which is for 'all' and 'mean'"
             )
+        of_aligner = {"encoder_layers": None, "llm_layers": None, "gate": "scalar"}
+        if self.aligner is None and (
+            given := [name for name, left in of_aligner.items() if getattr(self, name) != left]
+        ):
+            raise ValueError(
+                f"{given[0]}: got {getattr(self, given[0])!r}, which says something of an aligner; aligner is None"
+            )
+        if isinstance(self.llm_layers, (list, tuple)) and not self.llm_layers:
+            raise ValueError(
+                "llm_layers: empty, so that the aligner would be handed to no layer; aligner=None leaves it out"
+            )
         for stage, value in self.llm_input.items():
             if stage not in STAGES or not isinstance(value, bool):
                 raise ValueError(f"llm_input takes {STAGES} with true or false, got {stage!r}: {value!r}")

@@ -179,8 +179,13 @@ class FrozenBases(TrainedParts):
         """Leave in a call's arguments what the LLM is asked for beside logits.
 
         Raises:
-            ValueError: attention weights of an LLM whose attention is LayAlign's.
+            ValueError: attention weights of an LLM whose attention is LayAlign's, or a misspelt input of the encoder, which an LLM would
+                take and not look at.
         """
+        if unknown := [name for name in arguments if name.startswith("encoder_")]:
+            raise ValueError(
+                f"{unknown[0]}: no such input; takes encoder_input_ids, encoder_attention_mask and encoder_cu_seqlens"
+            )
         for name in ("output_hidden_states", "output_attentions"):
             asked = arguments.pop(name, None)
             if asked if asked is not None else getattr(self.config, name):

@@ -94,12 +94,15 @@ class LayAlignProcessor(ProcessorMixin):
             target; labels (B, M), -100 on prompt and padding, where there is a target.
 
         Raises:
-            ValueError: no text, lists of different lengths, or a language that the encoder's tokenizer does not know.
+            ValueError: no text, lists of different lengths, a length below 1, or a language that the encoder's tokenizer does not know.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}")
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+        for name, length in (("max_length", max_length), ("encoder_max_length", encoder_max_length)):
+            if length is not None and length < 1:
+                raise ValueError(f"{name} must be a positive number of tokens or None, got {length!r}")
         texts = _as_list("text", text)
         if not texts:
             raise ValueError("text is empty: give at least one question")

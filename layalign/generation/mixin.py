@@ -49,7 +49,7 @@ class LayAlignGenerationMixin(GenerationMixin):
             encoder_attention_mask: (B, T), True or 1 = real token; None = all real.
             input_ids: (B, M) long, the prompt; leave out for the translation stage.
             attention_mask: (B, M), likewise.
-            labels: ignored, so that a training batch can be passed as it is with its target cut off.
+            labels: (B, M) long; tokens of input_ids with a label are a training batch's targets, and not read.
             lengths: as in `forward`.
             kwargs: transformers' arguments of generate.
 
@@ -67,7 +67,20 @@ class LayAlignGenerationMixin(GenerationMixin):
                 "layalign.LayAlignPipeline takes texts"
             )
         self._check_way_of_decoding(len(encoder_input_ids), kwargs)
+        if labels is not None and input_ids is not None:
+            if labels.shape != input_ids.shape:
+                raise ValueError(
+                    f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {tuple(input_ids.shape)}"
+                )
+            unanswered = labels == -100
+            attention_mask = unanswered if attention_mask is None else unanswered & attention_mask.bool()
+            lengths = None
         asked = (encoder_input_ids, encoder_attention_mask), (input_ids, attention_mask)
+        if kwargs.get("max_length") is not None and self._setting("max_new_tokens", kwargs) is None:
+            raise ValueError(
+                f"max_length: got {kwargs['max_length']}; what the LLM reads has no ids here and its length depends on the question, so "
+                "max_new_tokens says how much is written"
+            )
         lengths = lengths or measure(*asked, None, False)
         encoded = self.encode(encoder_input_ids, encoder_attention_mask, lengths and lengths.encoder)
         assembled = self.assemble(encoded.soft, encoded.mask, input_ids, attention_mask, lengths=lengths)

@@ -24,6 +24,10 @@ from layalign.loading import encoder_half, resolve
         ({"encoder_states": []}, "encoder_states must be distinct indices"),
         ({"llm_layers": [2]}, r"llm_layers must be distinct indices from 0 to 1"),
         ({"llm_layers": ["0"]}, "llm_layers must be distinct indices"),
+        ({"llm_layers": []}, "llm_layers: empty, .* aligner=None leaves it out"),
+        ({"llm_layers": [0], "aligner": None}, r"llm_layers: got \[0\], .* aligner is None"),
+        ({"encoder_layers": [0], "aligner": None}, "encoder_layers: got .* aligner is None"),
+        ({"gate": "dynamic", "aligner": None}, "gate: got 'dynamic', .* aligner is None"),
         ({"llm_input": {"translate": True}}, "llm_input takes"),
         ({"llm_input": {"task": "yes"}}, "llm_input takes"),
         ({"llm_layers": 0}, "llm_layers must be a list of indices or None, got 0"),
@@ -85,6 +89,10 @@ def test_bases(make_encoder, make_llm, tmp_path):
             "labels must have the shape",
         ),
         ({"inputs_embeds": torch.zeros(3, 2, 32)}, "encoder_input_ids starts a new sequence"),
+        (
+            {"encoder_mask": torch.ones(3, 6)},
+            "encoder_mask: no such input; takes encoder_input_ids, encoder_attention_mask",
+        ),
         ({"encoder_input_ids": torch.full((3, 6), 99)}, "encoder_input_ids holds token 99, the vocabulary has 50"),
         ({"input_ids": torch.full((3, 7), -1)}, "input_ids holds token -1"),
         (
@@ -205,6 +213,8 @@ def test_processor(words, tmp_path):
         ({"text": "c", "target": ["a", "b"]}, "target has 2 texts for 1 questions"),
         ({"text": "c", "return_tensors": "np"}, "return_tensors must be 'pt'"),
         ({"text": "c", "padding_side": "middle"}, "padding_side must be"),
+        ({"text": "c", "max_length": 0}, "max_length must be a positive number of tokens or None, got 0"),
+        ({"text": "c", "encoder_max_length": -1}, "encoder_max_length must be a positive number of tokens"),
     ):
         with pytest.raises(ValueError, match=message):
             processor(**arguments)

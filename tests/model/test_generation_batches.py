@@ -74,3 +74,26 @@ def test_batch_size_never_changes_answers(family, lively, rows):
                 batch = collated([rows[index] for index in order], side, generator)
                 ids = model.generate(**batch, **GREEDY, cache_implementation=cache)
                 assert torch.equal(ids, expected[order]), (side, cache, order.tolist())
+
+
+@pytest.mark.filterwarnings("ignore:Passing `no_repeat_ngram_size` with `inputs_embeds`")
+def test_a_training_batchs_targets_are_not_read(lively, rows):
+    """`generate` of a batch whose rows have targets of different lengths gives what it gives without."""
+    model = lively("llama")
+    expected, _ = answers_alone(model, rows)
+    generator = torch.Generator().manual_seed(18)
+    targets = [torch.randint(3, 60, (length,), generator=generator) for length in range(1, 1 + len(rows))]
+    whole = [(encoder, torch.cat([prompt, target])) for (encoder, prompt), target in zip(rows, targets, strict=True)]
+    scored = [
+        torch.cat([torch.full_like(prompt, -100), target]) for (_, prompt), target in zip(rows, targets, strict=True)
+    ]
+    for side in ("left", "right"):
+        batch = collated(whole, side, generator)
+        labels, mask = padded(scored, side, generator, 60)
+        labels = labels.masked_fill(mask == 0, -100)
+        assert torch.equal(model.generate(**batch, labels=labels, **GREEDY), expected), side
+    (encoder, ids), labels = whole[0], scored[0]
+    alone = {"encoder_input_ids": encoder[None], "input_ids": ids[None]}
+    assert torch.equal(model.generate(**alone, labels=labels[None], **GREEDY), expected[:1])
+    with pytest.raises(ValueError, match="labels must have the shape of input_ids"):
+        model.generate(**alone, labels=labels[None, 1:], **GREEDY)

@@ -127,6 +127,7 @@ REFUSED = {
     "pages": (dict(cache_implementation="paged"), "cache_implementation: got 'paged', takes 'dynamic' or 'static'"),
     "embeddings": (dict(inputs_embeds=torch.zeros(1, 1, 32)), "inputs_embeds: got Tensor"),
     "lookup in a batch": (dict(prompt_lookup_num_tokens=3), "one example and one sample at a time, got 3 rows"),
+    "max_length": (dict(max_length=8, max_new_tokens=None), "max_length: got 8; .* max_new_tokens says how much"),
     "no encoder": (dict(encoder_input_ids=None), "encoder_input_ids .*LayAlignPipeline takes texts"),
 }
 
