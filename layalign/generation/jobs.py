@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from layalign.generation.lines import Line, read_lines
-from layalign.generation.texts import Answerer
+from layalign.generation.texts import BATCH_SIZE, Answerer
 from layalign.journal import Check, Journal, Record
 from layalign.loading import check_model_path, fingerprint, load_model
 from layalign.prompts import DEFAULT_PROMPT
@@ -28,13 +28,14 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "In
 
 
 class Asking(NamedTuple):
-    """How the lines of a job are asked: in what language, by what seed they are sampled, whether bad ones are left out, and by what
-    engine, where it is not transformers."""
+    """How the lines of a job are asked: in what language, by what seed they are sampled, whether bad ones are left out, by what engine,
+    where it is not transformers, and how many at a time, where answers depend on it: a batch draws from one seed."""
 
     lang: str | None
     seed: int | None
     skip: bool = False
     engine: str | None = None
+    batch_size: int | None = None
 
     def __call__(self, answerer: Answerer, lines: list[Line], streamer: Any = None) -> list[Record]:
         """A record a line; that of a line which cannot be answered has no answer and says why.
@@ -106,7 +107,8 @@ def generate_texts(
         stream: show a single text's answer while it is written.
         write: what takes answers where there is no output.
         lang: the texts' language, for encoders and prompts that are told it.
-        seed: of sampling; drawn anew for every batch, by its first line, so that a job that goes on does not repeat itself.
+        seed: of sampling; drawn anew for every batch, by its first line, so that a job that goes on does not repeat itself, and gives
+            with the same batch size the same again.
         on_bad_line: "error": a line that cannot be answered (not UTF-8, a surrogate, too long for the encoder) is told before
             any is answered; "skip": it gets the answer null and an "error" that says why (an empty line on `write`).
         engine: "transformers", or "vllm" where that is installed (`layalign.serving`): for long files, as it never waits for the
@@ -130,7 +132,8 @@ def generate_texts(
     answering = {"max_new_tokens": 256, "prompt": DEFAULT_PROMPT, **answering}
     loading = {name: answering.pop(name) for name in LOADING if name in answering}
     stream = stream and (answering.get("num_beams") or 1) == 1 and engine == "transformers"
-    asking = Asking(lang, seed, on_bad_line == "skip", None if engine == "transformers" else engine)
+    drawn_together = answering.get("batch_size", BATCH_SIZE) if seed is not None and engine == "transformers" else None
+    asking = Asking(lang, seed, on_bad_line == "skip", None if engine == "transformers" else engine, drawn_together)
     refuse([line for line in lines if line.wrong], asking.skip)
 
     def load(lines: list[Line]) -> tuple[Answerer, list[Line]]:
@@ -145,9 +148,10 @@ def generate_texts(
         return _show(*load(lines), asking, stream, write or _print)
     job = _description(model_path, lines, asking, loading.get("dtype"), **answering)
     with Journal(output, job, check=_checker(lines)) as journal:
-        remaining = lines[len(journal.records) :]
-        if remaining:
-            _write(*load(remaining), asking, journal, len(lines))
+        done = len(journal.records)
+        if done < len(lines):
+            # A batch of which a part is there is drawn again as a whole.
+            _write(*load(lines[done - done % (drawn_together or 1) :]), asking, journal, len(lines))
         return journal.records
 
 
@@ -187,7 +191,7 @@ def _description(
     batch_size: int | None = None,
     **generate_kwargs: Any,
 ) -> Record:
-    """What tells this job from others; the batch size changes no answer."""
+    """What tells this job from others; the batch size changes no answer but sampled ones."""
     # A job that is not told them stays the same job.
     told = {name: value for name, value in asking._asdict().items() if value not in (None, False)}
     return {
@@ -227,13 +231,15 @@ def _show(
 
 def _write(answerer: Answerer, lines: list[Line], asking: Asking, journal: Journal, total: int) -> None:
     started = time.perf_counter()
-    window = answerer.batch_size * BATCHES_PER_WRITE
-    with tqdm(total=total, initial=total - len(lines), unit="text", desc="generate") as bar:
+    window = asking.batch_size or answerer.batch_size * BATCHES_PER_WRITE
+    before = len(journal.records)
+    with tqdm(total=total, initial=before, unit="text", desc="generate") as bar:
         for first in range(0, len(lines), window):
             part = lines[first : first + window]
-            journal.append(asking(answerer, part))
-            bar.update(len(part))
-    _report(journal.records[-len(lines) :], answerer.new_tokens, time.perf_counter() - started)
+            there = len(journal.records) - (total - len(lines)) - first
+            journal.append(asking(answerer, part)[there:])
+            bar.update(len(part) - there)
+    _report(journal.records[before:], answerer.new_tokens, time.perf_counter() - started)
 
 
 def _print(text: str) -> None:

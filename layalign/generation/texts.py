@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+BATCH_SIZE = 8
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
@@ -217,7 +218,7 @@ class Answerer(BatchedAnswerer):
         processor: LayAlignProcessor,
         *,
         max_new_tokens: int = 256,
-        batch_size: int = 8,
+        batch_size: int = BATCH_SIZE,
         prompt: str | None = DEFAULT_PROMPT,
         encoder_max_length: int | None = None,
         **generate_kwargs: Any,
@@ -312,7 +313,7 @@ class LLMAnswerer(BatchedAnswerer):
         prompt_template: str = "{text}",
         *,
         max_new_tokens: int = 256,
-        batch_size: int = 8,
+        batch_size: int = BATCH_SIZE,
         add_bos: bool = False,
         **generate_kwargs: Any,
     ):

@@ -47,6 +47,21 @@ def test_a_job_cut_anywhere_goes_on_without_repeating_or_losing_a_line(job, load
     assert output.read_bytes() == whole
 
 
+def test_a_sampled_job_is_the_same_again_wherever_it_was_cut(job, loaded, monkeypatch):
+    monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
+    job |= dict(do_sample=True, temperature=2.0, seed=5, batch_size=3)
+    records = generate_texts(**job)
+    assert generate_texts(**job | {"output": None}, write=lambda text: None) == records
+    assert generate_texts(**job | {"output": job["output"].with_name("b.jsonl"), "seed": 6}) != records
+    whole = job["output"].read_bytes()
+    for lines in (1, 3, 7, 22):
+        job["output"].write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
+        assert generate_texts(**job) == records
+        assert job["output"].read_bytes() == whole
+    with pytest.raises(ValueError, match="belongs to another job .different batch_size"):
+        generate_texts(**job | {"batch_size": 4})
+
+
 def test_a_finished_job_is_not_done_again(job, monkeypatch):
     records = generate_texts(**job)
     monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
