@@ -10,7 +10,7 @@ import typer
 from layalign.commands.answering import analyze, compare, evaluate, generate
 from layalign.commands.development import bench, kernels
 from layalign.commands.models import convert, info
-from layalign.commands.options import SeveralValues
+from layalign.commands.options import SeveralTasks, SeveralValues
 from layalign.commands.serving import serve
 from layalign.extras import missing_extra
 from layalign.family_table import models
@@ -48,8 +48,9 @@ def _options(
     pass
 
 
-for command in (demo, train, report, cache, table, generate, evaluate, compare, analyze, models, info, convert):
+for command in (demo, train, report, cache, table, generate, compare, analyze, models, info, convert):
     app.command()(command)
+app.command(cls=SeveralTasks)(evaluate)
 app.command(cls=SeveralValues)(kernels)
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_PASSED_ON)(serve)

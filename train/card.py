@@ -31,7 +31,7 @@ def stage_facts(recipe: Recipe) -> list[StageFacts]:
             "learning rate": stage.learning_rate,
             "schedule": stage.schedule,
             "precision": precision_of(recipe, stage),
-            "prompt": None if stage.prompt is None else f"`{stage.prompt!r}`",
+            "prompt": f"`{stage.prompt!r}`" if recipe.llm_input[name] and stage.prompt is not None else None,
             "seed": recipe.seed,
             "training loss at the end": _last(history, "loss"),
             "held out": held_out,

@@ -86,3 +86,12 @@ def prompt_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str |
         )
         return None
     return prompt.format(source="{text}", language="{language}")
+
+
+def unread_prompts(recipe: Recipe) -> list[str]:
+    """A line for each stage whose prompt the LLM does not read."""
+    return [
+        f"stages.{name}.prompt is not read: the LLM reads no text in this stage (llm_input.{name} is false)"
+        for name, stage in recipe.stages.items()
+        if stage.prompt is not None and not recipe.llm_input[name]
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from layalign.train.initial import InitialWeights
 from layalign.train.interruption import Interruption
 from layalign.train.parts import model_settings, train_stage_parts
 from layalign.train.processes import heard_by_all, processes
-from layalign.train.prompts import prompt_template
+from layalign.train.prompts import prompt_template, unread_prompts
 from layalign.train.recipe import Recipe
 from layalign.train.report.samples import keep_samples
 from layalign.train.run_folder import RunFolder
@@ -40,6 +41,7 @@ from layalign.train.watching import TIMINGS
 from layalign.trained_parts import read_trained
 
 History = list[dict[str, Any]]
+logger = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
@@ -78,6 +80,9 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
                 stage.accumulation(together.num_processes)
             except ValueError as error:
                 raise ValueError(f"stages.{name}.{error}") from None
+    if together.is_main_process:
+        for line in unread_prompts(recipe):
+            logger.warning(line)
     with Interruption().installed() as interruption, own_environment(), ExitStack() as stack:
         with heard_by_all():
             if together.is_main_process:

@@ -15,6 +15,7 @@ from layalign.commands.options import (
     TaskData,
     Texts,
     listed,
+    refuse,
     require,
     runs_a_model,
 )
@@ -160,8 +161,11 @@ def analyze(
         ),
     ] = None,
     task: Annotated[
-        str, typer.Option("--task", "-t", help="mgsm, msvamp, problems or a JSON-lines file; questions are parallel.")
-    ] = "mgsm",
+        str | None,
+        typer.Option(
+            "--task", "-t", help="mgsm (the default), msvamp, problems or a JSON-lines file; questions are parallel."
+        ),
+    ] = None,
     data: TaskData = None,
     texts: Annotated[
         Path | None,
@@ -203,8 +207,10 @@ def analyze(
     from layalign.analysis.run import analyze
     from layalign.analysis.tokens import TokenPair
     from layalign.evaluation.settings import GenerationSettings
-    from layalign.systems import PublishedBaseline, System, system_at
+    from layalign.systems import LLM, PublishedBaseline, System, system_at
 
+    if texts is not None:
+        refuse({"--task": task, "--data": data}, "questions of a task, not with --texts")
     settings = GenerationSettings(**running.given())
     if encoder_tokenizer is not None and not published:
         raise ValueError("--encoder-tokenizer goes with --published; a LayAlign model has its own")
@@ -223,12 +229,15 @@ def analyze(
                 settings=settings,
             )
         )
+    if systems and all(isinstance(system, LLM) for system in systems):
+        given = {"--encoder": encoder, "--llm": llm, "--prompt": running.prompt, "--prompt-file": running.prompt_file}
+        refuse(given, "a LayAlign model or --published; of an LLM alone the texts are read as they are")
     layers = listed(pair_layers, "--pair-layers")
     if layers is not None and not all(layer.isdecimal() for layer in layers):
         raise ValueError(f"--pair-layers: got {pair_layers!r}, takes numbers parted by commas")
     analyze(
         systems,
-        task,
+        task or "mgsm",
         data=data,
         texts=texts,
         languages=listed(languages, "--languages"),

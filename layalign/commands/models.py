@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from layalign.commands.options import Model
+from layalign.commands.options import Model, refuse
 
 
 def info(
@@ -47,6 +47,10 @@ def convert(
     if target.exists():  # before the work; `whole_folder` looks again after it
         raise ValueError(f"{target} exists already; choose another target, nothing is overwritten")
     if to_published:
+        refuse(
+            {"--compatible": compatible, "--task": task, "--prompt": prompt},
+            "a published checkpoint, not with --to-published",
+        )
         LayAlignForConditionalGeneration.from_pretrained(source, encoder=encoder, llm=llm).save_published(target)
         return
     if encoder is None or llm is None:

@@ -174,6 +174,14 @@ def runs_a_model(command: Callable[..., None]) -> Callable[..., None]:
 class SeveralValues(typer.core.TyperCommand):
     """A command without arguments: a repeatable option takes all words up to the next option, and commas part them too."""
 
+    def takes(self, word: str) -> bool:
+        """Whether a further word is the option's."""
+        return True
+
+    def parted(self, word: str) -> list[str]:
+        """The values that a word holds."""
+        return word.split(",")
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The words as click takes them: the option's name before each of its values."""
         repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
@@ -185,7 +193,21 @@ class SeveralValues(typer.core.TyperCommand):
                 option, word = name, values or next(words, "-")
                 if word.startswith("-"):
                     ctx.fail(f"Option '{option}' requires an argument.")
-            elif word.startswith("-"):
+            elif word.startswith("-") or not self.takes(word):
                 option = None
-            spread += [word] if option is None else [part for value in word.split(",") for part in (option, value)]
+            spread += [word] if option is None else [part for value in self.parted(word) for part in (option, value)]
         return super().parse_args(ctx, spread)
+
+
+class SeveralTasks(SeveralValues):
+    """A command with a model as argument: --task takes words as long as they name tasks or files."""
+
+    def takes(self, word: str) -> bool:
+        """Whether it is a task, and not the model."""
+        from layalign.tasks.registry import NAMES
+
+        return Path(word).is_file() or all(name.strip() in NAMES for name in word.split(","))
+
+    def parted(self, word: str) -> list[str]:
+        """As they are: the command parts them."""
+        return [word]

@@ -54,6 +54,22 @@ def test_systems_side_by_side(folder, bases, model_folder, tmp_path):
     assert (tmp_path / "compared" / "comparison.md").read_text() in text
 
 
+def test_tasks_one_after_the_other(folder, model_folder, tmp_path):
+    """As --task A --task B and --task A,B; the model may stand before or after them."""
+    (tmp_path / "more.jsonl").write_text(json.dumps({"question": "what is 3", "answer": 3, "lang": "en"}))
+    for place, words in enumerate(
+        (
+            [model_folder, "--task", "mgsm", tmp_path / "more.jsonl"],
+            ["-t", "mgsm", tmp_path / "more.jsonl", model_folder],
+            [model_folder, "--task", f"mgsm,{tmp_path / 'more.jsonl'}"],
+        )
+    ):
+        output = tmp_path / str(place)
+        run("evaluate", *words, "--data", folder, "--output", output, "--max-new-tokens", 2, "--device", "cpu")
+        results = json.loads((output / "results.json").read_text())
+        assert list(results["tasks"]) == ["mgsm", "more"]
+
+
 def test_a_prompt_from_a_file_is_the_same_as_given(folder, model_folder, tmp_path):
     for name, words in {
         "file": ("--prompt-file", folder / "prompt.txt"),
@@ -200,6 +216,18 @@ BAD_COMMANDS = {
         "pass lang",
     ),
     "analyze with a bad prompt": (("analyze", "{model}", "--data", "{folder}", "--prompt", "no"), "prompt: got 'no'"),
+    "a task beside texts": (
+        ("analyze", "{model}", "--texts", "{folder}", "--task", "msvamp", "--data", "none"),
+        "--task, --data goes with questions of a task, not with --texts",
+    ),
+    "bases of an LLM alone": (
+        ("analyze", "layalign:tiny_llm", "--data", "{folder}", "--encoder", "none", "--prompt", "math"),
+        "--encoder, --prompt goes with a LayAlign model or --published",
+    ),
+    "a prompt for the published format": (
+        ("convert", "{model}", "out.bin", "--to-published", "--compatible", "--task", "math"),
+        "--compatible, --task goes with a published checkpoint, not with --to-published",
+    ),
     "one run to compare": (("compare", "{folder}"), "takes at least two folders"),
     "runs that are none": (("compare", "{folder}", "{folder}"), "holds no finished evaluation"),
 }

@@ -58,7 +58,7 @@ def test_a_sampled_job_is_the_same_again_wherever_it_was_cut(job, loaded, monkey
         job["output"].write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
         assert generate_texts(**job) == records
         assert job["output"].read_bytes() == whole
-    with pytest.raises(ValueError, match="belongs to another job .different batch_size"):
+    with pytest.raises(ValueError, match=r"belongs to another job \(different batch_size\)"):
         generate_texts(**job | {"batch_size": 4})
 
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, TrainerCallback
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 from layalign.train import stages
 from layalign.train.data.sampling import EpochSampler
+from layalign.train.plan.plan import make_plan
 from layalign.train.recipe import Recipe, load_recipe
 from layalign.train.settings import build
 from layalign.train.stages import train
@@ -178,6 +179,17 @@ def test_auto_is_bf16_where_the_machine_multiplies_in_it(settings, monkeypatch, 
     assert autocast == [bf16]
     card = (Path(settings["output"]) / "model" / "README.md").read_text()
     assert f"| precision | {'bf16' if bf16 else 'fp32'} |" in card
+
+
+def test_a_prompt_that_no_stage_reads_is_said(settings, caplog):
+    chosen = recipe(settings, steps=1)
+    chosen.stages["translation"].prompt = "translate {source}"
+    train(chosen)
+    said = "stages.translation.prompt is not read: the LLM reads no text in this stage (llm_input.translation is false)"
+    assert caplog.text.count(" is not read") == 1 and said in caplog.text
+    assert make_plan(chosen)["notes"][0] == said
+    card = (Path(chosen.output) / "model" / "README.md").read_text()
+    assert "answer : {source}" in card and "translate {source}" not in card
 
 
 def test_bf16_needs_no_accelerator(settings):

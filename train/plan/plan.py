@@ -31,6 +31,7 @@ from layalign.train.parts import model_settings, stage_parts
 from layalign.train.plan.cost import GPU_OVERHEAD, Batch, arithmetic, memory, sharded, sizes_of
 from layalign.train.plan.machine import Machine, this_machine
 from layalign.train.processes import precision_of
+from layalign.train.prompts import unread_prompts
 from layalign.train.recipe import Recipe
 from layalign.train.stage_recipe import StageRecipe
 
@@ -53,7 +54,7 @@ def make_plan(recipe: Recipe, processes: int | None = None, machine: Machine | N
         ValueError: bases without a configuration, or a global_batch_size that the processes do not divide.
     """
     processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
-    notes: list[str] = []
+    notes = unread_prompts(recipe)
     model = empty_model(recipe)
     sizes = sizes_of(model)
     processor = _processor(recipe, notes)
