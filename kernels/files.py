@@ -17,6 +17,10 @@ _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _WRAPPED = re.compile(r"I/O error|os error \d+|PytorchStreamWriter|unexpected pos", re.IGNORECASE)
 
 
+class InUse(ValueError):
+    """What another process works at now."""
+
+
 def cache_folder(given: str | os.PathLike | None = None) -> Path:
     """`given`, else $LAYALIGN_CACHE, else layalign under $XDG_CACHE_HOME or ~/.cache."""
     folder = given or os.environ.get("LAYALIGN_CACHE")

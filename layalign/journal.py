@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from layalign.kernels.files import regular, write_json, write_text
+from layalign.kernels.files import InUse, regular, write_json, write_text
 
 try:
     import fcntl
@@ -117,7 +117,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"output: {self.path} is being written by another process") from None
+            raise InUse(f"output: {self.path} is being written by another process") from None
 
     def _claim(self, job: Record) -> None:
         """Check that the lines there are this job's; an empty file has no job, or one that never wrote a line."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layalign.configuration import STAGES
-from layalign.kernels.files import read_json, regular, write_json
+from layalign.kernels.files import InUse, read_json, regular, write_json
 from layalign.train.initial import InitialWeights
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _lock(output: Path) -> int:
     except BlockingIOError:
         holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
         os.close(descriptor)
-        raise ValueError(
+        raise InUse(
             f"output: {output} is in use by another run ({holder or 'just started'}); wait for its end, or choose another folder"
         ) from None
     except OSError as error:  # some network file systems have no locks

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from layalign.evaluation.settings import GenerationSettings
-from layalign.train.tables.make import Asking
+from layalign.train.tables.asking import Asking
 from layalign.train.tables.runs import Sources
 from tests.conftest import WORDS
 from tests.tasks.originals import xcsqa_published, xnli_published

@@ -5,20 +5,22 @@ import statistics
 
 import pytest
 
+from layalign.kernels.files import InUse
 from layalign.train.tables import make
 from layalign.train.tables.runs import Sources
 from layalign.train.tables.seeds import apart, over_seeds
+from layalign.train.tables.table import load_table, table_numbers
 from layalign.train.tables.text import table_text
 from tests.tables.test_command import printed
 
 
-def line(name, *figures, as_is=False):
+def line(name, *figures, reference=False):
     found = {str(seed): {"measured": [figure, "words"]} for seed, figure in enumerate(figures)}
-    return {"name": name, "as_is": as_is, "published": [50.0, "words"], **over_seeds(found)}
+    return {"name": name, "reference": reference, "published": [50.0, "words"], **over_seeds(found)}
 
 
 def test_means_spreads_and_what_lies_beyond_them():
-    rows = [line("a", 1.0, 2.0, 4.5), line("b", 5.0, 5.5, 9.0), line("LayAlign", 4.0, 6.0, 8.0, as_is=True)]
+    rows = [line("a", 1.0, 2.0, 4.5), line("b", 5.0, 5.5, 9.0), line("LayAlign", 4.0, 6.0, 8.0, reference=True)]
     assert rows[0]["measured"] == [2.5, "words"]
     assert rows[0]["spread"] == [pytest.approx(statistics.stdev([1, 2, 4.5])), None]
     # One of a's seeds is above one of LayAlign's.
@@ -30,15 +32,37 @@ def test_means_spreads_and_what_lies_beyond_them():
     ]
     rows += [{"name": "absent", "published": [1.0, ""], "measured": None, "why": "it is not here"}]
     assert list(apart(rows))[2:] == [("c", pytest.approx(-3.7), True), ("llm", pytest.approx(2.1), True)]
-    part = {"name": "MGSM", "task": "mgsm", "columns": ["avg", "source"], "rows": rows}
+    part = {"name": "MGSM", "task": "mgsm", "file": "held_out.jsonl", "columns": ["avg", "source"], "rows": rows}
     text = table_text({"table": 4, "title": "t", "section": "s", "scorer": "official", "parts": [part]})
     assert "|  | here, 3 seeds | 2.5 | words |\n|  | ± | 1.8 |  |" in text
     assert "- c: Avg. -3.7, every seed's figure lies on one side of all of the other's" in text
-    assert "- a: Avg. -3.5, within what seeds differ by" in text
+    assert "- a: Avg. -3.5, within what seeds differ by" in text and "Beside LayAlign:" in text
+
+
+def test_rows_are_compared_by_answers_and_not_by_what_is_counted():
+    """Tables 5, 10 and 14 begin with numbers of parameters."""
+
+    def row(name, *figures, reference=False):
+        found = {str(seed): {"measured": [12.5, figure]} for seed, figure in enumerate(figures)}
+        return {"name": name, "reference": reference, "published": [1.0, 50.0], **over_seeds(found)}
+
+    rows = [row("a", 1.0, 2.0), row("LayAlign", 4.0, 6.0, reference=True)]
+    part = {"name": "MGSM", "task": "mgsm", "columns": ["adapter_millions", "avg"], "rows": rows}
+    result = {"table": 10, "title": "t", "section": "s", "scorer": "official", "parts": [part]}
+    text = table_text(result)
+    assert "- a: Avg. -3.5, every seed's figure" in text and "|  | ± |  | 0.7 |" in text
+    del rows[1]["reference"]
+    assert "± is the sample standard deviation over seeds.\n" in table_text(result)
+
+
+def test_tables_name_the_row_that_others_are_compared_with():
+    found = {number: load_table(number).reference for number in table_numbers()}
+    assert found.pop(1) is None and found.pop(5) == found.pop(14) == "mT5-xl"
+    assert set(found.values()) == {"LayAlign"}
 
 
 def test_a_single_seed_has_no_spread():
-    rows = [line("a", 1.0), line("LayAlign", 2.0, as_is=True)]
+    rows = [line("a", 1.0), line("LayAlign", 2.0, reference=True)]
     assert rows[0]["spread"] == [None, None] and list(apart(rows)) == []
 
 
@@ -55,7 +79,7 @@ def test_each_seed_is_trained_and_asked(sources, recipes, asking, monkeypatch):
     text = printed(*words, "--seeds", "3,1")
     assert trained == [1, 1]
     rows = {row["name"]: row for row in json.loads((sources.output / "table_04.json").read_text())["parts"][0]["rows"]}
-    assert list(rows["LayAlign"]["seeds"]) == ["3", "1"] and "seeds" not in rows["MetaMath"]
+    assert list(rows["LayAlign"]["seeds"]) == ["1", "3"] and "seeds" not in rows["MetaMath"]
     folders = {found["folder"] for found in rows["LayAlign"]["seeds"].values()}
     assert folders == {line["output"] for line in plan["trainings"] if line["run"].startswith("task")}
     assert rows["MetaMath"]["measured"] is not None and rows["w/o Adapter"]["why"] == "not asked for"
@@ -104,3 +128,35 @@ def test_wrong_seeds(recipes, tmp_path, seeds, overrides, said):
 def test_seeds_go_into_the_recipes(recipes):
     own = Sources(output=None, recipes=recipes, seeds=(0, 1)).of_seeds()
     assert [one.overrides for one in own] == [("seed=0",), ("seed=1",)]
+
+
+def words_of(sources, recipes, asking, number=7):
+    words = (number, "-r", recipes["math"], "-o", sources.output, "--task", f"mgsm={asking.tasks['mgsm']}")
+    return *words, "--max-new-tokens", 2, "--device", "cpu"
+
+
+def test_seeds_that_were_made_before_stay_in_the_table(sources, recipes, asking):
+    words = words_of(sources, recipes, asking)
+    printed(*words, "--row", "LayAlign", "--seeds", "0")
+    assert "here, 2 seeds" in printed(*words, "--row", "LayAlign", "--seeds", "4")
+    rows = {row["name"]: row for row in json.loads((sources.output / "table_07.json").read_text())["parts"][0]["rows"]}
+    assert list(rows["LayAlign"]["seeds"]) == ["0", "4"]
+
+
+def test_what_another_process_is_at_is_made_last(sources, recipes, asking, monkeypatch):
+    """And waited for, if nothing else is left."""
+    real, calls, waited = make.measure, [], []
+
+    def measure(entry, *rest):
+        calls.append(entry.row.name)
+        if entry.row.name == "LayAlign-LR" and len(calls) < 4:
+            raise InUse("output: it is in use by another run")
+        return real(entry, *rest)
+
+    monkeypatch.setattr(make, "measure", measure)
+    monkeypatch.setattr(make.time, "sleep", waited.append)
+    text = printed(*words_of(sources, recipes, asking))
+    assert calls == ["LayAlign-LR", "LayAlign", "LayAlign-LR", "LayAlign-LR"] and len(waited) == 1
+    assert text.count("left to another process for now: output: it is in use by another run") == 2
+    rows = json.loads((sources.output / "table_07.json").read_text())["parts"][0]["rows"]
+    assert all(row["measured"] is not None for row in rows)

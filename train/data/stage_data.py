@@ -36,6 +36,8 @@ _SHOWN = 10
 _BLOCK = 1 << 20
 _BAR_FROM = 1 << 30
 # What of a source does not change its records: where its files are, and how they are come by.
+# Of files that this process has looked through, by path, size and time of change: a table's rows share them.
+_hashes: dict[tuple[str, int, int], tuple[str, int]] = {}
 _PLACES = ("path", "target_path", "records", "streaming")
 
 
@@ -179,6 +181,20 @@ def _key(parts, encoder, unwanted, progress, name) -> tuple[str, int | None]:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32], total
 
 
+def data_identity(sources: Sequence[DataSource], data_root: str | None) -> list[dict[str, Any]]:
+    """What tells the records of sources from others: how they are read and what is in their files; of what is not here, its name."""
+    found = []
+    for part in (part for source in sources for part in source.located(data_root)):
+        values = {key: getattr(part, key) for key in part.__dataclass_fields__ if key not in _PLACES}
+        try:
+            is_here = part.format == "records" or all(Path(path).exists() for path in _paths([part]))
+            content = _content(part, False, "")[0] if is_here else _paths([part])
+        except ValueError:  # which training says
+            content = _paths([part])
+        found.append(values | {"content": content})
+    return found
+
+
 def _content(part: DataSource, progress: bool, name: str) -> tuple[list[str], int | None]:
     """Hashes of what a source reads, and its rows where counting them costs nothing."""
     if part.format == "records":
@@ -199,7 +215,9 @@ def _hash(path: Path, progress: bool, name: str) -> tuple[str, int]:
     """SHA-256 of a file and how many line feeds it has."""
     digest, lines = hashlib.sha256(), 0
     try:
-        size = path.stat().st_size
+        size, changed = path.stat().st_size, path.stat().st_mtime_ns
+        if (known := _hashes.get((str(path), size, changed))) is not None:
+            return known
         shown = tqdm(
             desc=f"{name}: look at {path.name}",
             total=size,
@@ -215,4 +233,5 @@ def _hash(path: Path, progress: bool, name: str) -> tuple[str, int]:
                 shown.update(len(block))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    _hashes[str(path), size, changed] = digest.hexdigest(), lines
     return digest.hexdigest(), lines

@@ -60,15 +60,22 @@ def table(
     refuse({"--json": as_json and not plan}, "--plan")
     require("matplotlib", "rich")
     from layalign.evaluation.settings import GenerationSettings
-    from layalign.train.tables.make import Asking, make_table, plan_table, write_recipes
+    from layalign.train.tables.asking import Asking
+    from layalign.train.tables.make import make_table
+    from layalign.train.tables.plan import plan_table, write_recipes
     from layalign.train.tables.runs import Sources
 
+    refuse({"--write-recipes": plan and recipes_only}, "training, not with --plan")
     chosen = load_table(number)
+    named = _pairs(base or [], "--base")
+    if unknown := [name for name in named if name not in chosen.bases]:
+        names = f"its rows name {', '.join(chosen.bases)}" if chosen.bases else "its rows name none"
+        raise ValueError(f"--base: got {unknown[0]!r} for table {number}; {names}")
     sources = Sources(
         output=output,
         recipes=_recipes(recipe or [], chosen.recipes),
         overrides=tuple(overrides or ()),
-        bases=_pairs(base or [], "--base"),
+        bases=named,
         seeds=_numbers(seeds, "--seeds"),
     )
     rows = row or None
@@ -98,7 +105,7 @@ def table(
 
 def _recipes(given: list[str], names: list[str]) -> dict[str, str]:
     """{shipped recipe's name: what takes its place} of words RECIPE and NAME=RECIPE."""
-    found = {}
+    found: dict[str, str] = {}
     for word in given:
         name, sign, path = word.partition("=")
         if not sign and len(names) > 1:
@@ -107,7 +114,10 @@ def _recipes(given: list[str], names: list[str]) -> dict[str, str]:
             )
         if sign and name not in names:
             raise ValueError(f"--recipe: got {word!r}; rows of this table are over {', '.join(names)}")
-        found[name if sign else names[0]] = path if sign else word
+        place = name if sign else names[0]
+        if place in found:
+            raise ValueError(f"--recipe: got {found[place]!r} and {path or word!r} for {place}, takes one of them")
+        found[place] = path if sign else word
     return found
 
 

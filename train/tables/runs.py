@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +15,21 @@ from typing import Any
 from transformers import TrainerCallback
 
 from layalign.configuration import STAGES, encoder_depth
+from layalign.folders import damage
+from layalign.kernels.files import read_json
 from layalign.loading import read_config, resolve
 from layalign.prompts import DEFAULT_PROMPT, TASK_PROMPT
+from layalign.saving import LLM_FOLDER
 from layalign.tasks import find_task
 from layalign.tasks.prompts import TRANSLATION
+from layalign.train.data.stage_data import data_identity
 from layalign.train.parts import stage_parts
 from layalign.train.recipe import Recipe, load_recipe, read_recipe
 from layalign.train.run_folder import digest
 from layalign.train.settings import build
 from layalign.train.tables.table import Part, Row, Table
 
+MARKER = "tables.json"
 THIRDS = ("first third", "middle third", "last third")
 
 
@@ -75,6 +81,17 @@ class Sources:
         """Of one seed, as a line of progress says it."""
         return f", seed {self.seeds[0]}" if self.seeds else ""
 
+    def of_further_seeds(self) -> list[Sources]:
+        """The same for each other seed that something in the folder was trained with, where seeds are asked for."""
+        if not self.seeds:
+            return []
+        found = set()
+        for file in (self.output / "trained").glob("*/recipe.json"):
+            with suppress(OSError, ValueError):
+                found.add(read_json(file).get("seed"))
+        others = sorted(seed for seed in found - set(self.seeds) if isinstance(seed, int))
+        return replace(self, seeds=tuple(others)).of_seeds() if others else []
+
     def seed_of(self, entry: Entry) -> str:
         """These sources' one seed, of a row whose figures it changes; "" of others."""
         return str(self.seeds[0]) if self.seeds and entry.training is not None and entry.part.is_asked else ""
@@ -112,6 +129,15 @@ class Training:
     def folder(self) -> Path:
         """Where it runs."""
         return Path(self.values["output"])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has been trained; a base's weights are not looked through."""
+        return damage(self.folder / "model", lambda name: not name.startswith(f"{LLM_FOLDER}/")) is None
+
+    def left(self) -> list[Training]:
+        """What there is to be made: of a run that is whole that alone, whatever it was made from."""
+        return [self] if self.is_whole else self.in_order()
 
     def in_order(self) -> list[Training]:
         """What is trained for it, one after the other."""
@@ -239,6 +265,8 @@ def _without_what_the_row_has_not(values: dict[str, Any], row: Row) -> None:
     if "aligner" in chosen:
         model.pop("aligner_width", None)
         gone += [] if chosen["aligner"] else ["aligner", "gates"]
+        for name in () if chosen["aligner"] else ("encoder_layers", "llm_layers", "gate"):
+            model.pop(name, None)
     if "encoder_states" in chosen and chosen["encoder_states"] not in ("all", "mean"):
         model.pop("encoder_layers", None)
     for name, stage in values["stages"].items():
@@ -305,10 +333,14 @@ def training_of(values: Mapping[str, Any], output: Path) -> Training:
 
 def _training(values: Mapping[str, Any], after: Training | None, output: Path) -> Training:
     """A run in a folder that is called after what counts of it."""
-    # The run before counts by its own key, which says what it is, and not by its place.
+    # The run before counts by its own key, which says what it is, and data by what is in them: neither by its place.
     counts = {**values, "output": "-"} | ({"init_from": None} if after else {})
     recipe = build(Recipe, copy.deepcopy(counts))
-    known = json.dumps([digest(recipe), recipe.data_root, None if after is None else after.key])
+    content = []
+    for stage in recipe.stages.values():
+        content.append([data_identity(sources or (), recipe.data_root) for sources in (stage.data, stage.eval_data)])
+        stage.data, stage.eval_data = [], None
+    known = json.dumps([digest(recipe), content, None if after is None else after.key], default=str)
     key = "-".join(
         [name for name in STAGES if name in recipe.stages] + [hashlib.sha256(known.encode()).hexdigest()[:12]]
     )

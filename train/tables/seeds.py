@@ -55,7 +55,7 @@ def _placeless(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apart(rows: Sequence[Mapping[str, Any]], column: int = 0) -> Iterator[tuple[str, float, bool]]:
-    """How rows differ from the one that is the recipe as it is.
+    """How rows differ from the reference.
 
     Args:
         rows: of one part of a table, each over the same two or more seeds, or untrained with one figure; others are passed over.
@@ -64,7 +64,7 @@ def apart(rows: Sequence[Mapping[str, Any]], column: int = 0) -> Iterator[tuple[
     Returns:
         (name, difference of means, whether every seed's figure is on the same side of all of the other's).
     """
-    other = next((row for row in rows if row.get("as_is") and len(row.get("seeds") or ()) > 1), None)
+    other = next((row for row in rows if row.get("reference") and len(row.get("seeds") or ()) > 1), None)
     if other is None or not _numbers(_figures(other, column)):
         return
     theirs = _figures(other, column)

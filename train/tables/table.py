@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parent
 # Columns beside averages and languages: numbers of parameters, in millions, and what a row is made of, in words.
 COUNTED = ("encoder_millions", "adapter_millions", "aligner_millions", "trained_millions")
 WORDS = ("backbone", "training_data", "source")
+OWN = "LayAlign"
 COLUMNS = (*AVERAGES, *NAMES, *COUNTED, *WORDS)
 
 
@@ -112,6 +113,18 @@ class Table(Settings):
     def recipes(self) -> list[str]:
         """The recipes that its rows are settings over."""
         return list(dict.fromkeys(row.recipe or part.recipe for row in self.rows for part in self.parts_of(row)))
+
+    @property
+    def bases(self) -> list[str]:
+        """The encoders, LLMs and translators that its rows name."""
+        named = ((row.settings.get("encoder"), row.llm, row.translator) for row in self.rows)
+        return sorted({name for names in named for name in names if name is not None})
+
+    @property
+    def reference(self) -> str | None:
+        """The row that others are compared with: the recipe as it is, else the one called LayAlign; None: there is neither."""
+        found = [row.name for row in self.rows if row.is_the_recipe]
+        return next(iter(found + [row.name for row in self.rows if row.name == OWN]), None)
 
     def parts_of(self, row: Row) -> list[Part]:
         """The parts that a row stands in."""

@@ -9,7 +9,7 @@ from layalign.evaluation.report import AVERAGES
 from layalign.figures import markdown_table
 from layalign.train.plan.text import duration
 from layalign.train.tables.seeds import apart
-from layalign.train.tables.table import COUNTED, Table
+from layalign.train.tables.table import COUNTED, WORDS, Table
 
 HEADINGS = {
     "encoder_millions": "encoder (M)",
@@ -41,12 +41,14 @@ def table_text(result: Mapping[str, Any]) -> str:
                 measured = zip(row["measured"], part["columns"], strict=True)
                 rows.append(["", _said_seeds(row), *(_cell(value, column) for value, column in measured)])
                 if any(value is not None for value in row.get("spread", ())):
-                    rows.append(["", "±", *("" if value is None else f"{value:.1f}" for value in row["spread"])])
+                    spread = zip(row["spread"], part["columns"], strict=True)
+                    rows.append(["", "±", *(_spread(value, column) for value, column in spread)])
         lines += [*markdown_table(header, rows, "llr"), ""]
         counts = {sum(row["questions"].values()) for row in part["rows"] if row.get("questions")}
         if counts:
             asked = " or ".join(f"{count:,}" for count in sorted(counts))
-            lines += [f"here: {asked} questions of {part['task']}, the {result['scorer']} scorer.", ""]
+            task = part["task"] if part.get("file") is None else f"{part['file']} in place of {part['task']}"
+            lines += [f"here: {asked} questions of {task}, the {result['scorer']} scorer{_said_settings(result)}.", ""]
         lines += [*reasons, ""] if reasons else []
         lines += [*_differences(part), ""] if any(row.get("spread") for row in part["rows"]) else []
     return "\n".join(lines)
@@ -58,16 +60,28 @@ def _said_seeds(row: Mapping[str, Any]) -> str:
 
 
 def _differences(part: Mapping[str, Any]) -> Iterator[str]:
-    """What means over seeds say of rows beside the recipe's own."""
-    column = heading(part["columns"][0])
-    found = list(apart(part["rows"]))
-    if not found:
-        return
-    yield "± is the sample standard deviation over seeds. Beside the recipe as it is:"
-    yield ""
+    """What means over seeds say of rows beside the reference, by the first column that takes answers."""
+    place = next((place for place, column in enumerate(part["columns"]) if column not in (*COUNTED, *WORDS)), None)
+    found = [] if place is None else list(apart(part["rows"], place))
+    beside = next((row["name"] for row in part["rows"] if row.get("reference")), None)
+    yield f"± is the sample standard deviation over seeds.{f' Beside {beside}:' if found else ''}"
+    if found:
+        yield ""
     for name, difference, beyond in found:
         how = "every seed's figure lies on one side of all of the other's" if beyond else "within what seeds differ by"
-        yield f"- {name}: {column} {difference:+.1f}, {how}"
+        yield f"- {name}: {heading(part['columns'][place])} {difference:+.1f}, {how}"
+
+
+def _spread(value: Any, column: str) -> str:
+    return "" if value is None or column in COUNTED else f"{value:.1f}"
+
+
+def _said_settings(result: Mapping[str, Any]) -> str:
+    """What was asked for beside the recipes as they are, where that was written down."""
+    given = result.get("settings") or {}
+    words = [f"over {name}" for name in given.get("recipes", ())] + [*given.get("overrides", ())]
+    words += [f"at most {given['limit']} a language"] if given.get("limit") else []
+    return f"; {', '.join(words)}" if words else ""
 
 
 def heading(column: str) -> str:

@@ -242,6 +242,7 @@ def test_runs_of():
         ({"questions": 1}, "questions: got 1"),
         ({"real_share": 1.5}, r"real_share: got 1\.5"),
         ({"data": Path("nowhere/at/all")}, "nowhere/at/all is not a folder"),
+        ({"data": Path(__file__).parent}, "holds none of tatoeba_pairs, tatoeba_laser, mgsm, msvamp, gsm8k"),
     ],
 )
 def test_wrong_arguments(tmp_path, arguments, message):

@@ -102,6 +102,7 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys):
     assert "steps: got 1, takes a whole number of at least 2" in refused("--steps", 1)
     assert "questions: got 0" in refused("--questions", 0)
     assert "17" in refused("--tables", 17)
+    assert "nothere is not a folder" in refused("--data", tmp_path / "nothere")
     assert "seeds" in refused("--seeds", 1, 1)
     assert "table 3 is not over MGSM alone" in refused("--tables", 4, 3)
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from layalign.train.demo.real.evaluation import evaluate_answers, evaluate_trans
 from layalign.train.demo.real.experiment import Experiment, make_recipe
 from layalign.train.demo.real.export import FURTHER_REPORT, ship, ship_translations
 from layalign.train.demo.real.further_data import TEMPERATURE, further_sets, prepare_further
-from layalign.train.demo.real.plan import PLAN, check_count, read_plan
+from layalign.train.demo.real.plan import PLAN, check_count, check_folder, read_plan
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, runs_of
 from layalign.train.recipe import InitFrom, Recipe
 
@@ -58,8 +58,7 @@ class FurtherSettings:
         counts = {name: value for name, value in asdict(self).items() if name != "data"}
         for name, value in counts.items():
             check_count(name, value, 2)
-        if not self.data.is_dir():
-            raise ValueError(f"data: {self.data} is not a folder")
+        check_folder(self.data)
         return {"data": str(self.data.resolve()), "precision": None} | counts
 
 

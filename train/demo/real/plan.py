@@ -19,6 +19,8 @@ from layalign.train.stages import build
 DEFAULT_MINUTES = 40
 SHARES = {"translation": 0.2, "task": 0.8}
 PLAN = "plan.json"
+# What --data may hold: sentence pairs to train on, and what is tested on.
+SETS = ("tatoeba_pairs", "tatoeba_laser", "mgsm", "msvamp", "gsm8k")
 TIMED_PASSES = 5
 
 
@@ -61,8 +63,8 @@ class Settings:
             raise ValueError(f"precision: got {self.precision!r}, takes 'fp32' or 'bf16'")
         if not 0 <= self.real_share <= 1:
             raise ValueError(f"real_share: got {self.real_share}, takes a number from 0 to 1")
-        if self.data is not None and not self.data.is_dir():
-            raise ValueError(f"data: {self.data} is not a folder")
+        if self.data is not None:
+            check_folder(self.data)
         place = None if self.data is None else str(self.data.resolve())
         given = {"precision": self.precision, "data": place, "real_share": self.real_share}
         given |= {"interfaces": True} if self.interfaces else {}  # plans without it are older than it
@@ -84,6 +86,14 @@ def budget(minutes: float | None, steps: int | None) -> dict:
     if not 0 < minutes < float("inf"):
         raise ValueError(f"minutes: got {minutes}, takes a number above 0")
     return {"minutes": minutes, "steps": None}
+
+
+def check_folder(data: Path) -> None:
+    """Raises ValueError unless `data` is a folder with one of SETS: of a misspelt one, hours of training would have read nothing."""
+    if not data.is_dir():
+        raise ValueError(f"data: {data} is not a folder")
+    if not any((data / name).is_dir() for name in SETS):
+        raise ValueError(f"data: {data} holds none of {', '.join(SETS)}")
 
 
 def check_count(name: str, value: object, least: int) -> None:

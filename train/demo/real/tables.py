@@ -20,10 +20,11 @@ from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.data import REAL_SHARE, prepare
 from layalign.train.demo.real.experiment import RECIPE, SEEDS
 from layalign.train.demo.real.fitting import fitting
-from layalign.train.demo.real.plan import PLAN, check_count, read_plan, shared_steps
+from layalign.train.demo.real.plan import PLAN, check_count, check_folder, read_plan, shared_steps
 from layalign.train.demo.real.ship_tables import ship_tables
 from layalign.train.recipe import read_recipe
-from layalign.train.tables.make import Asking, make_table
+from layalign.train.tables.asking import Asking
+from layalign.train.tables.make import make_table
 from layalign.train.tables.runs import Sources, merged
 from layalign.train.tables.table import load_table
 
@@ -66,6 +67,8 @@ def real_tables(
         ValueError: a wrong argument, a folder of other tables, data that cannot be read, a package that cannot be had.
     """
     output = Path(output)
+    if data is not None:
+        check_folder(Path(data))
     check_count("steps", steps, 2)
     check_count("questions", questions, 1)
     arguments = {"steps": steps, "questions": questions, "data": None if data is None else str(Path(data).resolve())}
@@ -98,7 +101,7 @@ def _prepared(output: Path, arguments: dict[str, Any], bases: tuple[str, str]) -
     stages["task"] |= {"prompt": PROMPT, "source_max_length": READ_TOKENS}
     values = merged(values, {"encoder": bases[0], "llm": bases[1], "data_root": str(output / "data")})
     values = merged(values, {"stages": stages, "llm_input": {"task": True}, "output": "unused"})
-    recipe, problems = output / "recipe.yaml", output / "problems.jsonl"
+    recipe, problems = output / "small_real.yaml", output / "held_out.jsonl"
     write_text(recipe, yaml.safe_dump(values, sort_keys=False))
     asked = REAL.evaluation_problems(arguments["questions"], 0)
     rows = [{name: row[name] for name in ("question", "answer", "lang")} for row in asked]
