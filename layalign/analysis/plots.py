@@ -212,7 +212,8 @@ def _whole_ticks(axes: Axes) -> None:
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = int(1.4 * figure.get_figwidth())
+    # In inches: a mark with the room about it, and a letter.
+    columns = max(1, int(figure.get_figwidth() / (0.75 + 0.09 * max(map(len, labels)))))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 

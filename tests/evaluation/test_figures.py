@@ -3,6 +3,7 @@
 import pytest
 
 from layalign import figures
+from layalign.analysis import plots
 
 
 def test_markdown_columns_are_aligned_and_bars_escaped():
@@ -35,3 +36,21 @@ def test_bars_of_series_stand_side_by_side(tmp_path):
     assert {bar.get_hatch() for bar in axes.containers[1]} == {None}
     figures.save_figure(figure, tmp_path / "new" / "bars.png", dpi=50)
     assert (tmp_path / "new" / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["bn", "de", "en", "es", "fr", "id", "ja", "ru", "sw", "te", "th", "vi", "zh"],
+        ["LLM alone", "model in task-04e7048c0516"] * 3,
+    ],
+)
+def test_a_legend_below_lies_within_its_figure(names):
+    figure, axes = figures.new_figure(9.6, 4.8, 2)
+    for place, name in enumerate(names):
+        axes[0].plot([0, 1], [place, place], label=name)
+    plots._legend_below(figure, axes[0])
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    place = legend.get_window_extent()
+    assert place.x0 >= 0 and place.x1 <= figure.bbox.width
