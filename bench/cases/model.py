@@ -220,7 +220,7 @@ _8B = {**_GPU, **_XL, **_LLAMA_3_8B, **_LONG}
 def _memory_case(text: int, **settings) -> ModelCase:
     """At the proportions of real questions and answers, where the published way's memory goes: one row, one round."""
     tokens = {"encoder_tokens": 256, "prompt_tokens": text // 2, "target_tokens": text // 2}
-    return ModelCase(**_CPU | tokens | {"batch": 1}, rounds=1, **settings)
+    return ModelCase(**_CPU | tokens | {"batch": 1}, rounds=3, **settings)
 
 
 _EVERYWHERE = {
