@@ -50,7 +50,7 @@ class _Asked(NamedTuple):
 
 
 def analyze(
-    models: Model | Sequence[Model],
+    models: Model | Sequence[Model] | Mapping[str, Model],
     task: str = "mgsm",
     *,
     data: str | PathLike | None = None,
@@ -67,7 +67,8 @@ def analyze(
 
     Args:
         models: one or several, side by side: LayAlign models, LLMs alone and published baselines, by folder or hub name or as
-            `layalign.systems` of their own settings. The LLM of each is read alone, too.
+            `layalign.systems` of their own settings; {what it is called: model} where their own names do not tell. The LLM of each is
+            read alone, too.
         task, data: parallel questions, as in `tasks.load_task`.
         texts: a folder with one UTF-8 file a language instead, such as sw.txt, whose lines are translations of each
             other (FLORES).
@@ -129,9 +130,13 @@ def analyze(
     return results
 
 
-def _systems(models: Model | Sequence[Model], settings: GenerationSettings) -> dict[str, Analysed]:
+def _systems(
+    models: Model | Sequence[Model] | Mapping[str, Model], settings: GenerationSettings
+) -> dict[str, Analysed]:
     """{label: system}."""
-    given = [models] if isinstance(models, (str, PathLike, System)) else list(models)
+    named = list(models) if isinstance(models, Mapping) else None
+    several = models.values() if isinstance(models, Mapping) else models
+    given = [several] if isinstance(several, (str, PathLike, System)) else list(several)
     if not given:
         raise ValueError("models: got none, takes at least one")
     if settings is not DEFAULT_SETTINGS and any(isinstance(one, System) for one in given):
@@ -142,7 +147,8 @@ def _systems(models: Model | Sequence[Model], settings: GenerationSettings) -> d
             raise ValueError(
                 f"models: got {system.name}, a {type(system).__name__}; takes LayAlign models, LLMs and published baselines"
             )
-    return dict(zip(labels([one.name for one in systems], [_place(one) for one in systems]), systems, strict=True))
+    names = named or labels([one.name for one in systems], [_place(one) for one in systems])
+    return dict(zip(names, systems, strict=True))
 
 
 def _place(system: Analysed) -> str:

@@ -1,5 +1,7 @@
 """Commands that ask a model: answers, evaluations, their comparison, and the paper's figures."""
 
+from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -157,7 +159,8 @@ def analyze(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Folders or hub names of LayAlign models, and of LLMs that are read alone; several stand side by side."
+            help="Folders or hub names of LayAlign models, and of LLMs that are read alone; several stand side by side. NAME=FOLDER: "
+            "so it is called."
         ),
     ] = None,
     task: Annotated[
@@ -214,7 +217,8 @@ def analyze(
     settings = GenerationSettings(**running.given())
     if encoder_tokenizer is not None and not published:
         raise ValueError("--encoder-tokenizer goes with --published; a LayAlign model has its own")
-    systems: list[System] = [system_at(place, settings, encoder, llm) for place in models or ()]
+    names, places = _named(models or ())
+    systems: list[System] = [system_at(place, settings, encoder, llm) for place in places]
     for words in published or ():
         kind, _, checkpoint = words.partition("=")
         if not checkpoint:
@@ -235,8 +239,12 @@ def analyze(
     layers = listed(pair_layers, "--pair-layers")
     if layers is not None and not all(layer.isdecimal() for layer in layers):
         raise ValueError(f"--pair-layers: got {pair_layers!r}, takes numbers parted by commas")
+    if any(names):
+        called = [name or system.name for name, system in zip_longest(names, systems)]
+        if twice := [name for name in called if called.count(name) > 1]:
+            raise ValueError(f"models: two are called {twice[0]}; NAME=FOLDER gives a name of its own to each")
     analyze(
-        systems,
+        dict(zip(called, systems, strict=True)) if any(names) else systems,
         task or "mgsm",
         data=data,
         texts=texts,
@@ -249,3 +257,15 @@ def analyze(
             layers=None if layers is None else [int(layer) for layer in layers],
         ),
     )
+
+
+def _named(models: Iterable[str]) -> tuple[list[str | None], list[str]]:
+    """Names and places of words PLACE and NAME=PLACE."""
+    names: list[str | None] = []
+    places = []
+    for word in models:
+        name, sign, place = word.partition("=")
+        named = bool(sign and name and place) and not Path(word).exists()
+        names.append(name if named else None)
+        places.append(place if named else word)
+    return names, places

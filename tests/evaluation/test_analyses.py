@@ -268,6 +268,16 @@ def test_labels():
         labels(["x", "x"], ["a/x", "a/x"])
 
 
+def test_models_are_called_as_they_are_to_be(folder, undrawn, tmp_path):
+    words = [f"with an aligner={folder / 'a' / 'tiny'}", str(folder / "bare")]
+    given = ["--texts", str(folder / "texts"), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    result = CliRunner().invoke(app, ["analyze", *words, *given])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert list(found["systems"]) == ["with an aligner", "bare", "LLM alone"]
+    assert found["systems"]["with an aligner"]["place"] == str(folder / "a" / "tiny")
+
+
 BAD = {
     "no model": ([], "models: got none"),
     "one twice": (["{folder}/open", "{folder}/../{name}/open"], "models: got .*open twice"),
@@ -277,6 +287,7 @@ BAD = {
     "a tokenizer without a baseline": (["{folder}/open", "--encoder-tokenizer", "x"], "goes with --published"),
     "layers that are no numbers": (["{folder}/open", "--pair-layers", "1,last"], "--pair-layers: got '1,last'"),
     "a layer too high": (["{folder}/open", "--pair-layers", "1,3"], "got 3; the encoder of open has 0, .*, to 2"),
+    "a name twice": (["x={folder}/open", "x=layalign:tiny_llm"], "models: two are called x; NAME=FOLDER"),
     "an empty text": (["{folder}/open", "--pair", "what", " "], "pair: got 'what', ' '; takes two"),
     "three languages": (["{folder}/open", "--pair-languages", "sw,en,de"], "pair languages: got .*takes two"),
     "a language that is not there": (["{folder}/open", "--pair-languages", "sw,de"], "got de; the texts are in en, sw"),
