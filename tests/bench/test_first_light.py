@@ -126,8 +126,8 @@ def test_shares_are_all_tests_once_and_time_ends_a_run(tmp_path):
     run = toy_run(tmp_path, 2, "-k", "sleeper")
     run.limit = 1000
     start = time.monotonic()
-    assert supervise([run], 8) == ("cut", "out of time")
-    assert time.monotonic() - start < 30 and run.process.poll() is not None
+    assert supervise([run], 20) == ("cut", "out of time")
+    assert time.monotonic() - start < 60 and run.process.poll() is not None
     assert settle(run.folder, "it was cut"), "what was tried is told"
 
 

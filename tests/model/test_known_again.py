@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 from layalign.base_samples import check_finite, differing, sample
-from layalign.loading import load_encoder, load_llm
-from layalign.systems.folders import causal_config, load_tokenizer
+from layalign.loading import load_encoder, load_llm, load_tokenizer
+from layalign.systems.folders import causal_config
 from layalign.trained_parts import read_trained
 
 load = LayAlignForConditionalGeneration.from_pretrained
