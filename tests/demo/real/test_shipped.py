@@ -12,6 +12,7 @@ from layalign.generation.texts import Answerer
 from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.export import FURTHER_REPORT, PLOTS, REPORT, TRANSLATION, TRANSLATIONS
 from layalign.train.demo.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, load_shipped
+from layalign.train.demo.systems import LLM_ALONE
 
 
 def test_shipped_files_are_whole_and_small():
@@ -85,6 +86,10 @@ def test_the_second_experiment_says_of_both_systems_the_same_things():
             for system in ("layalign-", "mindmerger-")
         )
         assert min(own) > max(other), name
+        if LLM_ALONE in accuracy:
+            assert min(own) > statistics.mean(accuracy[LLM_ALONE].values()), name
+    asked = {name for name, accuracy in results["accuracy"].items() if LLM_ALONE in accuracy}
+    assert {"held_out", "new_wording", "hundred"} <= asked
     for run in runs:
         losses = results["loss"]["loss_tatoeba_task"][run]
         assert all(losses["shuffled"][language] - losses["true"][language] > 2 for language in losses["true"]), run
