@@ -193,9 +193,8 @@ class AssemblingModel(FrozenBases):
             parts.append(Part(embed(ids), mask, of_text))
         if not parts:
             raise ValueError("nothing for the LLM to read: no bos token, no adapter and no input_ids")
-        if labels is not None and (input_ids is None or labels.shape != input_ids.shape):
-            got = None if input_ids is None else tuple(input_ids.shape)
-            raise ValueError(f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {got}")
+        if labels is not None:
+            sequence.check_label_shape(labels, input_ids)
         return sequence.join(parts, self.llm.dtype, labels, self.config.published_training)
 
     def _compute_dtype(self) -> torch.dtype:

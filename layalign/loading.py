@@ -319,8 +319,12 @@ def load_tokenizer(role: str, path: str | Path | None, finds: Mapping[str, Any] 
         with read_from(place, role):
             return AutoTokenizer.from_pretrained(place, **finds)
     except Exception as error:  # tokenizers raises errors of no class of its own
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{role}: {path} holds no tokenizer that can be loaded: {said}") from error
+        raise ValueError(f"{role}: {path} holds no tokenizer that can be loaded: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _quantized(role, path, config, dtype, settings):

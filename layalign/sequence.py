@@ -256,6 +256,13 @@ def ids_and_mask(
     return ids, mask.bool()
 
 
+def check_label_shape(labels: torch.Tensor, input_ids: torch.Tensor | None) -> None:
+    """Raises ValueError unless labels (B, M) are of input_ids (B, M)."""
+    if input_ids is None or labels.shape != input_ids.shape:
+        got = None if input_ids is None else tuple(input_ids.shape)
+        raise ValueError(f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {got}")
+
+
 def checked_labels(labels: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """Labels as int64, looked at.
 

@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 from layalign import compatibility
 from layalign.limits import check_new_tokens
-from layalign.sequence import Lengths, measure
+from layalign.sequence import Lengths, check_label_shape, measure
 
 UNSUPPORTED = {
     "inputs_embeds": "they are made from encoder_input_ids and input_ids; give these",
@@ -68,10 +68,7 @@ class LayAlignGenerationMixin(GenerationMixin):
             )
         self._check_way_of_decoding(len(encoder_input_ids), kwargs)
         if labels is not None and input_ids is not None:
-            if labels.shape != input_ids.shape:
-                raise ValueError(
-                    f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {tuple(input_ids.shape)}"
-                )
+            check_label_shape(labels, input_ids)
             unanswered = labels == -100
             attention_mask = unanswered if attention_mask is None else unanswered & attention_mask.bool()
             lengths = None

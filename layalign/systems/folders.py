@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
 
 from layalign.arguments import NO_CODE
 from layalign.configuration import LayAlignConfig
-from layalign.loading import resolve
+from layalign.loading import first_line, resolve
 
 # What changes answers: weights, configurations, tokenizers and chat templates.
 HASHED = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
@@ -98,14 +98,10 @@ def _config(role: str, path: str) -> PreTrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{role}: {path} is neither a folder with a transformers config.json nor a model that can be fetched: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
 
 
 def _kind(config: PreTrainedConfig) -> str:
     names = config.architectures or [f"a model of type {config.model_type!r}"]
     return names[0]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

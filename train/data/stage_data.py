@@ -36,9 +36,9 @@ _SHOWN = 10
 _BLOCK = 1 << 20
 _BAR_FROM = 1 << 30
 # What of a source does not change its records: where its files are, and how they are come by.
+_PLACES = ("path", "target_path", "records", "streaming")
 # Of files that this process has looked through, by path, size and time of change: a table's rows share them.
 _hashes: dict[tuple[str, int, int], tuple[str, int]] = {}
-_PLACES = ("path", "target_path", "records", "streaming")
 
 
 class Prepared(NamedTuple):
@@ -168,9 +168,8 @@ def _key(parts, encoder, unwanted, progress, name) -> tuple[str, int | None]:
     described: list[Any] = []
     total: int | None = 0
     for part in parts:
-        values = {key: getattr(part, key) for key in part.__dataclass_fields__ if key not in _PLACES}
         content, rows = _content(part, progress, name)
-        described.append(values | {"content": content})
+        described.append(_described(part, content))
         total = None if total is None or rows is None else total + min(rows, part.limit or rows)
     whole = {
         "format": FORMAT,
@@ -185,14 +184,19 @@ def data_identity(sources: Sequence[DataSource], data_root: str | None) -> list[
     """What tells the records of sources from others: how they are read and what is in their files; of what is not here, its name."""
     found = []
     for part in (part for source in sources for part in source.located(data_root)):
-        values = {key: getattr(part, key) for key in part.__dataclass_fields__ if key not in _PLACES}
         try:
             is_here = part.format == "records" or all(Path(path).exists() for path in _paths([part]))
             content = _content(part, False, "")[0] if is_here else _paths([part])
         except ValueError:  # which training says
             content = _paths([part])
-        found.append(values | {"content": content})
+        found.append(_described(part, content))
     return found
+
+
+def _described(part: DataSource, content: list[str]) -> dict[str, Any]:
+    """How a source is read, and what it reads."""
+    values = {key: getattr(part, key) for key in part.__dataclass_fields__ if key not in _PLACES}
+    return values | {"content": content}
 
 
 def _content(part: DataSource, progress: bool, name: str) -> tuple[list[str], int | None]:

@@ -81,9 +81,11 @@ def make_table(
     for own, entry in (*of_seeds, *further):
         if entry.missing is None and _is_at_hand(entry, own, asking):
             found[_name(entry)][own.seed_of(entry)] = measure(entry, own, asking, progress=False)
-    left = [(own, entry) for own, entry in of_seeds if _name(entry) in asked and entry.missing is None]
-    for _, entry in of_seeds:
-        if _name(entry) in asked and entry.missing is not None:
+    left = []
+    for own, entry in of_seeds:
+        if _name(entry) in asked and entry.missing is None:
+            left.append((own, entry))
+        elif _name(entry) in asked:
             lines[_name(entry)]["why"] = entry.missing
 
     def write(figure: bool = False) -> dict[str, Any]:
@@ -173,8 +175,9 @@ def measure(entry: Entry, sources: Sources, asking: Asking, progress: bool = Tru
         figures |= {f"{name}_millions": count / 1e6 for name, count in counts.items()}
     if any(column not in figures for column in columns):
         if entry.training is not None:
-            for training in entry.training.left():
-                make(training, sources.callbacks)
+            if not entry.training.is_whole:
+                for training in entry.training.in_order():
+                    make(training, sources.callbacks)
             line["folder"] = str(entry.training.folder)
         line[TRAINED] = 0.0 if entry.training is None else trained_millions(entry.training.folder / "model")
         scores, line["evaluation"], line["questions"] = ask(entry, sources, asking, progress)
