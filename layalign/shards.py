@@ -35,7 +35,12 @@ def part_of_process(tensor: Any) -> Any:
     """What this process holds of a tensor: its part of a sharded one, the whole of any other."""
     if is_shard(tensor):
         return tensor.to_local()
-    return tensor.ds_tensor if is_partition(tensor) else tensor
+    if not is_partition(tensor):
+        return tensor
+    part = tensor.ds_tensor
+    # All parts are equally long, and what the last ones have too much was never written: it may be NaN.
+    before = part.numel() * torch.distributed.get_rank(tensor.ds_process_group)
+    return part[: max(tensor.ds_numel - before, 0)]
 
 
 def counts(tensor: Any) -> tuple[int, int]:

@@ -87,6 +87,7 @@ def run(recipe, job, folder):
 
 def main(recipe, jobs):
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # memory that nobody has written is NaN
     if find_spec("deepspeed"):
         import deepspeed.ops
 
