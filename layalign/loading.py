@@ -27,6 +27,7 @@ from layalign.arguments import BASES, NO_CODE, PLACE, SHARED, found_by
 from layalign.base_samples import check_finite
 from layalign.folders import read_from
 from layalign.quantization import computing_alike, is_quantized, quantization_config
+from layalign.spelling import first_line
 from layalign.spreading import check_names, spread
 
 if TYPE_CHECKING:
@@ -320,11 +321,6 @@ def load_tokenizer(role: str, path: str | Path | None, finds: Mapping[str, Any] 
             return AutoTokenizer.from_pretrained(place, **finds)
     except Exception as error:  # tokenizers raises errors of no class of its own
         raise ValueError(f"{role}: {path} holds no tokenizer that can be loaded: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first; its class where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _quantized(role, path, config, dtype, settings):

@@ -1,4 +1,4 @@
-"""What a misspelt name was meant to be."""
+"""Parts of messages: what a misspelt name was meant to be, and what an error says first."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def did_you_mean_or_known(given: Any, known: Iterable[Any]) -> str:
     """The same, with all known ones where none is near."""
     names = [str(name) for name in known]
     return did_you_mean(given, names, f"; known: {', '.join(names)}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,8 @@ from transformers.models.auto.modeling_auto import (
 
 from layalign.arguments import NO_CODE
 from layalign.configuration import LayAlignConfig
-from layalign.loading import first_line, resolve
+from layalign.loading import resolve
+from layalign.spelling import first_line
 
 # What changes answers: weights, configurations, tokenizers and chat templates.
 HASHED = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")

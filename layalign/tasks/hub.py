@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from layalign.spelling import first_line
 from layalign.tasks.reading import Row
 
 # Where the hub keeps the rows of a dataset that is still a script, which `datasets` no longer runs.
@@ -62,14 +63,14 @@ def stream(path: str, label: str, split: str, **arguments: Any) -> Iterator[tupl
     try:
         rows = datasets.load_dataset(path, split=split, streaming=True, **arguments)
     except ValueError as error:
-        raise ValueError(f"data: {path} ({label}): {_first_line(error)}") from None
+        raise ValueError(f"data: {path} ({label}): {first_line(error)}") from None
     return _rows(f"{path} ({label})", rows)
 
 
 def unreadable(task: str, name: str, error: Exception, example: str) -> ValueError:
     """What is told when `datasets` cannot get a name."""
     return ValueError(
-        f"data: {task} could not be loaded as the dataset {name!r} ({_first_line(error)}); "
+        f"data: {task} could not be loaded as the dataset {name!r} ({first_line(error)}); "
         f"give data= a folder with files named like {example}"
     )
 
@@ -104,7 +105,3 @@ def _rows(where: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,6 +20,7 @@ from layalign.kernels.files import read_json
 from layalign.loading import read_config, resolve
 from layalign.prompts import DEFAULT_PROMPT, TASK_PROMPT
 from layalign.saving import LLM_FOLDER
+from layalign.spelling import first_line
 from layalign.tasks import find_task
 from layalign.tasks.prompts import TRANSLATION
 from layalign.train.data.stage_data import data_identity
@@ -210,7 +211,7 @@ def entry(row: Row, part: Part, sources: Sources) -> Entry:
         recipe = build(Recipe, copy.deepcopy(values))
         training = None if row.system != "trained" or missing else training_of(values, sources.output)
     except ValueError as error:
-        missing = missing or f"its settings do not fit {path}: {_first_line(error)}"
+        missing = missing or f"its settings do not fit {path}: {_shortly(error)}"
     return Entry(
         row=row,
         part=part,
@@ -365,12 +366,12 @@ def _not_here(name: str, recipe: Recipe) -> str | None:
                 read_config(resolve(place), role)
         recipe.check_files()
     except ValueError as error:
-        return f"the recipe {name} is the paper's: {_first_line(error)}; --recipe {name}=RECIPE gives another"
+        return f"the recipe {name} is the paper's: {_shortly(error)}; --recipe {name}=RECIPE gives another"
     return None
 
 
-def _first_line(error: ValueError) -> str:
-    return str(error).splitlines()[0][:200].rstrip(" :")
+def _shortly(error: ValueError) -> str:
+    return first_line(error)[:200].rstrip(" :")
 
 
 def _missing(role: str, name: str, place: str) -> str | None:
@@ -378,5 +379,5 @@ def _missing(role: str, name: str, place: str) -> str | None:
     try:
         read_config(resolve(place), role)
     except ValueError as error:
-        return f"{_first_line(error)}; --base {name}=FOLDER says where it is"
+        return f"{_shortly(error)}; --base {name}=FOLDER says where it is"
     return None

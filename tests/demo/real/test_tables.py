@@ -15,17 +15,17 @@ from layalign.train.tables import make
 
 @pytest.fixture(autouse=True)
 def small(bases, monkeypatch):
-    """Miniature bases, small batches and short answers."""
+    """Miniature bases and short answers."""
     monkeypatch.setattr(tables, "encoder_folder", lambda cache: bases[0])
     monkeypatch.setattr(tables, "llm_folder", lambda cache: bases[1])
     monkeypatch.setattr(tables, "ANSWER_TOKENS", 3)
     monkeypatch.setattr(tables, "READ_TOKENS", 64)
     real = tables.read_recipe
 
-    def smaller(path, overrides):
-        return real(path, [*(f"stages.{stage}.batch_size=4" for stage in ("translation", "task")), "progress=false"])
+    def quiet(path, overrides):
+        return real(path, ["progress=false"])
 
-    monkeypatch.setattr(tables, "read_recipe", smaller)
+    monkeypatch.setattr(tables, "read_recipe", quiet)
 
 
 def test_rows_are_trained_with_each_seed_and_adapters_fitted_once(tmp_path, monkeypatch):
@@ -35,7 +35,7 @@ def test_rows_are_trained_with_each_seed_and_adapters_fitted_once(tmp_path, monk
     monkeypatch.setattr(make, "train", lambda recipe, calls: trained.append(recipe) or train(recipe, calls))
     monkeypatch.setattr(fitting, "fit_adapter", lambda *given: fitted.append(1) or fit(*given))
     output = tmp_path / "tables"
-    asked = {"output": output, "tables": [7], "steps": 10, "questions": 1}
+    asked = {"output": output, "tables": [7], "steps": 10, "questions": 1, "batch_size": 4}
     (table,) = tables.real_tables(**asked, seeds=[0, 1])
     assert [(recipe.seed, list(recipe.stages)) for recipe in trained] == [
         (seed, stages) for seed in (0, 1) for stages in (["translation"], ["task"]) * 2
@@ -70,21 +70,25 @@ def seeds_of_two_machines_are_one_table(output, table, tmp_path):
             and row["spread"] == whole["spread"]
             and list(row["seeds"]) == ["0", "1"]
         )
-    assert "here, 2 seeds" in (report / "README.md").read_text(encoding="utf-8")
+    page = (report / "README.md").read_text(encoding="utf-8")
+    assert "here, 2 seeds" in page and "10 steps of batch 4 a row" in page
+    assert "--steps 10 --questions 1 --batch-size 4 --learning-rate 0.002\n" in page
     assert not [file for file in report.iterdir() if str(tmp_path).encode() in file.read_bytes()]
     with pytest.raises(ValueError, match=r"no plan\.json of the real pair's tables"):
         ship_tables(tmp_path / "nowhere", report)
-    driver.keep(output / "plan.json", {"arguments": {"steps": 99, "questions": 1, "data": None}})
+    arguments = driver.kept(output / "plan.json")["arguments"]
+    driver.keep(output / "plan.json", {"arguments": arguments | {"steps": 99}})
     told = json.loads((ship_tables(output, report) / "table_07.json").read_text())
     assert list(told["parts"][0]["rows"][0]["seeds"]) == ["1"]
 
 
 def test_what_the_rows_are_settings_over(tmp_path, bases):
-    arguments = {"steps": 10, "questions": 2, "data": None}
+    arguments = {"steps": 10, "questions": 2, "data": None, "batch_size": 4, "learning_rate": 1e-3}
     recipe, problems = tables._prepared(tmp_path, arguments, tuple(map(str, bases)))
     values = yaml.safe_load(recipe.read_text())
     assert values["llm_input"] == {"translation": False, "task": True}
     assert {name: stage["steps"] for name, stage in values["stages"].items()} == {"translation": 2, "task": 8}
+    assert {(stage["batch_size"], stage["learning_rate"]) for stage in values["stages"].values()} == {(4, 1e-3)}
     assert values["stages"]["task"]["prompt"] == "Question: {source}\nAnswer:"
     rows = [json.loads(line) for line in problems.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 20 and len({row["lang"] for row in rows}) == 10
@@ -101,6 +105,8 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys):
 
     assert "steps: got 1, takes a whole number of at least 2" in refused("--steps", 1)
     assert "questions: got 0" in refused("--questions", 0)
+    assert "batch_size: got 0" in refused("--batch-size", 0)
+    assert "learning_rate: got 0.0, takes" in refused("--learning-rate", 0)
     assert "17" in refused("--tables", 17)
     assert "nothere is not a folder" in refused("--data", tmp_path / "nothere")
     assert "seeds" in refused("--seeds", 1, 1)
@@ -109,6 +115,6 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys):
 
 
 def test_a_folder_has_one_budget(tmp_path):
-    tables.real_tables(tmp_path / "out", tables=[], steps=10)
+    tables.real_tables(tmp_path / "out", tables=[], steps=10, batch_size=4)
     with pytest.raises(ValueError, match="steps 10 there, 11 here"):
-        tables.real_tables(tmp_path / "out", tables=[], steps=11)
+        tables.real_tables(tmp_path / "out", tables=[], steps=11, batch_size=4)

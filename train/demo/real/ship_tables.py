@@ -57,10 +57,14 @@ def ship_tables(output: str | Path, target: str | Path = REPORT) -> Path:
 
 def _index(shown: list[str], arguments: dict) -> str:
     """All tables on one page."""
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in arguments.items())
     return f"""# Tables of the paper, over the real pair
 
 multilingual-e5-small and SmolLM2-135M-Instruct in place of the paper's models, held-out problems in place of MGSM;
-{arguments["steps"]} steps of batch 16 a row over both stages, {arguments["questions"]} problems a language. Made by
-`python -m layalign.train.demo.real.tables --steps {arguments["steps"]} --questions {arguments["questions"]}`.
+{arguments["steps"]} steps of batch {arguments["batch_size"]} a row over both stages, {arguments["questions"]} problems a language. Made by
+
+```bash
+python -m layalign.train.demo.real.tables --data data {options}
+```
 
 {chr(10).join(shown)}"""

@@ -45,6 +45,8 @@ def real_tables(
     questions: int = 50,
     data: str | Path | None = None,
     cache: str | Path | None = None,
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
 ) -> list[dict[str, Any]]:
     """Train and ask what is missing of some tables' rows, over the recipe `small_real` with the question as text for the LLM too.
 
@@ -59,6 +61,7 @@ def real_tables(
         questions: held-out problems a language.
         data: folder with tatoeba_pairs/ and the sets that are tested on; None: generated text alone.
         cache: folder of the converted bases.
+        batch_size, learning_rate: of both stages; the recipe's own as they stand.
 
     Returns:
         what `make_table` returns, for each table.
@@ -71,7 +74,12 @@ def real_tables(
         check_folder(Path(data))
     check_count("steps", steps, 2)
     check_count("questions", questions, 1)
-    arguments = {"steps": steps, "questions": questions, "data": None if data is None else str(Path(data).resolve())}
+    check_count("batch_size", batch_size, 1)
+    if not 0 < learning_rate < 1:
+        raise ValueError(f"learning_rate: got {learning_rate}, takes a number above 0 and below 1")
+    place = None if data is None else str(Path(data).resolve())
+    arguments = {"steps": steps, "questions": questions, "data": place}
+    arguments |= {"batch_size": batch_size, "learning_rate": learning_rate}
     chosen = [load_table(number) for number in tables]
     if others := [table for table in chosen if {part.task for part in table.parts} != {"mgsm"}]:
         raise ValueError(
@@ -95,9 +103,9 @@ def _prepared(output: Path, arguments: dict[str, Any], bases: tuple[str, str]) -
     values = read_recipe(RECIPE, ())
     counts = shared_steps(arguments["steps"])
     data = None if arguments["data"] is None else Path(arguments["data"])
-    batches = {name: values["stages"][name]["batch_size"] for name in counts}
-    prepare(output / "data", {name: count * batches[name] for name, count in counts.items()}, data, REAL_SHARE)
-    stages: dict[str, dict[str, Any]] = {name: {"steps": count} for name, count in counts.items()}
+    size = {name: arguments[name] for name in ("batch_size", "learning_rate")}
+    prepare(output / "data", {name: count * size["batch_size"] for name, count in counts.items()}, data, REAL_SHARE)
+    stages: dict[str, dict[str, Any]] = {name: {"steps": count, **size} for name, count in counts.items()}
     stages["task"] |= {"prompt": PROMPT, "source_max_length": READ_TOKENS}
     values = merged(values, {"encoder": bases[0], "llm": bases[1], "data_root": str(output / "data")})
     values = merged(values, {"stages": stages, "llm_input": {"task": True}, "output": "unused"})
@@ -119,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--seeds", nargs="+", type=int, default=list(SEEDS))
     add("--steps", type=int, default=1000, help="optimizer steps of each row over both stages")
     add("--questions", type=int, default=50, help="held-out problems a language")
+    add("--batch-size", type=int, default=16)
+    add("--learning-rate", type=float, default=2e-3)
     add("--cache", type=Path, help="folder of the converted models")
     add("--ship", action="store_true", help="put what --output holds into the report of the repository")
     given = vars(parser.parse_args(arguments))
