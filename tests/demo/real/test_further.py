@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -38,7 +39,7 @@ def small(bases, monkeypatch):
     monkeypatch.setattr(further, "llm_folder", lambda cache: bases[1])
     for name, value in (("ANSWER_TOKENS", 3), ("TRANSLATION_TOKENS", 3), ("LONGER", {})):
         monkeypatch.setattr(evaluation, name, value)
-    monkeypatch.setitem(further_data.SHARES, "people", 0.1)  # one of twelve records
+    monkeypatch.setitem(further_data.MIXTURES["wide"], "people", 0.1)  # one of twelve records
     message = {"source": "Kufungua faili hili", "target": "Open this file", "lang": "sw"}
     monkeypatch.setattr(pairs, "interface_pairs", lambda cache: [message])
     real = experiment.load_recipe
@@ -184,12 +185,35 @@ def test_a_trained_translation_stage_is_begun_with(data, finished, tmp_path, cap
     assert "starts: no langbridge here; there are layalign, mindmerger, llm" in capsys.readouterr().err
 
 
+def test_a_last_task_stage_has_more_of_the_least_problems(data, tmp_path):
+    """One step, no number above 20; and its records are as many, its learning rate its own."""
+
+    def least(mixture):
+        further_data.prepare_further(tmp_path / mixture, 200, data, mixture=mixture)
+        lines = (tmp_path / mixture / "task.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == 200
+        equations = [re.findall(r"\d+", json.loads(line)["target"]) for line in lines]
+        return sum(3 <= len(numbers) <= 5 and max(map(int, numbers)) <= 20 for numbers in equations)
+
+    assert least("last") >= least("wide") + 20
+    settings = further.FurtherSettings(data=data, mixture="last", learning_rate=1e-4)
+    arguments = settings.arguments()
+    assert (arguments["mixture"], arguments["learning_rate"]) == ("last", 1e-4)
+    assert not {"mixture", "learning_rate"} & further.FurtherSettings(data=data).arguments().keys()
+    plan = {"arguments": arguments, "steps": {"translation": 1, "task": 1}}
+    planned = Further(tmp_path, plan, ("one", "other"), {}, {}, [], None, starts={"layalign": tmp_path})
+    assert planned.recipe(Run(SYSTEMS["layalign"], 0, tmp_path / "run")).stages["task"].learning_rate == 1e-4
+    for name, wrong in (("mixture", "narrow"), ("learning_rate", 0.0)):
+        with pytest.raises(ValueError, match=f"{name}: got {wrong!r}, takes"):
+            further.FurtherSettings(data=data, **{name: wrong}).arguments()
+
+
 @pytest.mark.parametrize(("name", "stage"), [("mindmerger_translation", "translation"), ("mindmerger", "task")])
 def test_both_systems_have_one_recipe(name, stage, bases, tmp_path):
     """On equal terms: the same stage, steps and lengths, and each its own translation stage to begin with."""
     steps = {"translation": 6, "task": 3}
     starts = {"layalign": tmp_path / "ours", "mindmerger": tmp_path / "theirs"}
-    planned = Further(tmp_path, {"steps": steps}, tuple(map(str, bases)), {}, {}, [], None, starts=starts)
+    planned = Further(tmp_path, {"arguments": {}, "steps": steps}, tuple(map(str, bases)), {}, {}, [], None, starts=starts)
     theirs, ours = (
         planned.recipe(Run(SYSTEMS[system], 0, tmp_path / system))
         for system in (name, name.replace("mindmerger", "layalign"))

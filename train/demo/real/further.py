@@ -15,7 +15,7 @@ from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.evaluation import evaluate_answers, evaluate_translation
 from layalign.train.demo.real.experiment import Experiment, make_recipe
 from layalign.train.demo.real.export import FURTHER_REPORT, ship, ship_translations
-from layalign.train.demo.real.further_data import TEMPERATURE, further_sets, prepare_further
+from layalign.train.demo.real.further_data import MIXTURES, TEMPERATURE, further_sets, prepare_further
 from layalign.train.demo.real.plan import PLAN, check_count, check_folder, read_plan
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, runs_of
 from layalign.train.recipe import InitFrom, Recipe
@@ -40,6 +40,8 @@ class FurtherSettings:
         data: folder with tatoeba_pairs/, gsm8k/, and msvamp/ and tatoeba_laser/ to be tested on.
         translation_steps, task_steps: optimizer steps, batches of 16.
         questions, benchmark_questions, sentences: a language: generated problems, MSVAMP questions, LASER sentences.
+        mixture: of the task stage's records, one of MIXTURES.
+        learning_rate: of the task stage; None: the recipe's.
     """
 
     data: Path
@@ -48,6 +50,8 @@ class FurtherSettings:
     questions: int = 50
     benchmark_questions: int = 30
     sentences: int = 50
+    mixture: str = "wide"
+    learning_rate: float | None = None
 
     def arguments(self) -> dict:
         """As plan.json holds them.
@@ -55,11 +59,18 @@ class FurtherSettings:
         Raises:
             ValueError: a wrong one.
         """
-        counts = {name: value for name, value in asdict(self).items() if name != "data"}
+        further = ("mixture", "learning_rate")
+        counts = {name: value for name, value in asdict(self).items() if name not in ("data", *further)}
         for name, value in counts.items():
             check_count(name, value, 2)
         check_folder(self.data)
-        return {"data": str(self.data.resolve()), "precision": None} | counts
+        if self.mixture not in MIXTURES:
+            raise ValueError(f"mixture: got {self.mixture!r}, takes {' or '.join(MIXTURES)}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate: got {self.learning_rate}, takes a number above 0 and below 1")
+        # Plans without them are older than they are.
+        chosen = {name: getattr(self, name) for name in further if getattr(self, name) != getattr(type(self), name)}
+        return {"data": str(self.data.resolve()), "precision": None} | counts | chosen
 
 
 def run_further(
@@ -108,7 +119,7 @@ def run_further(
         keep(output / PLAN, plan)
     bases = str(encoder_folder(cache)), str(llm_folder(cache))
     batch_size = make_recipe(SYSTEMS["layalign"], 0, steps, bases, output, output / "data").stages["task"].batch_size
-    report = prepare_further(output / "data", settings.task_steps * batch_size, settings.data, cache)
+    report = prepare_further(output / "data", settings.task_steps * batch_size, settings.data, cache, mixture=settings.mixture)
     sets = further_sets(settings.questions, settings.benchmark_questions, settings.sentences, settings.data)
     llm = output / LLM_ALONE if LLM_ALONE in systems else None
     experiment = Further(output, plan, bases, sets, report, runs, llm, starts=starts)
@@ -139,6 +150,8 @@ class Further(Experiment):
         recipe.init_from = InitFrom(path=str(self.starts[run.system.name]))
         recipe.stages[stage].source_max_length = SOURCE_TOKENS
         recipe.stages[stage].target_max_length = TARGET_TOKENS
+        if (learning_rate := self.plan["arguments"].get("learning_rate")) is not None:
+            recipe.stages[stage].learning_rate = learning_rate
         return recipe
 
     def evaluate(self, run: Run, model: LayAlignForConditionalGeneration, processor: LayAlignProcessor) -> None:
@@ -162,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--starts", nargs="+", default=[], metavar="SYSTEM=PART", help="trained parts of translation stages")
     add("--translation-steps", type=int, default=default.translation_steps)
     add("--task-steps", type=int, default=default.task_steps)
+    add("--mixture", default=default.mixture, choices=MIXTURES, help="of the task stage's records")
+    add("--learning-rate", type=float, help="of the task stage; else the recipe's")
     add("--questions", type=int, default=default.questions, help="generated problems a language, of each kind")
     add("--benchmark-questions", type=int, default=default.benchmark_questions, help="MSVAMP questions a language")
     add("--sentences", type=int, default=default.sentences, help="LASER sentences a language")

@@ -24,20 +24,36 @@ from layalign.train.demo.real.tatoeba import LICENCE
 from layalign.train.demo.real.translated_stories import translated_stories
 from layalign.train.demo.wording import spell
 
-# Of the task stage's records; the rest are generated problems of one and two steps with numbers up to 100, small ones up to 40.
-SHARES = {
-    "pairs": 0.24,
-    "people": 0.02,
-    "school": 0.02,
-    "stories": 0.07,
-    "translated": 0.13,
-    "persons": 0.08,
-    "sums": 0.18,
-    "small": 0.12,
+# Of the task stage's records; the rest are generated problems of one and two steps with numbers up to 100, small ones up to 40, the least
+# of one step up to 20. "last" is for a further task stage: of "wide" the LLM has seen everything and little of each.
+MIXTURES = {
+    "wide": {
+        "pairs": 0.24,
+        "people": 0.02,
+        "school": 0.02,
+        "stories": 0.07,
+        "translated": 0.13,
+        "persons": 0.08,
+        "sums": 0.18,
+        "small": 0.12,
+        "least": 0.0,
+    },
+    "last": {
+        "pairs": 0.24,
+        "people": 0.01,
+        "school": 0.01,
+        "stories": 0.04,
+        "translated": 0.12,
+        "persons": 0.06,
+        "sums": 0.10,
+        "small": 0.10,
+        "least": 0.20,
+    },
 }
 # People's problems that have no more steps, and no larger number, than this.
 STEPS, LARGEST = 2, 200
 SMALL = FurtherProblems(limit=41)
+LEAST = FurtherProblems((1,), limit=21)
 DIGITS = 0.25  # of a bare sum's numbers
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 # In the translation stage languages of n sentence pairs are seen in proportion to n to this power. In the task stage all are alike: so
@@ -47,7 +63,7 @@ TEMPERATURE = 0.7
 
 
 def prepare_further(
-    folder: Path, task_records: int, data: Path, cache: str | Path | None = None, seed: int = 0
+    folder: Path, task_records: int, data: Path, cache: str | Path | None = None, seed: int = 0, mixture: str = "wide"
 ) -> dict:
     """Write translation.jsonl and task.jsonl into `folder` unless they are there; return the report, as `data.prepare` does.
 
@@ -62,6 +78,7 @@ def prepare_further(
         data: folder with tatoeba_pairs/, gsm8k/ and the sets that are tested on.
         cache: of the wheels with the interfaces' pairs.
         seed: of the choice and the order.
+        mixture: of the task stage, one of MIXTURES.
 
     Raises:
         ValueError: data that is not there or cannot be read.
@@ -72,13 +89,13 @@ def prepare_further(
     pairs, pairs_removed = sentence_pairs(data, tests, cache)
     people, people_removed = decontaminated(peoples_problems(data), tests)
     choose = random.Random(seed)
-    counts = {name: round(share * task_records) for name, share in SHARES.items()}
+    counts = {name: round(share * task_records) for name, share in MIXTURES[mixture].items()}
     languages = Counter(row["lang"] for row in pairs)
     weights = [1 / languages[row["lang"]] for row in pairs]
     generated = task_records - sum(counts.values())
     # A tenth more than is needed, for what is taken out.
-    sources = (FURTHER, generated), (SMALL, counts["small"])
-    (problems, removed), (small, small_removed) = (
+    sources = (FURTHER, generated), (SMALL, counts["small"]), (LEAST, counts["least"])
+    (problems, removed), (small, small_removed), (least, least_removed) = (
         decontaminated(source.task_records(count + count // 10 + 10, seed), tests) for source, count in sources
     )
     makers = {"school": schoolbook_problems, "stories": story_problems}
@@ -88,7 +105,7 @@ def prepare_further(
     task += [people[place % len(people)] for place in range(counts["people"])] if people else []
     real = len(task)
     task += [row for rows, _ in told.values() for row in rows]
-    task += bare_sums(counts["sums"], seed) + small[: counts["small"]]
+    task += bare_sums(counts["sums"], seed) + small[: counts["small"]] + least[: counts["least"]]
     task += problems[: task_records - len(task)]
     choose.shuffle(task)
     report = {
@@ -99,7 +116,7 @@ def prepare_further(
         "checked_against": {name: len(texts) for name, texts in tests.items()},
         "removed": {
             "translation": {"real": pairs_removed},
-            "task": {"real": people_removed, "generated": removed, "small": small_removed}
+            "task": {"real": people_removed, "generated": removed, "small": small_removed, "least": least_removed}
             | {name: gone for name, (_, gone) in told.items()},
         },
         "real_languages": dict(sorted(languages.items())),
