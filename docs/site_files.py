@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 REPORTS = {
     "real_pair": ROOT / "train" / "demo" / "real" / "report",
     "second_experiment": ROOT / "train" / "demo" / "real" / "further_report",
+    "shipped_part": ROOT / "train" / "demo" / "real" / "last_report",
 }
 INSTALLED = ROOT / "runs" / "site_sources"  # mkdocs.yml names it
 PAGES = {

@@ -200,9 +200,13 @@ def test_a_last_task_stage_has_more_of_the_least_problems(data, tmp_path):
     arguments = settings.arguments()
     assert (arguments["mixture"], arguments["learning_rate"]) == ("last", 1e-4)
     assert not {"mixture", "learning_rate"} & further.FurtherSettings(data=data).arguments().keys()
-    plan = {"arguments": arguments, "steps": {"translation": 1, "task": 1}}
+    plan = settings.plan()
+    assert plan["steps"] == {"translation": 0, "task": 3000}
+    assert plan["command"].endswith(".further --mixture last --learning-rate 0.0001")
     planned = Further(tmp_path, plan, ("one", "other"), {}, {}, [], None, starts={"layalign": tmp_path})
     assert planned.recipe(Run(SYSTEMS["layalign"], 0, tmp_path / "run")).stages["task"].learning_rate == 1e-4
+    with pytest.raises(ValueError, match=r"starts: .* give one for mindmerger$"):
+        run_further(settings, tmp_path / "run", ["layalign", "mindmerger", "llm"], starts={"layalign": tmp_path})
     for name, wrong in (("mixture", "narrow"), ("learning_rate", 0.0)):
         with pytest.raises(ValueError, match=f"{name}: got {wrong!r}, takes"):
             further.FurtherSettings(data=data, **{name: wrong}).arguments()
@@ -213,7 +217,9 @@ def test_both_systems_have_one_recipe(name, stage, bases, tmp_path):
     """On equal terms: the same stage, steps and lengths, and each its own translation stage to begin with."""
     steps = {"translation": 6, "task": 3}
     starts = {"layalign": tmp_path / "ours", "mindmerger": tmp_path / "theirs"}
-    planned = Further(tmp_path, {"arguments": {}, "steps": steps}, tuple(map(str, bases)), {}, {}, [], None, starts=starts)
+    planned = Further(
+        tmp_path, {"arguments": {}, "steps": steps}, tuple(map(str, bases)), {}, {}, [], None, starts=starts
+    )
     theirs, ours = (
         planned.recipe(Run(SYSTEMS[system], 0, tmp_path / system))
         for system in (name, name.replace("mindmerger", "layalign"))

@@ -18,8 +18,8 @@ from layalign.train.demo.report import best_run, draw_systems, experiment_tables
 from layalign.train.demo.systems import TITLES
 
 SYSTEM = "layalign"
-# Of the first experiment, and of the second.
-REPORT, FURTHER_REPORT = (SHIPPED.with_name(name) for name in ("report", "further_report"))
+# Of the first experiment, of the second, and of a task stage after the second's, whose runs are compared with no other system's.
+REPORT, FURTHER_REPORT, LAST_REPORT = (SHIPPED.with_name(name) for name in ("report", "further_report", "last_report"))
 # The second's parts after their translation stages, and the names of their folders.
 TRANSLATION = SHIPPED.with_name("translation")
 TRANSLATIONS = {"layalign_translation": TRANSLATION.name, "mindmerger_translation": "mindmerger_translation"}
@@ -158,9 +158,13 @@ def _sources(data: dict) -> str:
 
 def _begun(run: dict, results: dict) -> str:
     """What was trained before this run, once for every seed."""
-    missing = [f"{count} {stage} steps" for stage, count in results["steps"].items() if stage not in run["steps"]]
-    part = f" (the part {run['begun_with']})" if run.get("begun_with") else ""
-    return f" after {' + '.join(missing)} that all seeds begin with{part}" if missing else ""
+    missing = [
+        f"{count} {stage} steps" for stage, count in results["steps"].items() if count and stage not in run["steps"]
+    ]
+    part = f"the part {run['begun_with']}" if run.get("begun_with") else ""
+    if not missing:
+        return f", begun with {part}" if part else ""
+    return f" after {' + '.join(missing)} that all seeds begin with{f' ({part})' if part else ''}"
 
 
 def _card(best: str, results: dict, report: str) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
-from layalign.train.demo.driver import Run, keep
+from layalign.train.demo.driver import Run, keep, kept
 from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.evaluation import evaluate_answers, evaluate_translation
 from layalign.train.demo.real.experiment import Experiment, make_recipe
-from layalign.train.demo.real.export import FURTHER_REPORT, ship, ship_translations
+from layalign.train.demo.real.export import FURTHER_REPORT, LAST_REPORT, ship, ship_translations
 from layalign.train.demo.real.further_data import MIXTURES, TEMPERATURE, further_sets, prepare_further
 from layalign.train.demo.real.plan import PLAN, check_count, check_folder, read_plan
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, runs_of
@@ -26,10 +26,7 @@ ANSWERS = "word problems of one and two steps (addition and subtraction, numbers
 # Encoder and answer tokens of the task stage: people's problems are longer, and two steps are.
 SOURCE_TOKENS, TARGET_TOKENS = 96, 48
 SAVE_STEPS = 100
-EXPORTS: dict[str, Callable[[Path], list[Path]]] = {
-    "ship": lambda output: [ship(output, report=FURTHER_REPORT.name)],
-    "ship_translation": ship_translations,
-}
+REPORTS = {"wide": FURTHER_REPORT, "last": LAST_REPORT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +35,7 @@ class FurtherSettings:
 
     Attributes:
         data: folder with tatoeba_pairs/, gsm8k/, and msvamp/ and tatoeba_laser/ to be tested on.
-        translation_steps, task_steps: optimizer steps, batches of 16.
+        translation_steps, task_steps: optimizer steps, batches of 16; of a last task stage, which begins with a part, the latter alone.
         questions, benchmark_questions, sentences: a language: generated problems, MSVAMP questions, LASER sentences.
         mixture: of the task stage's records, one of MIXTURES.
         learning_rate: of the task stage; None: the recipe's.
@@ -72,6 +69,18 @@ class FurtherSettings:
         chosen = {name: getattr(self, name) for name in further if getattr(self, name) != getattr(type(self), name)}
         return {"data": str(self.data.resolve()), "precision": None} | counts | chosen
 
+    def plan(self) -> dict:
+        """As plan.json holds it.
+
+        Raises:
+            ValueError: a wrong argument.
+        """
+        arguments = self.arguments()
+        steps = {"translation": 0 if self.mixture == "last" else self.translation_steps, "task": self.task_steps}
+        chosen = [name for name in ("mixture", "learning_rate") if name in arguments]
+        command = " ".join([COMMAND, *(f"--{name.replace('_', '-')} {arguments[name]}" for name in chosen)])
+        return {"arguments": arguments, "steps": steps, "command": command, "answers": ANSWERS}
+
 
 def run_further(
     settings: FurtherSettings,
@@ -99,11 +108,13 @@ def run_further(
     Raises:
         ValueError: a wrong argument, a folder of another experiment, data that cannot be read, a package that cannot be had.
     """
-    output, arguments = Path(output), settings.arguments()
+    output, plan = Path(output), settings.plan()
     starts = {name: Path(start) for name, start in (starts or {}).items()}
     for argument, names in (("systems", systems), ("starts", starts)):
         if unknown := [name for name in names if name not in COMPARED]:
             raise ValueError(f"{argument}: no {', '.join(unknown)} here; there are {', '.join(COMPARED)}")
+    if settings.mixture == "last" and (without := [name for name in systems if name not in (*starts, LLM_ALONE)]):
+        raise ValueError(f"starts: a last task stage goes on from a trained part; give one for {', '.join(without)}")
     runs = []
     for system, seed in runs_of(systems, seeds):
         stage = SYSTEMS[f"{system.name}_translation"]
@@ -112,14 +123,13 @@ def run_further(
             starts[system.name] = folder / "model"
             runs.append(Run(stage, seeds[0], folder))
         runs.append(Run(system, seed, output / f"{system.name}-{seed}"))
-    steps = {"translation": settings.translation_steps, "task": settings.task_steps}
-    plan = {"arguments": arguments, "steps": steps, "command": COMMAND, "answers": ANSWERS}
-    if read_plan(output, arguments) is None:
+    if read_plan(output, plan["arguments"]) is None:
         output.mkdir(parents=True, exist_ok=True)
         keep(output / PLAN, plan)
     bases = str(encoder_folder(cache)), str(llm_folder(cache))
-    batch_size = make_recipe(SYSTEMS["layalign"], 0, steps, bases, output, output / "data").stages["task"].batch_size
-    report = prepare_further(output / "data", settings.task_steps * batch_size, settings.data, cache, mixture=settings.mixture)
+    task = make_recipe(SYSTEMS["layalign"], 0, plan["steps"], bases, output, output / "data").stages["task"]
+    records = task.batch_size * settings.task_steps
+    report = prepare_further(output / "data", records, settings.data, cache, mixture=settings.mixture)
     sets = further_sets(settings.questions, settings.benchmark_questions, settings.sentences, settings.data)
     llm = output / LLM_ALONE if LLM_ALONE in systems else None
     experiment = Further(output, plan, bases, sets, report, runs, llm, starts=starts)
@@ -162,6 +172,15 @@ class Further(Experiment):
         if "tatoeba" in self.sets:
             after = "" if translated else "_task"
             evaluate_translation(model, processor, run.folder, self.sets["tatoeba"], after)
+
+
+def _ship(output: Path) -> list[Path]:
+    """Export the best LayAlign run, with the report that its kind of task stage has."""
+    mixture = kept(output / PLAN)["arguments"].get("mixture", "wide") if (output / PLAN).exists() else "wide"
+    return [ship(output, report=REPORTS[mixture].name)]
+
+
+EXPORTS: dict[str, Callable[[Path], list[Path]]] = {"ship": _ship, "ship_translation": ship_translations}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -78,7 +78,7 @@ def real_tables(
     if not 0 < learning_rate < 1:
         raise ValueError(f"learning_rate: got {learning_rate}, takes a number above 0 and below 1")
     place = None if data is None else str(Path(data).resolve())
-    arguments = {"steps": steps, "questions": questions, "data": place}
+    arguments: dict[str, Any] = {"steps": steps, "questions": questions, "data": place}
     arguments |= {"batch_size": batch_size, "learning_rate": learning_rate}
     chosen = [load_table(number) for number in tables]
     if others := [table for table in chosen if {part.task for part in table.parts} != {"mgsm"}]:
