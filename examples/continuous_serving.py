@@ -66,10 +66,14 @@ class Server:
         """A Future of the answer (str).
 
         Raises:
-            ValueError: an empty text, or no tokens.
+            ValueError: an empty text, one that the encoder cannot read as a whole, or no tokens.
         """
         if not text.strip() or max_new_tokens < 1:
             raise ValueError(f"got text {text!r} and max_new_tokens {max_new_tokens}, takes a text and a positive int")
+        encoder, limit = self.processor.encoder_tokenizer, self.model.encoder_limit
+        # Here, as a round that the model refuses is refused to all who are in it.
+        if limit is not None and (count := len(encoder(text, verbose=False)["input_ids"])) > limit:
+            raise ValueError(f"got a text of {count} tokens, the encoder takes {limit}")
         ids = self.processor(text).get("input_ids")
         request = Request(text, [] if ids is None else ids[0].tolist(), max_new_tokens)
         self.waiting.put(request)
@@ -97,7 +101,8 @@ class Server:
                 self._round(active)
             except Exception as error:  # the requests' owners must hear of it, and later requests be served
                 for request in active:
-                    request.future.set_exception(error)
+                    if not request.future.done():
+                        request.future.set_exception(error)
             active = [request for request in active if not request.future.done()]
 
     @torch.inference_mode()

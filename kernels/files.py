@@ -163,7 +163,13 @@ def fsync(path: str | os.PathLike) -> None:
 def sha256_of(path: str | os.PathLike) -> str:
     """Hash of a file's content."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for block in blocks_of(path):
+        digest.update(block)
     return digest.hexdigest()
+
+
+def blocks_of(path: str | os.PathLike, size: int = 1 << 20) -> Iterator[bytes]:
+    """A file's content in parts of at most `size` bytes."""
+    with open(path, "rb") as file:
+        while block := file.read(size):
+            yield block

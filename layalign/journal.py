@@ -59,7 +59,8 @@ class Journal:
         for file in (self.path, self.job_path, self.sums_path):
             regular(file, "output")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab+")  # noqa: SIM115
+        # Without a buffer: what a full disk did not take would lie there, and be written when the file is closed.
+        self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
         try:
             self._lock()
             self._claim(json.loads(json.dumps(job)))
@@ -77,8 +78,9 @@ class Journal:
         lines = [line_of(record).encode() for record in records]
         size = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(b"".join(lines))
-            self._file.flush()
+            left = memoryview(b"".join(lines))
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
             with open(self.sums_path, "ab") as sums:
                 sums.write(b"".join(map(_sum_line, lines)))

@@ -26,6 +26,7 @@ from layalign.adapters import unwrapped
 from layalign.arguments import BASES, NO_CODE, PLACE, SHARED, found_by
 from layalign.base_samples import check_finite
 from layalign.folders import read_from
+from layalign.kernels.files import blocks_of
 from layalign.quantization import computing_alike, is_quantized, quantization_config
 from layalign.spelling import first_line
 from layalign.spreading import check_names, spread
@@ -223,7 +224,9 @@ def fingerprint(model_path: str | os.PathLike) -> str:
     weights = (*folder.glob("*.safetensors"), *folder.glob("llm/*.safetensors"))
     for path in sorted([*(folder / name for name in names), *weights]):
         if path.is_file():
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            for block in blocks_of(path):  # an LLM that was trained is there as a whole
+                digest.update(block)
     return digest.hexdigest()
 
 

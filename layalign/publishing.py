@@ -39,7 +39,7 @@ class PublishedToHub(PreTrainedModel):
         Args:
             repo_id: "owner/name"; made where it does not exist.
             processor: pushed with the model, so that others need nothing else.
-            card: the model card; None: one of `layalign.model_card.model_card`.
+            card: the model card; None: one of `layalign.model_card.model_card`, which knows nothing of the training.
             evaluations: folders that `layalign evaluate` wrote, for that card.
             private, token, revision, create_pr, commit_message: as in transformers.
             kwargs: of `save_pretrained`.
@@ -56,6 +56,8 @@ class PublishedToHub(PreTrainedModel):
             )
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             if processor is not None:

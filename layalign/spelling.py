@@ -1,4 +1,4 @@
-"""Parts of messages: what a misspelt name was meant to be, and what an error says first."""
+"""Parts of messages: what a misspelt name was meant to be, what an error says first, what is no text."""
 
 from __future__ import annotations
 
@@ -28,3 +28,14 @@ def did_you_mean_or_known(given: Any, known: Iterable[Any]) -> str:
 def first_line(error: Exception) -> str:
     """What an error says first; its class where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def no_text(text: str) -> str | None:
+    """Why no tokenizer takes a text: half of a surrogate pair, as JSON's escapes can write it; None if one does."""
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"holds a surrogate, which is no character (character {error.start + 1})"
+    return None

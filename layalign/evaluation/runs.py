@@ -12,9 +12,12 @@ from layalign.evaluation.processes import RECORDS, records_of
 from layalign.figures import markdown_table
 from layalign.kernels.files import read_json, write_json, write_text
 from layalign.tasks import find_task
+from layalign.tasks.registry import NAMES
 from layalign.tasks.task import Record, Task
 
 RESULTS = "results.json"
+# The task whose results are called by its file's name.
+OF_A_FILE = "problems"
 
 
 class Run(NamedTuple):
@@ -48,9 +51,11 @@ def read_run(folder: str | PathLike) -> Run:
 
 
 def task_of(run: Run, name: str) -> Task:
-    """The task that a run's results call `name`: one of the package's, or that of a file of problems."""
-    given = next((task for task in run.results["config"]["tasks"] if task == name or Path(task).stem == name), name)
-    return find_task(given)
+    """The task that a run's results call `name`: one of the package's, or that of a file of problems, given as a task or as the data of
+    the task "problems"."""
+    asked = run.results["config"]["tasks"]
+    of_a_file = OF_A_FILE if OF_A_FILE in asked and name not in NAMES else name
+    return find_task(next((task for task in asked if task == name or Path(task).stem == name), of_a_file))
 
 
 def against(run: Run, other: Run, draws: int = 1000) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from layalign.generation.lines import Line, read_lines
-from layalign.generation.texts import BATCH_SIZE, Answerer
+from layalign.generation.texts import BATCH_SIZE, MAX_NEW_TOKENS, Answerer
 from layalign.journal import Check, Journal, Record
 from layalign.loading import check_model_path, fingerprint, load_model
 from layalign.prompts import DEFAULT_PROMPT
@@ -60,6 +60,7 @@ class Asking(NamedTuple):
             return []
         if self.seed is not None:
             torch.manual_seed(self.seed + lines[0].number)
+            answerer.seeds = [self.seed + line.number for line in lines]
         try:
             return list(answerer([line.text for line in lines], streamer, self.lang and [self.lang] * len(lines)))
         except (MemoryError, RuntimeError) as error:
@@ -75,9 +76,14 @@ class Asking(NamedTuple):
 def refuse(bad: Sequence[Line], skip: bool = False) -> None:
     """Raise ValueError for lines that cannot be answered, unless they are left out."""
     if bad and not skip:
-        shown = "; ".join(f"line {line.number}: {line.wrong}" for line in bad[:_SHOWN])
-        more = f"; and {len(bad) - _SHOWN} more lines" if len(bad) > _SHOWN else ""
-        raise ValueError(f"{shown}{more}; on_bad_line='skip' (--on-bad-line skip) answers the others")
+        listed = _listed([(line.number, line.wrong) for line in bad])
+        raise ValueError(f"{listed}; on_bad_line='skip' (--on-bad-line skip) answers the others")
+
+
+def _listed(bad: Sequence[tuple[Any, Any]]) -> str:
+    """(number, reason) of the first lines, and how many more there are."""
+    shown = "; ".join(f"line {number}: {reason}" for number, reason in bad[:_SHOWN])
+    return shown + (f"; and {len(bad) - _SHOWN} more lines" if len(bad) > _SHOWN else "")
 
 
 def generate_texts(
@@ -108,7 +114,7 @@ def generate_texts(
         write: what takes answers where there is no output.
         lang: the texts' language, for encoders and prompts that are told it.
         seed: of sampling; drawn anew for every batch, by its first line, so that a job that goes on does not repeat itself, and gives
-            with the same batch size the same again.
+            with the same batch size the same again; with vllm for every line, whatever the batch.
         on_bad_line: "error": a line that cannot be answered (not UTF-8, a surrogate, too long for the encoder) is told before
             any is answered; "skip": it gets the answer null and an "error" that says why (an empty line on `write`).
         engine: "transformers", or "vllm" where that is installed (`layalign.serving`): for long files, as it never waits for the
@@ -129,7 +135,7 @@ def generate_texts(
         raise ValueError(f"engine: got {engine!r}, takes {' or '.join(ENGINES)}")
     lines = read_lines(texts, file)
     check_model_path(model_path)
-    answering = {"max_new_tokens": 256, "prompt": DEFAULT_PROMPT, **answering}
+    answering = {"max_new_tokens": MAX_NEW_TOKENS, "prompt": DEFAULT_PROMPT, **answering}
     loading = {name: answering.pop(name) for name in LOADING if name in answering}
     stream = stream and (answering.get("num_beams") or 1) == 1 and engine == "transformers"
     drawn_together = answering.get("batch_size", BATCH_SIZE) if seed is not None and engine == "transformers" else None
@@ -223,7 +229,7 @@ def _show(
     for first in range(0, len(lines), answerer.batch_size):
         part = lines[first : first + answerer.batch_size]
         records += asking(answerer, part, streamer)
-        if streamer is None:
+        if streamer is None or records[-1]["answer"] is None:
             write("".join((record["answer"] or "") + "\n" for record in records[-len(part) :]))
     _report(records, answerer.new_tokens, time.perf_counter() - started)
     return records
@@ -255,8 +261,6 @@ def _report(records: Sequence[Record], tokens: int, seconds: float) -> None:
         f"({texts / seconds:.2f} texts/s, {tokens / seconds:.1f} tokens/s)",
         file=sys.stderr,
     )
-    bad = [record for record in records if record["answer"] is None]
+    bad = [(record["line"], record["error"]) for record in records if record["answer"] is None]
     if bad:
-        shown = "; ".join(f"line {record['line']}: {record['error']}" for record in bad[:_SHOWN])
-        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        print(f"{len(bad)} not answered: {shown}{more}", file=sys.stderr)
+        print(f"{len(bad)} not answered: {_listed(bad)}", file=sys.stderr)

@@ -28,7 +28,8 @@ class LayAlignPipeline(Pipeline):
         for answer in pipe((line for line in file), batch_size=8): ...        # generators and datasets: as they are answered
 
     Made or called with `batch_size`, `prompt` (see `layalign.prompts.chosen_prompt`; the processor's by default), `streamer`
-    (one text at a time) and any argument of generate. Greedy unless told otherwise; `max_new_tokens` is 256.
+    (one text at a time) and any argument of generate. Greedy unless they or a `generation_config` among them say otherwise;
+    `max_new_tokens` is 256 likewise.
 
     Args:
         model: a LayAlignForConditionalGeneration.

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
 from layalign.source_languages import check_languages
+from layalign.spelling import no_text
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,36 +22,49 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 BATCH_SIZE = 8
+MAX_NEW_TOKENS = 256
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
 class Asked(NamedTuple):
-    """Texts of one batch, and the language of each where they are known."""
+    """Texts of one batch, the language of each where they are known, and their places among all that are asked."""
 
     texts: list[str]
     langs: list[str] | None
+    places: list[int]
 
 
 class BatchedAnswerer(ABC):
-    """Sorting, batching and decoding; what is generated for one batch is the subclass's."""
+    """Sorting, batching and decoding; what is generated for one batch is the subclass's.
+
+    Attributes:
+        seeds: of the next call's texts, a seed each, for engines that sample each text by itself; None: drawn.
+    """
+
+    seeds: Sequence[int] | None = None
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         batch_size: int,
         generate_kwargs: dict[str, Any],
     ):
+        # What the caller's configuration says counts; an argument of the same name would win over it in transformers.
+        config = generate_kwargs.get("generation_config")
+        if max_new_tokens is None:
+            max_new_tokens = getattr(config, "max_new_tokens", None) or MAX_NEW_TOKENS
         _check_count("max_new_tokens", max_new_tokens)
         _check_count("batch_size", batch_size)
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.new_tokens = 0
-        self._ends = _end_tokens(generate_kwargs.get("eos_token_id", model.generation_config.eos_token_id), tokenizer)
+        ends = getattr(config, "eos_token_id", None) or model.generation_config.eos_token_id
+        self._ends = _end_tokens(generate_kwargs.get("eos_token_id", ends), tokenizer)
         self._pad = next(iter(self._ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        greedy = {} if generate_kwargs.get("do_sample") else GREEDY
+        greedy = {} if generate_kwargs.get("do_sample", getattr(config, "do_sample", None)) else GREEDY
         self._arguments = {**greedy, "max_new_tokens": max_new_tokens, "pad_token_id": self._pad, **generate_kwargs}
         if self._ends:
             self._arguments["eos_token_id"] = self._ends
@@ -85,7 +99,7 @@ class BatchedAnswerer(ABC):
         extra = {} if streamer is None else {"streamer": streamer}
         answers: list[list[str]] = [[] for _ in texts]
         for places in longest_first([len(text) for text in texts], self.batch_size):
-            chosen = Asked([texts[place] for place in places], languages and [languages[place] for place in places])
+            chosen = _asked(texts, languages, places)
             with torch.inference_mode():
                 rows = self._generate(chosen, **self._arguments, **extra).cpu()
             for place, group in zip(places, rows.view(len(places), -1, rows.shape[1]), strict=True):
@@ -116,12 +130,7 @@ class BatchedAnswerer(ABC):
         """Why one text cannot be answered; None if it can."""
         if not isinstance(text, str) or not text.strip():
             return f"got {text!r}, takes a text that is not empty"
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:  # half of a pair; no tokenizer takes it
-                return f"holds a surrogate, which is no character (character {error.start + 1})"
-        return None
+        return no_text(text)
 
     def loglikelihoods(
         self, texts: Sequence[str], choices: Sequence[Sequence[str]], langs: Sequence[str] | None = None
@@ -154,7 +163,7 @@ class BatchedAnswerer(ABC):
         found: list[float] = [0.0] * len(asked)
         for rows in longest_first([len(texts[place]) + len(said) for place, said in asked], self.batch_size):
             places, said = zip(*[asked[row] for row in rows], strict=True)
-            chosen = Asked([texts[place] for place in places], languages and [languages[place] for place in places])
+            chosen = _asked(texts, languages, places)
             with torch.inference_mode():
                 sums = self._loglikelihoods(chosen, list(said))
             for row, value in zip(rows, sums.tolist(), strict=True):
@@ -197,7 +206,7 @@ class Answerer(BatchedAnswerer):
     Args:
         model: a LayAlignForConditionalGeneration.
         processor: its LayAlignProcessor.
-        max_new_tokens: the most tokens of an answer.
+        max_new_tokens: the most tokens of an answer; None: as a `generation_config` that is given says, else 256.
         batch_size: texts at a time; it changes the speed and no answer.
         prompt: what the LLM reads beside the encoder, by name or as a template, see `layalign.prompts.chosen_prompt`; the
             processor's by default.
@@ -217,7 +226,7 @@ class Answerer(BatchedAnswerer):
         model: LayAlignForConditionalGeneration,
         processor: LayAlignProcessor,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         batch_size: int = BATCH_SIZE,
         prompt: str | None = DEFAULT_PROMPT,
         encoder_max_length: int | None = None,
@@ -286,7 +295,7 @@ class Answerer(BatchedAnswerer):
         return label_loglikelihoods(out.logits, out.labels)
 
     def _batch(self, asked: Asked, **target: Any) -> BatchFeature:
-        texts, langs = asked
+        texts, langs = asked.texts, asked.langs
         prompts = None if self.prompt is None else fill_prompts(self.prompt, texts, langs)
         batch = self.processor(texts, prompts, lang=langs, encoder_max_length=self.encoder_max_length, **target)
         return batch.to(self.model.device)
@@ -312,7 +321,7 @@ class LLMAnswerer(BatchedAnswerer):
         tokenizer: PreTrainedTokenizerBase,
         prompt_template: str = "{text}",
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         batch_size: int = BATCH_SIZE,
         add_bos: bool = False,
         **generate_kwargs: Any,
@@ -351,7 +360,7 @@ class LLMAnswerer(BatchedAnswerer):
         return list(zip(self._prompts(asked), targets, strict=True))
 
     def _prompts(self, asked: Asked) -> list[list[int]]:
-        return [self._prompt(prompt) for prompt in fill_prompts(self.prompt_template, *asked)]
+        return [self._prompt(prompt) for prompt in fill_prompts(self.prompt_template, asked.texts, asked.langs)]
 
     def _prompt(self, prompt: str) -> list[int]:
         """Token ids without the end of sequence that some tokenizers add."""
@@ -362,6 +371,10 @@ class LLMAnswerer(BatchedAnswerer):
         if (self.add_bos and ids[:1] != [bos]) or not ids:
             ids = [self._pad if bos is None else bos, *ids]
         return ids
+
+
+def _asked(texts: list[str], languages: list[str] | None, places: Sequence[int]) -> Asked:
+    return Asked([texts[place] for place in places], languages and [languages[place] for place in places], list(places))
 
 
 def _languages(langs: Sequence[str] | None, count: int) -> list[str] | None:

@@ -70,15 +70,17 @@ class EngineAnswerer(Answerer):
 
         if "streamer" in arguments:
             raise ValueError("streamer: the engine answers many texts at once; `layalign serve` streams")
-        texts, langs = asked
+        texts, langs, places = asked
         prompts: list[str | None] = [None] * len(texts)
         if self.prompt is not None:
             prompts = [*fill_prompts(self.prompt, texts, langs)]
         spoken: list[str | None] = [None] * len(texts) if langs is None else [*langs]
         requests = [self._request(*asked) for asked in zip(texts, prompts, spoken, strict=True)]
-        # Sampling is as the caller's torch.manual_seed says, and each text has numbers of its own.
-        first = torch.initial_seed()
-        seeds = [(first + place) % 2**63 if self._sampling["temperature"] else None for place in range(len(texts))]
+        seeds: list[int | None] = [None] * len(texts)
+        if self._sampling["temperature"]:
+            # By the text, so that no batch changes a sample; else as the caller's torch.manual_seed says.
+            drawn = torch.randint(2**63 - 1, (len(texts),)).tolist()
+            seeds = drawn if self.seeds is None else [self.seeds[place] % 2**63 for place in places]
         sampling = [SamplingParams(**self._sampling, seed=seed) for seed in seeds]
         outs = self.engine.generate(requests, sampling, use_tqdm=False)
         rows = [torch.tensor(out.outputs[0].token_ids, dtype=torch.long) for out in outs]

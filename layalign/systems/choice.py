@@ -72,6 +72,8 @@ def chosen_system(
         raise ValueError("--encoder goes with a model or with --published")
     if llm is None:
         raise ValueError("model: got none and no --llm, takes one of them")
+    if settings.encoder_max_length is not None:
+        raise ValueError("--encoder-max-length goes with a model, whose encoder reads the questions; got --llm alone")
     if shots is not None and examples is None:
         raise ValueError("--shots: give the file of --examples too")
     count = 0 if examples is None else shots or 1

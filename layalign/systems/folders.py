@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
 
 from layalign.arguments import NO_CODE
 from layalign.configuration import LayAlignConfig
+from layalign.kernels.files import blocks_of
 from layalign.loading import resolve
 from layalign.spelling import first_line
 
@@ -67,10 +68,9 @@ def fingerprint(path: str | Path) -> str:
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"hash {place.name}", disable=total < SHOWN_FROM) as bar:
         for file in files:
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as content:
-                while chunk := content.read(CHUNK):
-                    digest.update(chunk)
-                    bar.update(len(chunk))
+            for block in blocks_of(file, CHUNK):
+                digest.update(block)
+                bar.update(len(block))
     return digest.hexdigest()
 
 

@@ -58,6 +58,19 @@ def test_against_another_run(runs, model_folder, tmp_path, capsys):
     assert [strict["a"], strict["b"]] == scores
 
 
+def test_problems_of_a_file_are_compared(model_folder, tmp_path):
+    """By their file's name, which is no task's."""
+    file = tmp_path / "own.jsonl"
+    rows = [{"question": f"ni ngapi {number} na {number}", "answer": number, "lang": "sw"} for number in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = GenerationSettings(max_new_tokens=4, device="cpu")
+    for name, first in (("a", None), ("b", tmp_path / "a")):
+        evaluate(model_folder, "problems", data=file, output=tmp_path / name, against=first, settings=options)
+    found = json.loads((tmp_path / "b" / "against.json").read_text())
+    assert found["tasks"]["own"]["scores"]["strict"]["sw"]["difference"] == 0
+    assert "own" in compare_runs((tmp_path / "a", tmp_path / "b"), tmp_path)
+
+
 def test_what_cannot_be_compared(runs, model_folder, tmp_path):
     with pytest.raises(ValueError, match="is not in the second run"):
         compare_runs((runs[2], runs[0]), tmp_path)

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from torch.utils.data import Dataset
 
@@ -70,6 +71,25 @@ def test_a_tokenizer_without_padding_batches_too(model_folder, questions, expect
     pipe = transformers.pipeline("layalign-generation", model=str(model_folder), device="cpu", **SETTINGS)
     pipe.tokenizer.pad_token = None
     assert [answer["generated_text"] for (answer,) in pipe(questions, batch_size=5)] == expected
+
+
+def test_a_generation_config_is_heard(loaded, questions):
+    """As in `generate`, whose arguments would win over it."""
+
+    def answers(**given):
+        torch.manual_seed(0)
+        return Answerer(*loaded, **given)(questions[:4])
+
+    def config(**given):
+        return {"generation_config": transformers.GenerationConfig(**given)}
+
+    sampled = answers(do_sample=True, temperature=3.0, max_new_tokens=5)
+    assert answers(**config(do_sample=True, temperature=3.0, max_new_tokens=5)) == sampled
+    assert (
+        answers(max_new_tokens=5, **config(do_sample=False, max_new_tokens=2)) == answers(max_new_tokens=5) != sampled
+    )
+    (end,) = loaded[1].tokenizer(answers(max_new_tokens=5)[0].split()[1], add_special_tokens=False)["input_ids"][:1]
+    assert answers(**config(eos_token_id=end, max_new_tokens=5)) == answers(eos_token_id=end, max_new_tokens=5)
 
 
 def test_one_text_is_streamed(loaded, questions, expected, capsys):

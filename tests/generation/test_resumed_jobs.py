@@ -47,6 +47,25 @@ def test_a_job_cut_anywhere_goes_on_without_repeating_or_losing_a_line(job, load
     assert output.read_bytes() == whole
 
 
+def test_what_a_full_disk_did_not_take_is_not_in_the_file(tmp_path):
+    """Nor written when it is closed, as what lies in a buffer would be; and the job goes on."""
+    records = [{"line": place, "text": "a" * 1000} for place in range(6)]
+    code = (
+        "import resource, sys; from layalign.journal import Journal\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3500, resource.RLIM_INFINITY))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "with Journal(sys.argv[1], {}) as journal:\n"
+        "    for first in (0, 2, 4): journal.append([{'line': first + i, 'text': 'a' * 1000} for i in range(2)])\n"
+    )
+    file = tmp_path / "a.jsonl"
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True)
+    assert "its 2 lines are as they were. Make room" in done.stderr.splitlines()[-1]
+    with Journal(file, {}) as journal:
+        assert journal.records == records[:2]
+        journal.append(records[2:])
+    assert [json.loads(line) for line in file.read_text().splitlines()] == records
+
+
 def test_a_sampled_job_is_the_same_again_wherever_it_was_cut(job, loaded, monkeypatch):
     monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
     job |= dict(do_sample=True, temperature=2.0, seed=5, batch_size=3)
@@ -105,8 +124,8 @@ def answer_until_killed(job, loaded, told):
             for start in range(0, len(content), 40):
                 time.sleep(0.002)
                 self.file.write(content[start : start + 40])
-                self.file.flush()
                 os.write(told, b".")
+            return len(content)
 
     append, answer = Journal.append, Answerer.__call__
 

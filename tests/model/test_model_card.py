@@ -41,6 +41,9 @@ def hub(tmp_path, monkeypatch):
         def hf_hub_download(self, repo_id, name, revision=None):
             return str(self.root / repo_id / name)
 
+        def create_branch(self, repo_id, *, branch, exist_ok):
+            (self.root / repo_id / f"branch-{branch}").touch(exist_ok=exist_ok)
+
         def upload_folder(self, *, repo_id, folder_path, **kwargs):
             shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
             return f"https://hub/{repo_id}/commit/1"
@@ -97,6 +100,10 @@ def test_pushed_and_loaded_again(loaded, hub, evaluation, questions):
     assert type(processor).from_pretrained(hub / "me/model").prompt_template == processor.prompt_template
     (hub / "me/model" / "README.md").write_text("---\n{}\n---\nmine")
     model.push_to_hub("me/model")
+    assert not [*(hub / "me/model").glob("branch-*")]
+    for revision in ("next", "next", "refs/pr/3"):
+        model.push_to_hub("me/model", revision=revision)
+    assert [file.name for file in (hub / "me/model").glob("branch-*")] == ["branch-next"]
     assert (hub / "me/model" / "README.md").read_text().endswith("mine"), "someone's own card stays"
     with pytest.raises(ValueError, match="give one of both"):
         model.push_to_hub("me/model", card=ModelCard("---\n{}\n---\n"), evaluations=[evaluation])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from layalign.languages import language_code
+from layalign.spelling import no_text
 from layalign.train.data.rows import BadLine, rows_of
 from layalign.train.prompts import check_template
 
@@ -168,11 +169,8 @@ def _as_text(value, name):
         raise BadLine(f"{name} holds {type(value).__name__}, not text")
     if not value.strip():
         raise BadLine(f"{name} is empty")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # half of a pair, as JSON's escapes can write it; no tokenizer takes it
-            raise BadLine(f"{name} holds a surrogate, which is no character (character {error.start + 1})") from None
+    if reason := no_text(value):
+        raise BadLine(f"{name} {reason}")
     return value
 
 
