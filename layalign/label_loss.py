@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from layalign.kernels.dispatch import autocast_dtype, first_gradients_only
+from layalign.shards import is_partition
 
 # Logits that exist at a time. On a CPU (Dl 576, vocabulary 32,000, 2,048 labels, fp32, one busy core), forward and backward against all
 # at once: 0.92 of the time at 2^22, 0.94 at 2^24, 1.6 at 2^20; the process takes 697 MB at 2^24, 1,252 MB with all. GPUs were not measured.
@@ -70,6 +71,10 @@ class LabelLoss:
             targets: (B, C) long, -100 where no loss.
             columns: (C,) long, the positions that predict them.
         """
+        if (
+            not targets.numel()
+        ):  # a position without a label, so that what is gathered of a sharded LLM is gathered by all
+            columns, targets = columns.new_zeros(1), targets.new_full((len(targets), 1), -100)
         head = llm.get_output_embeddings()
         if self._exact is False or head is None or _is_compiled(llm):
             out = llm(**arguments, logits_to_keep=columns)
@@ -95,7 +100,7 @@ class LabelLoss:
             self._exact = False
             return out, summed(out.logits.flatten(0, 1), targets.flatten())
         total, hidden = made
-        if self._exact is None and targets.numel():
+        if self._exact is None:
             with torch.no_grad():
                 expected, found = out.logits.float(), layer.logits(hidden, hooked=True).float()
                 self._exact = bool((expected - found).norm() <= 1e-3 * expected.norm())
@@ -143,7 +148,8 @@ def label_loss(layer: OutputLayer, hidden: torch.Tensor, targets: torch.Tensor) 
     weight: Any = layer.module.weight
     vocabulary = getattr(layer.module, "out_features", None) or weight.shape[0]
     rows = max((CPU_LOGITS if hidden.device.type == "cpu" else LOGITS) // int(vocabulary), 1)
-    if len(hidden) <= rows:
+    # ZeRO-3 would gather a frozen weight once more in the backward pass, which no process may do alone for the number of its labels.
+    if len(hidden) <= rows and not is_partition(weight):
         return layer.loss(hidden, targets)
     parts = list(zip(hidden.split(rows), targets.split(rows), strict=True))
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in layer.module.parameters()):

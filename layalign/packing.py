@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from layalign import limits, sequence
+from layalign import limits, sequence, shards
 from layalign.fusion import NAME, CrossInputs, CrossStates, Packing, swap_attention
 from layalign.offloading import at_hand
 from layalign.sequence import Lengths
@@ -164,7 +164,14 @@ def encoder_states(
     begins = np.concatenate([[0], np.cumsum(lengths)])[:-1]
     filler = getattr(model.encoder.config, "pad_token_id", None) or 0
     states: list[torch.Tensor] = []
-    for group in alike(lengths, CPU_CALL_TOKENS if ids.device.type == "cpu" else CALL_TOKENS):
+    groups = alike(lengths, CPU_CALL_TOKENS if ids.device.type == "cpu" else CALL_TOKENS)
+    if shards.is_sharded(model.encoder):
+        # Each call gathers the encoder's parameters from all processes, which have other lengths: one each, whatever these are.
+        groups = [np.flatnonzero(lengths)]
+        if not len(groups[0]):
+            model.encoder_states(torch.full((1, 1), filler, dtype=ids.dtype, device=ids.device), None)
+            groups = []
+    for group in groups:
         sizes = np.asarray(lengths)[group]
         columns = np.arange(sizes.max())
         real = columns < sizes[:, None]

@@ -17,6 +17,11 @@ def is_partition(tensor: Any) -> bool:
     return hasattr(tensor, "ds_id")
 
 
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether some of a module's parameters are to be gathered when it is called. Those of the model's root are, while it runs."""
+    return any(is_shard(own) or is_partition(own) for own in module.parameters())
+
+
 def whole(tensor: Any) -> Any:
     """The whole of a sharded tensor, any other as it is. All processes call this, for the same tensors in the same order."""
     if is_shard(tensor):
@@ -29,6 +34,11 @@ def whole(tensor: Any) -> Any:
         with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
     return tensor
+
+
+def whole_to_keep(tensor: Any) -> Any:
+    """The same, that of a sharded tensor on the CPU."""
+    return whole(tensor).cpu() if is_shard(tensor) or is_partition(tensor) else tensor
 
 
 def part_of_process(tensor: Any) -> Any:

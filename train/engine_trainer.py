@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -27,9 +29,11 @@ class EngineTrainer(Trainer):
 
     Attributes:
         engine: "none", "ddp", "fsdp2" or "deepspeed"; to be set before the Trainer is initialised.
+        precision: "fp32" or "bf16" by autocast, likewise.
     """
 
     engine = "ddp"
+    precision: Literal["fp32", "bf16"] = "fp32"
     deepspeed: Any
 
     @property
@@ -93,6 +97,9 @@ class EngineTrainer(Trainer):
         Raises:
             ValueError: another engine than the recipe's.
         """
+        if self.engine == "fsdp2":
+            # Else accelerate has FSDP2 round to bf16 what the root takes and gives, the loss among it, and add gradients up in bf16.
+            self.args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.engine == "fsdp2" and state.distributed_type == DistributedType.MULTI_CPU:
@@ -107,6 +114,12 @@ class EngineTrainer(Trainer):
         )
         if (self.engine if self.sharded else None) != found:
             raise ValueError(f"parallel: {self.engine}, but accelerate was set up for {found or 'no sharding'}")
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        """What accelerate puts around a model that is not sharded. Copies are not kept: they would outlive the gathered weights."""
+        if not self.sharded or self.precision != "bf16":
+            return super().autocast_smart_context_manager(cache_enabled)
+        return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=False)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The trained part and the configuration, by the first process; the Trainer's would gather the bases too."""

@@ -67,6 +67,11 @@ def check_engine(recipe: Recipe) -> None:
         )
     if recipe.parallel == "deepspeed" and find_spec("deepspeed") is None:
         raise ValueError("parallel: deepspeed is not installed; pip install deepspeed")
+    if recipe.parallel == "deepspeed" and recipe.train_llm and _stage(read_deepspeed(recipe.deepspeed or "zero3")) == 3:
+        raise ValueError(
+            "train_llm: under ZeRO-3 a weight is given back before its gradient is made where it is used outside of its layer, as the "
+            "aligner uses key and value weights; set parallel to fsdp2, or deepspeed to zero2"
+        )
     count = processes(recipe).num_processes
     if recipe.parallel in SHARDED and count == 1:
         raise ValueError(
@@ -162,6 +167,11 @@ def block_classes(model: LayAlignForConditionalGeneration) -> list[str]:
     return sorted(set.union(*found.values()))
 
 
+def _stage(config: Any) -> Any:
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    return zero.get("stage") if isinstance(zero, dict) else None
+
+
 def read_deepspeed(name: str) -> dict[str, Any]:
     """A DeepSpeed configuration: one of ours by name ("zero2", "zero3"), or a JSON file.
 
@@ -175,8 +185,7 @@ def read_deepspeed(name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(path.stem for path in ZERO.glob("*.json")))
         raise ValueError(f"deepspeed: takes {known} or the path of a JSON file, got {name!r}: {error}") from None
-    zero = config.get("zero_optimization") if isinstance(config, dict) else None
-    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+    if _stage(config) not in (1, 2, 3):
         raise ValueError(f"deepspeed: {name} has no zero_optimization with a stage of 1, 2 or 3")
     if said := [key for key in _OF_THE_RECIPE if config.get(key, "auto") != "auto"]:
         raise ValueError(f"deepspeed: {name} sets {', '.join(said)}, which the recipe's own keys say; leave them out")

@@ -115,6 +115,9 @@ class StageLoaders(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            # Nothing is drawn from it, but a loader that begins draws a seed for its workers: from this process' own it would, where an
+            # evaluation was put off, come after what a checkpoint keeps of it, and dropout go on otherwise.
+            generator=torch.Generator(),
         )
         # The batches are as many as the processes want already, and of no one size, which is all that evening out is for.
         even, self.accelerator.even_batches = self.accelerator.even_batches, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -45,7 +46,8 @@ def processes(recipe: Recipe) -> PartialState:
         ValueError: several were started, and each would train alone.
     """
     with _talking_on_the_cpu(recipe):
-        state = PartialState(cpu=on_cpu(recipe))
+        # NCCL's ten minutes are short of what the first process alone may write and hash, with an LLM that is trained.
+        state = PartialState(cpu=on_cpu(recipe), timeout=timedelta(hours=2))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != started:
         raise ValueError(

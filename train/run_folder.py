@@ -32,6 +32,8 @@ SAMPLES = "samples.json"
 LOCK = "run.lock"
 RECIPE = "recipe.json"
 DATA = "data.json"
+# What the file has said from the beginning; it may lack the rest.
+_FIRST = ("records", "skipped", "sha256")
 # These may differ between a run and its continuation: none changes a trained number, engines by more than rounding.
 _FREE = {"output", "progress", "report_to", "data_root", "keep_checkpoints", "save_steps", "save_minutes", "init_path"}
 _FREE |= {"parallel", "fsdp", "deepspeed", "cache"}
@@ -156,7 +158,9 @@ def has_work(folder: Path) -> bool:
     return (folder / "final").exists() or any(folder.glob("checkpoint-*"))
 
 
-def check_data(folder: str | os.PathLike, name: str, records: EncodedRecords, skipped: int) -> None:
+def check_data(
+    folder: str | os.PathLike, name: str, records: EncodedRecords, skipped: int, evaluated: EncodedRecords | None = None
+) -> None:
     """Write down what a stage trains on, or compare with what was written down.
 
     Args:
@@ -164,17 +168,23 @@ def check_data(folder: str | os.PathLike, name: str, records: EncodedRecords, sk
         name: the stage.
         records: tokenised.
         skipped: how many bad lines were left out.
+        evaluated: what `eval_data` holds, tokenised.
 
     Raises:
         ValueError: the stage began with other data.
     """
     file = Path(folder) / DATA
     found = {"records": len(records), "skipped": skipped, "sha256": records.digest()}
+    if evaluated is not None:
+        found["eval_sha256"] = evaluated.digest()
     if file.exists() and has_work(file.parent):
         before = read_json(file)
-        if before != found:
+        if differing := [
+            key for key, value in found.items() if before.get(key, None if key in _FIRST else value) != value
+        ]:
+            of = "eval_data" if differing == ["eval_sha256"] else "data"
             raise ValueError(
-                f"stages.{name}.data: no longer the data this run began with, as {file} says "
+                f"stages.{name}.{of}: no longer the data this run began with, as {file} says "
                 f"({before.get('records')} records then, {len(records)} now, "
                 "or other texts or tokenizers); restore it, or choose another output folder"
             )

@@ -87,6 +87,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
         with heard_by_all():
             if together.is_main_process:
                 stack.enter_context(RunFolder(recipe))
+        _check_same_folder(recipe)
         stack.enter_context(_without_file_bars())
         with heard_by_all():
             model, processor = build(recipe)
@@ -221,9 +222,23 @@ def _read_data(name: str, recipe: Recipe, processor: LayAlignProcessor) -> Stage
     return data
 
 
+def _check_same_folder(recipe):
+    """That every process sees the work that the first one goes on with: another host's own disk has none, and would begin anew."""
+    output = Path(recipe.output)
+    work = [sorted(path.name for path in (output / name).glob("checkpoint-*")) for name in STAGES]
+    work += [[name] for name in (*(f"{name}/final" for name in STAGES), "model") if (output / name).exists()]
+    found = gather_object([work])
+    other = [process for process, theirs in enumerate(found) if theirs != found[0]]
+    if other:
+        raise ValueError(
+            f"output: processes {other} do not see in {output} what the first process does, which goes on from there; all hosts must "
+            "share this folder"
+        )
+
+
 def _check_same_everywhere(name, data):
     """That every process has read what the first one has: on several hosts, files of one name may differ."""
-    digests = gather_object([data.train.digest()])
+    digests = gather_object([[part and part.digest() for part in data]])
     other = [process for process, digest in enumerate(digests) if digest != digests[0]]
     if other:
         raise ValueError(

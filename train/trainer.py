@@ -78,6 +78,7 @@ class StageTrainer(StageLoaders, EngineTrainer):
         self._best: Weights | None = None
         self.evaluation_due = False
         self.engine = recipe.parallel
+        self.precision = precision_of(recipe, self.stage)
         self.watch = Watch(name, self.stage, model)
         self._log_file = StageLog(self._checkpoints_in, self.watch)
         shown = StageBar(name) if recipe.progress else StageLines(name)
@@ -193,7 +194,8 @@ class StageTrainer(StageLoaders, EngineTrainer):
     def _refuse_nan(self):
         """A checkpoint of weights that are no numbers would only push out a good one."""
         mine = [part_of_process(value).detach() for _, value in self.model.trained_parameters()]
-        finite = torch.stack([value.isfinite().all() for value in mine]).all()
+        # Shards may wait on the CPU, where the processes of GPUs do not talk.
+        finite = torch.stack([value.isfinite().all().to(self.args.device) for value in mine]).all()
         if not self.accelerator.gather(finite.reshape(1)).all():
             message = self.watch.stop_message(self.state, "there is nan or inf in the weights", self._last_good())
             self._log_file.write_warnings(self.state)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -102,6 +103,32 @@ def test_the_task_stage_trains_it_the_translation_stage_does_not(settings, bases
         assert torch.equal(loaded(**batch).loss, model(**batch).loss)
     # The translation stage's result is a model too, over the base as it was.
     LayAlignForConditionalGeneration.from_pretrained(output / "translation" / "final")
+
+
+def test_a_tied_llm_keeps_its_best_weights_and_goes_on(settings, tmp_path):
+    """Its output layer is its embeddings, which a state dict holds under both names."""
+    llm = AutoModelForCausalLM.from_pretrained(settings["llm"])
+    llm.config.tie_word_embeddings = True
+    llm.tie_weights()
+    shutil.copytree(settings["llm"], tmp_path / "tied")
+    llm.save_pretrained(tmp_path / "tied")
+    kept = {"hold_out": 2, "eval_steps": 2, "keep": "best", "save_steps": 2}
+    settings |= {"llm": str(tmp_path / "tied")}
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **given):
+            if state.global_step == 4 and "task" in args.output_dir:
+                raise KeyboardInterrupt
+
+    changes = {"train_llm": True, "stages__task": kept}
+    whole = train(recipe(settings, **changes)).model
+    run = recipe(settings, **changes, output=str(tmp_path / "again"))
+    with pytest.raises(KeyboardInterrupt):
+        train(run, callbacks=[Stop()])
+    again = train(run).model
+    assert again.llm.get_input_embeddings().weight is again.llm.get_output_embeddings().weight
+    for (name, own), (_, other) in zip(whole.trained_parameters(), again.trained_parameters(), strict=True):
+        assert own.equal(other), name
 
 
 def test_stages_train_the_parts_they_name(settings):

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
 from layalign import LayAlignForConditionalGeneration
-from layalign.train import engines
+from layalign.configuration import STAGES
+from layalign.train import engines, stages
 from layalign.train.checkpoints import seal
 from layalign.train.data.sampling import EpochSampler
 from layalign.train.engines import ZERO, check_engine, own_environment, read_deepspeed
-from layalign.train.recipe import load_recipe
+from layalign.train.recipe import Recipe, load_recipe
+from layalign.train.settings import build
 from layalign.train.stages import train
 
 STEPS = 20
@@ -26,6 +28,8 @@ SHARDED = {"fsdp2": ["parallel=fsdp2"]}
 if find_spec("deepspeed"):
     SHARDED |= {name: ["parallel=deepspeed", f"deepspeed={name}"] for name in ("zero2", "zero3")}
 SHORT = [f"stages.{name}.{key}" for name in ("translation", "task") for key in ("steps=10", "save_steps=4")]
+# So that what is rounded in one step is not what the next ones begin with.
+STILL = [f"stages.{name}.learning_rate=1e-12" for name in ("translation", "task")]
 HALVES = [f"stages.{name}.batch_size=1" for name in ("translation", "task")]
 
 
@@ -36,7 +40,7 @@ def assert_ended(job):
 def assert_statuses(jobs, expected):
     """Of each job, what its processes ended with; else what those said that ended otherwise."""
     otherwise = [job for job, statuses in zip(jobs, expected, strict=True) if job["statuses"] != statuses]
-    said = "\n".join(error[-2000:] for job in otherwise for error in job["errors"])
+    said = "\n".join(error[-9000:] for job in otherwise for error in job["errors"])
     assert [job["statuses"] for job in jobs] == expected, said
 
 
@@ -143,6 +147,74 @@ def test_a_sharded_run_that_was_ended_goes_on_bit_identical(recipe, together, tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", [way for way in SHARDED if way != "zero2"])
+def test_shards_are_gathered_by_all_processes_alike(recipe, together, tmp_path, way):
+    """Packed: a process' questions are of one length or of several, which are read in as many calls where the encoder is whole; and some
+    steps have fewer examples than processes."""
+    settings = yaml.safe_load(recipe.read_text())
+    settings["stages"]["translation"] |= {"packing": True, "batch_size": 1}
+    del settings["stages"]["task"]["batch_size"]
+    settings["stages"]["task"] |= {"packing": True, "batch_tokens": 32, "global_batch_size": 3}
+    recipe.write_text(yaml.safe_dump(settings))
+    keys = [*SHORT, *SHARDED[way], *([] if way == "zero3" else ["train_llm=true"])]
+    whole, broken = ([f"output={tmp_path / name}", *keys] for name in ("whole", "broken"))
+    cheap = {"call_tokens": 0, "logits": 64}
+    jobs = together(
+        recipe,
+        (2, whole, cheap),
+        (2, broken, cheap | {"stop": 9}),
+        (2, broken, cheap | {"stop": 7}),
+        (2, broken, cheap),
+    )
+    assert_statuses(jobs, [[0, 0], [9, 9], [9, 9], [0, 0]])
+    for file in ("translation/final/model.safetensors", "task/final/history.json", "model/model.safetensors"):
+        assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_bf16_is_autocast_over_fp32_in_every_way(recipe, together, tmp_path):
+    """Nothing is rounded beside what autocast rounds: neither the loss nor a gradient. DeepSpeed's own product of ZeRO-3 hears of
+    autocast on a GPU alone."""
+    sharded = [way for way in SHARDED if way != "zero3"]
+    ways = {"one": [], "fp32": [], **{way: [*HALVES, *SHARDED[way]] for way in sharded}}
+    precision = {
+        way: [f"stages.{name}.precision={'fp32' if way == 'fp32' else 'bf16'}" for name in STAGES] for way in ways
+    }
+    jobs = [
+        (2 if way in sharded else 1, [f"output={tmp_path / way}", *SHORT, *STILL, *ways[way], *precision[way]], {})
+        for way in ways
+    ]
+    for job in together(recipe, *jobs):
+        assert_ended(job)
+
+    def losses(way, key):
+        history = json.loads((tmp_path / way / "task" / "final" / "history.json").read_text())
+        return [entry[key] for entry in history if key in entry]
+
+    for key in ("loss", "eval_loss"):
+        assert losses("fp32", key) != pytest.approx(losses("one", key), rel=1e-4)
+        for way in sharded:
+            assert losses(way, key) == pytest.approx(losses("one", key), rel=1e-6), (way, key)
+
+
+def test_hosts_that_do_not_share_the_folder_are_told(settings, monkeypatch):
+    run = build(Recipe, settings)
+    train(run)
+    gathered = stages.gather_object
+
+    def other_host(found):
+        return (
+            [*gathered(found), [[] for _ in STAGES]]
+            if isinstance(found[0], list) and len(found[0]) > 2
+            else gathered(found)
+        )
+
+    monkeypatch.setattr(stages, "gather_object", other_host)
+    with pytest.raises(ValueError, match=r"output: processes \[1\] do not see in .*run what the first process does"):
+        train(run)
+
+
+@pytest.mark.slow
 def test_what_cannot_go_on_is_refused_by_every_process_at_once(recipe, together, tmp_path):
     fixed = [f"output={tmp_path / 'run'}", *SHORT, "stages.translation.gradient_accumulation=2"]
     settings = yaml.safe_load(recipe.read_text())
@@ -225,6 +297,14 @@ def test_deepspeed_that_is_not_installed_is_named(recipe, monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"parallel: deepspeed is not installed; pip install deepspeed$"):
         check_engine(load_recipe(recipe, ["parallel=deepspeed"]))
+
+
+def test_zero3_trains_no_llm(recipe, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    with pytest.raises(ValueError, match=r"train_llm: under ZeRO-3 .*; set parallel to fsdp2, or deepspeed to zero2$"):
+        check_engine(load_recipe(recipe, ["parallel=deepspeed", "train_llm=true"]))
+    with pytest.raises(ValueError, match="there is one; start several"):
+        check_engine(load_recipe(recipe, ["parallel=deepspeed", "train_llm=true", "deepspeed=zero2"]))
 
 
 def test_the_environment_is_put_back(monkeypatch):

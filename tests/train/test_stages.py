@@ -295,6 +295,31 @@ def test_changed_data_files_are_refused(recipe_file, tmp_path):
     train(load_recipe(recipe_file, settings))
 
 
+def test_changed_evaluation_data_are_refused(recipe_file, tmp_path):
+    """Their losses would be compared with those of the others."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    held_out = tmp_path / "held_out.jsonl"
+    content = (tmp_path / "data.jsonl").read_text()
+    held_out.write_text(content)
+    source = f"{{format: jsonl, path: {held_out}}}"
+    run = load_recipe(recipe_file, ["stages.translation.save_steps=2", f"stages.translation.eval_data={source}"])
+    with pytest.raises(KeyboardInterrupt):
+        train(run, callbacks=[Stop()])
+    held_out.write_text(content.replace("moja", "mbili"))
+    with pytest.raises(ValueError, match=r"stages.translation.eval_data: no longer the data this run began with"):
+        train(run)
+    held_out.write_text(content)
+    written = Path(run.output) / "translation" / "data.json"
+    said = json.loads(written.read_text())
+    written.write_text(json.dumps({key: value for key, value in said.items() if not key.startswith("eval")}))
+    train(run)  # begun by a version that did not write it down
+
+
 def test_bases_that_are_not_there(settings):
     settings["llm"] = "/nowhere/llm"
     with pytest.raises(ValueError, match="llm '/nowhere/llm'"):

@@ -1,7 +1,8 @@
 """Trains a recipe in several ways, one after the other. Run as `python together.py RECIPE.yaml JOBS`, JOBS a list in JSON.
 
 A job is {"processes": N, "overrides": [...], "environment": {...}, "stop": STEP, "logits": COUNT}; with `stop` all its processes
-end before that step, with `logits` the output layer makes so many at a time. Printed as JSON, for each job: the statuses of its
+end before that step, with `logits` the output layer makes so many at a time, with `call_tokens` a call of the encoder for packed questions
+costs as much as so many tokens. Printed as JSON, for each job: the statuses of its
 processes, what they wrote to standard error, the seconds it took, and of each process how many bytes of encoder and LLM it held
 while it trained ([held, all], per stage). Processes are forks of one process, so that torch and transformers are imported once.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from layalign import label_loss
+from layalign import label_loss, packing
 from layalign.shards import counts
 from layalign.train.recipe import load_recipe
 from layalign.train.stages import train
@@ -57,6 +58,7 @@ def begin(recipe, rank, port, job, folder):
         os.environ.update(where | counted, RANK=str(rank), LOCAL_RANK=str(rank))
     os.environ.update(job.get("environment", {}))
     label_loss.CPU_LOGITS = job.get("logits", label_loss.CPU_LOGITS)
+    packing.CPU_CALL_TOKENS = job.get("call_tokens", packing.CPU_CALL_TOKENS)
     look, status = Look(job.get("stop")), 1
     try:
         train(load_recipe(recipe, job["overrides"]), callbacks=[look])

@@ -78,7 +78,7 @@ def read_stage_data(name: str, recipe: Recipe, processor: LayAlignProcessor) -> 
     if stage.mixing is not None:
         records.mixture = mixture(stage.mixing, records.languages, records.language_names, name)
     if processes(recipe).is_main_process:
-        check_data(folder, name, records, skipped)
+        check_data(folder, name, records, skipped, held_out if stage.eval_data else None)
     if records.mixture is not None and processes(recipe).is_main_process:
         write_json(folder / "mixing.json", records.mixture.told(records.language_names))
     return StageData(records, held_out)
