@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from layalign.generation.batches import longest_first
 from layalign.tasks import Scoring
 from layalign.tasks.task import Problem, Record
 from layalign.tasks.word_problems import SCORING
@@ -65,8 +66,7 @@ def batches(problems: Sequence[Problem], size: int) -> Iterator[list[int]]:
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"batch_size: got {size!r}, takes a positive int")
-    longest_first = sorted(range(len(problems)), key=lambda place: -len(problems[place]["question"]))
-    return (longest_first[first : first + size] for first in range(0, len(problems), size))
+    return longest_first([len(problem["question"]) for problem in problems], size)
 
 
 def ask(answer: Answer, problems: Sequence[Problem], scoring: Scoring) -> list[Record]:

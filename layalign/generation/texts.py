@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers.utils import logging
 
+from layalign.generation.batches import longest_first
 from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
 from layalign.source_languages import check_languages
 from layalign.spelling import no_text
@@ -35,12 +36,9 @@ class Asked(NamedTuple):
 
 
 class BatchedAnswerer(ABC):
-    """Sorting, batching and decoding; what is generated for one batch is the subclass's.
+    """Sorting, batching and decoding; what is generated for one batch is the subclass's."""
 
-    Attributes:
-        seeds: of the next call's texts, a seed each, for engines that sample each text by itself; None: drawn.
-    """
-
+    # Of the next call's texts, a seed each, for engines that sample each text by itself; None: drawn.
     seeds: Sequence[int] | None = None
 
     def __init__(
@@ -383,12 +381,6 @@ def _languages(langs: Sequence[str] | None, count: int) -> list[str] | None:
     if isinstance(langs, str) or len(langs) != count:
         raise ValueError(f"langs: got {langs!r}, takes a code for each of {count} texts")
     return list(langs)
-
-
-def longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Batches of places, so that texts of like length are together and the first batch takes the most memory."""
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    return (order[first : first + size] for first in range(0, len(order), size))
 
 
 def label_loglikelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

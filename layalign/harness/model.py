@@ -12,7 +12,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
-from layalign.generation.texts import longest_first
+from layalign.generation.batches import longest_first
 from layalign.harness.reading import Read, ReadingAnswerer
 from layalign.loading import load_model
 from layalign.processor import LayAlignProcessor

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from layalign.generation.texts import GREEDY, longest_first
+from layalign.generation.batches import longest_first
+from layalign.generation.texts import GREEDY
 from layalign.languages import language_code, language_name
 from layalign.limits import position_limit
 from layalign.loading import load_checked, load_tokenizer, resolve

@@ -10,23 +10,44 @@ from layalign.evaluation.loop import evaluate_problems
 from layalign.folders import damage
 from layalign.generation.texts import Answerer
 from layalign.train.demo.problems import REAL
-from layalign.train.demo.real.export import FURTHER_REPORT, PLOTS, REPORT, TRANSLATION, TRANSLATIONS
+from layalign.train.demo.real.export import FURTHER_REPORT, LAST_REPORT, PLOTS, REPORT, TRANSLATION, TRANSLATIONS
 from layalign.train.demo.real.shipped import ANSWER_TOKENS, SHIPPED, answer_shipped, load_shipped
 from layalign.train.demo.systems import LLM_ALONE
+from layalign.train.initial import InitialWeights
+from layalign.train.recipe import InitFrom
 
 
 def test_shipped_files_are_whole_and_small():
-    assert damage(SHIPPED) is None and damage(REPORT) is None
+    assert damage(SHIPPED) is None and damage(REPORT) is None and damage(LAST_REPORT) is None
     with safe_open(SHIPPED / "model.safetensors", "pt") as weights:
         names = set(weights.keys())
     assert any(name.startswith("aligner") for name in names) and any(name.startswith("adapter") for name in names)
     assert sum(path.stat().st_size for folder in (SHIPPED, REPORT) for path in folder.iterdir()) < 6e6
-    assert {path.name for path in REPORT.iterdir()} >= {*PLOTS, "results.json", "log.jsonl", "README.md"}
+    for report in (REPORT, FURTHER_REPORT, LAST_REPORT):
+        assert {path.name for path in report.iterdir()} >= {*PLOTS, "results.json", "log.jsonl", "README.md"}
 
 
-def test_the_part_within_the_task_stage_is_whole():
-    """Which further task stages begin with."""
-    assert damage(SHIPPED.with_name("task")) is None
+def test_the_shipped_part_goes_on_from_the_second_experiments():
+    """And has more right of everything; its report and its card say with what it began."""
+    part = SHIPPED.with_name("task")
+    assert damage(part) is None
+    last, before = (
+        json.loads((report / "results.json").read_text(encoding="utf-8")) for report in (LAST_REPORT, FURTHER_REPORT)
+    )
+    (run,) = last["runs"]
+    begun = last["runs"][run]["begun_with"]
+    assert begun == InitialWeights(str(part), InitFrom(path=str(part)).only).digest()[:12]
+    assert f"begun with the part {begun}" in (SHIPPED / "README.md").read_text(encoding="utf-8")
+    means = {
+        name: [
+            statistics.mean(results["accuracy"][name][of].values())
+            for results, of in ((last, run), (before, "layalign-0"))
+        ]
+        for name in before["accuracy"]
+    }
+    assert all(now > then for now, then in means.values()), means
+    losses = last["loss"]["loss_tatoeba_task"][run]
+    assert all(losses["shuffled"][language] - losses["true"][language] > 2 for language in losses["true"])
 
 
 @pytest.mark.parametrize("name", TRANSLATIONS.values())

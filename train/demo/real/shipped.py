@@ -13,7 +13,9 @@ from layalign.train.demo.problems import REAL
 from layalign.train.demo.real.bases import encoder_folder, llm_folder
 
 SHIPPED = Path(__file__).with_name("trained")
-ANSWER_TOKENS = 16
+ANSWER_TOKENS = 48
+# In languages that the answers are not in, so that the demonstration translates too; none is in a training record.
+SENTENCES = ("Кошка играет с мышью.", "Je ne savais pas que tu avais autant d'argent.", "Wanaume wakakwenda kazini.")
 
 
 def load_shipped(
@@ -41,11 +43,12 @@ def answer_shipped(
     """Answer with the shipped part, print every question and answer, and return the answers.
 
     Args:
-        questions: None: a held-out problem for each language, whose right answer is printed too.
+        questions: None: a held-out problem for each language, whose right answer is printed too, and SENTENCES, which it translates.
         folder, cache: as of `load_shipped`.
     """
     model, processor = load_shipped(folder, cache)
-    chosen = [{"question": question} for question in questions or ()] or _one_of_each_language()
+    chosen = [{"question": question} for question in questions or SENTENCES]
+    chosen = chosen if questions else [*_one_of_each_language(), *chosen]
     answer = Answerer(model, processor, max_new_tokens=ANSWER_TOKENS)
     answers = answer([row["question"] for row in chosen])
     for row, text in zip(chosen, answers, strict=True):
