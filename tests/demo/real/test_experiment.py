@@ -193,7 +193,9 @@ def test_shipped_part_answers_as_the_run_did(data, finished, tmp_path, capsys):
     assert all(torch.equal(value, kept[name]) for name, value in model.trained_state_dict().items())
     answers = shipped.answer_shipped(["ha two", "b a"], folder)
     assert len(answers) == 2 and "ha two\n    -> " in capsys.readouterr().out
-    assert len(shipped.answer_shipped(None, folder)) == 10 and "(right: " in capsys.readouterr().out
+    assert len(shipped.answer_shipped(None, folder)) == 10 + len(shipped.SENTENCES)
+    told = capsys.readouterr().out
+    assert told.count("(right: ") == 10 and all(sentence in told for sentence in shipped.SENTENCES)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "It answers one-step word problems" in card and "among them: Tatoeba (CC BY 2.0 FR).\n" in card
     for file in (*folder.iterdir(), *(tmp_path / "report").iterdir()):
