@@ -70,11 +70,11 @@ class Server:
         """
         if not text.strip() or max_new_tokens < 1:
             raise ValueError(f"got text {text!r} and max_new_tokens {max_new_tokens}, takes a text and a positive int")
-        encoder, limit = self.processor.encoder_tokenizer, self.model.encoder_limit
+        read, limit = self.processor(text), self.model.encoder_limit
         # Here, as a round that the model refuses is refused to all who are in it.
-        if limit is not None and (count := len(encoder(text, verbose=False)["input_ids"])) > limit:
+        if limit is not None and (count := read["encoder_input_ids"].shape[1]) > limit:
             raise ValueError(f"got a text of {count} tokens, the encoder takes {limit}")
-        ids = self.processor(text).get("input_ids")
+        ids = read.get("input_ids")
         request = Request(text, [] if ids is None else ids[0].tolist(), max_new_tokens)
         self.waiting.put(request)
         return request.future

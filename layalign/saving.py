@@ -154,7 +154,7 @@ def load_trained_part(model: torch.nn.Module, weights: Weights, origin: str, wit
     parameters = {name: own for name, own in trained_parameters(model) if with_llm or is_trained(name)}
     held = {id(own) for own in parameters.values()}
     # A tied weight stands in a state dict under each of its names.
-    tied = {name for name, own in model.state_dict(keep_vars=True).items() if id(own) in held}
+    tied = {name for name, own in model.named_parameters(remove_duplicate=False) if id(own) in held}
     missing, unexpected = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys() - tied)
     if missing or unexpected:
         raise ValueError(

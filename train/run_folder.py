@@ -32,8 +32,6 @@ SAMPLES = "samples.json"
 LOCK = "run.lock"
 RECIPE = "recipe.json"
 DATA = "data.json"
-# What the file has said from the beginning; it may lack the rest.
-_FIRST = ("records", "skipped", "sha256")
 # These may differ between a run and its continuation: none changes a trained number, engines by more than rounding.
 _FREE = {"output", "progress", "report_to", "data_root", "keep_checkpoints", "save_steps", "save_minutes", "init_path"}
 _FREE |= {"parallel", "fsdp", "deepspeed", "cache"}
@@ -175,13 +173,11 @@ def check_data(
     """
     file = Path(folder) / DATA
     found = {"records": len(records), "skipped": skipped, "sha256": records.digest()}
-    if evaluated is not None:
-        found["eval_sha256"] = evaluated.digest()
+    later = {} if evaluated is None else {"eval_sha256": evaluated.digest()}
+    found |= later
     if file.exists() and has_work(file.parent):
-        before = read_json(file)
-        if differing := [
-            key for key, value in found.items() if before.get(key, None if key in _FIRST else value) != value
-        ]:
+        before = later | read_json(file)  # a run that an older version began does not say it
+        if differing := [key for key, value in found.items() if before.get(key) != value]:
             of = "eval_data" if differing == ["eval_sha256"] else "data"
             raise ValueError(
                 f"stages.{name}.{of}: no longer the data this run began with, as {file} says "

@@ -222,14 +222,18 @@ def _read_data(name: str, recipe: Recipe, processor: LayAlignProcessor) -> Stage
     return data
 
 
+def _unlike_the_first(here):
+    """The processes that have something else here than the first one. All call this together."""
+    found = gather_object([here])
+    return [process for process, theirs in enumerate(found) if theirs != found[0]]
+
+
 def _check_same_folder(recipe):
     """That every process sees the work that the first one goes on with: another host's own disk has none, and would begin anew."""
     output = Path(recipe.output)
     work = [sorted(path.name for path in (output / name).glob("checkpoint-*")) for name in STAGES]
     work += [[name] for name in (*(f"{name}/final" for name in STAGES), "model") if (output / name).exists()]
-    found = gather_object([work])
-    other = [process for process, theirs in enumerate(found) if theirs != found[0]]
-    if other:
+    if other := _unlike_the_first(work):
         raise ValueError(
             f"output: processes {other} do not see in {output} what the first process does, which goes on from there; all hosts must "
             "share this folder"
@@ -238,9 +242,7 @@ def _check_same_folder(recipe):
 
 def _check_same_everywhere(name, data):
     """That every process has read what the first one has: on several hosts, files of one name may differ."""
-    digests = gather_object([[part and part.digest() for part in data]])
-    other = [process for process, digest in enumerate(digests) if digest != digests[0]]
-    if other:
+    if other := _unlike_the_first([part and part.digest() for part in data]):
         raise ValueError(
             f"stages.{name}.data: processes {other} have read other records than the first process (other files, tokenizers or "
             "versions on their host?); all must read the same"

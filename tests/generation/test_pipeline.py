@@ -159,6 +159,9 @@ def test_a_failing_round_reaches_its_requests_and_the_server_goes_on(serving, lo
         assert server.submit(questions[0], 6).result(60) == Answerer(*loaded, **SETTINGS)(questions[:1])[0]
         with pytest.raises(ValueError, match="got text ' '"):
             server.submit(" ")
+        monkeypatch.setattr(server.model, "encoder_limit", 2)
+        with pytest.raises(ValueError, match=r"got a text of \d+ tokens, the encoder takes 2"):
+            server.submit(questions[0])
 
 
 @pytest.mark.slow

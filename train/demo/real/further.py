@@ -16,7 +16,7 @@ from layalign.train.demo.real.evaluation import evaluate_answers, evaluate_trans
 from layalign.train.demo.real.experiment import Experiment, make_recipe
 from layalign.train.demo.real.export import FURTHER_REPORT, LAST_REPORT, ship, ship_translations
 from layalign.train.demo.real.further_data import MIXTURES, TEMPERATURE, further_sets, prepare_further
-from layalign.train.demo.real.plan import PLAN, check_count, check_folder, read_plan
+from layalign.train.demo.real.plan import PLAN, check_count, check_folder, check_rate, read_plan
 from layalign.train.demo.systems import LLM_ALONE, SYSTEMS, runs_of
 from layalign.train.recipe import InitFrom, Recipe
 
@@ -26,6 +26,8 @@ ANSWERS = "word problems of one and two steps (addition and subtraction, numbers
 # Encoder and answer tokens of the task stage: people's problems are longer, and two steps are.
 SOURCE_TOKENS, TARGET_TOKENS = 96, 48
 SAVE_STEPS = 100
+# Settings that a plan names where they are not the usual ones: older plans are without them.
+CHOSEN = ("mixture", "learning_rate")
 REPORTS = {"wide": FURTHER_REPORT, "last": LAST_REPORT}
 
 
@@ -56,17 +58,15 @@ class FurtherSettings:
         Raises:
             ValueError: a wrong one.
         """
-        further = ("mixture", "learning_rate")
-        counts = {name: value for name, value in asdict(self).items() if name not in ("data", *further)}
+        counts = {name: value for name, value in asdict(self).items() if name not in ("data", *CHOSEN)}
         for name, value in counts.items():
             check_count(name, value, 2)
         check_folder(self.data)
         if self.mixture not in MIXTURES:
             raise ValueError(f"mixture: got {self.mixture!r}, takes {' or '.join(MIXTURES)}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate: got {self.learning_rate}, takes a number above 0 and below 1")
-        # Plans without them are older than they are.
-        chosen = {name: getattr(self, name) for name in further if getattr(self, name) != getattr(type(self), name)}
+        if self.learning_rate is not None:
+            check_rate(self.learning_rate)
+        chosen = {name: getattr(self, name) for name in CHOSEN if getattr(self, name) != getattr(type(self), name)}
         return {"data": str(self.data.resolve()), "precision": None} | counts | chosen
 
     def plan(self) -> dict:
@@ -77,8 +77,8 @@ class FurtherSettings:
         """
         arguments = self.arguments()
         steps = {"translation": 0 if self.mixture == "last" else self.translation_steps, "task": self.task_steps}
-        chosen = [name for name in ("mixture", "learning_rate") if name in arguments]
-        command = " ".join([COMMAND, *(f"--{name.replace('_', '-')} {arguments[name]}" for name in chosen)])
+        options = (f"--{name.replace('_', '-')} {arguments[name]}" for name in CHOSEN if name in arguments)
+        command = " ".join([COMMAND, *options])
         return {"arguments": arguments, "steps": steps, "command": command, "answers": ANSWERS}
 
 

@@ -102,6 +102,12 @@ def check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name}: got {value!r}, takes a whole number of at least {least}")
 
 
+def check_rate(value: float) -> None:
+    """Raises ValueError unless `value` can be a learning rate."""
+    if not 0 < value < 1:
+        raise ValueError(f"learning_rate: got {value}, takes a number above 0 and below 1")
+
+
 def read_plan(output: Path, arguments: dict) -> dict | None:
     """The plan of an earlier call with the same arguments, or None.
 

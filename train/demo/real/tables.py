@@ -20,7 +20,7 @@ from layalign.train.demo.real.bases import encoder_folder, llm_folder
 from layalign.train.demo.real.data import REAL_SHARE, prepare
 from layalign.train.demo.real.experiment import RECIPE, SEEDS
 from layalign.train.demo.real.fitting import fitting
-from layalign.train.demo.real.plan import PLAN, check_count, check_folder, read_plan, shared_steps
+from layalign.train.demo.real.plan import PLAN, check_count, check_folder, check_rate, read_plan, shared_steps
 from layalign.train.demo.real.ship_tables import ship_tables
 from layalign.train.recipe import read_recipe
 from layalign.train.tables.asking import Asking
@@ -75,8 +75,7 @@ def real_tables(
     check_count("steps", steps, 2)
     check_count("questions", questions, 1)
     check_count("batch_size", batch_size, 1)
-    if not 0 < learning_rate < 1:
-        raise ValueError(f"learning_rate: got {learning_rate}, takes a number above 0 and below 1")
+    check_rate(learning_rate)
     place = None if data is None else str(Path(data).resolve())
     arguments: dict[str, Any] = {"steps": steps, "questions": questions, "data": place}
     arguments |= {"batch_size": batch_size, "learning_rate": learning_rate}
