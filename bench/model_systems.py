@@ -16,6 +16,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from layalign import LayAlignForConditionalGeneration
 from layalign.projections import attention_modules
+from layalign.sequence import last_column
 
 
 @dataclass
@@ -131,7 +132,7 @@ class BareLLM:
     def prefill(self) -> list[Tensor]:
         """Logits (B, V) of the first new token."""
         self.encode()
-        return [self.llm(**llm_inputs(self.prompted), logits_to_keep=1).logits[:, -1]]
+        return [self.llm(**llm_inputs(self.prompted), **last_column(self.llm)).logits[:, -1]]
 
     @torch.no_grad()
     def generate(self, tokens: int, **settings: Any) -> Any:
@@ -141,7 +142,7 @@ class BareLLM:
 
     def generate_from(self, prompted: Prompted, tokens: int, **settings: Any) -> Any:
         """What `generate` of transformers returns."""
-        settings |= {"max_new_tokens": tokens, "do_sample": False}
+        settings |= {"max_new_tokens": tokens, "do_sample": False} | last_column(self.llm)
         return self.llm.generate(inputs_embeds=prompted.embeddings, attention_mask=prompted.mask.long(), **settings)
 
     def llm_loss(self, prompted: Prompted) -> Tensor:

@@ -83,13 +83,14 @@ class LabelLoss:
         made: list[torch.Tensor] = []
 
         def take_hidden(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            # Within the LLM's own forward: shards are gathered there, and what it does before the layer is done.
+            # Within the LLM's own forward: shards are gathered there, and what it does before the layer is done. The layer has a call
+            # of its own to come, so it gets one state, whose strides torch takes for a matrix: see `kept_columns`.
             hook.remove()
             hidden, *more = inputs
             if hidden.shape[1] != targets.shape[1]:
                 hidden = hidden.index_select(1, columns)
-            made.extend((label_loss(layer, hidden.flatten(0, 1), targets.flatten()), hidden[:, :1]))
-            return (hidden[:, :1], *more)
+            made.extend((label_loss(layer, hidden.flatten(0, 1), targets.flatten()), hidden[0, :1][None]))
+            return (made[1], *more)
 
         hook = head.register_forward_pre_hook(take_hidden)
         try:

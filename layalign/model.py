@@ -330,8 +330,8 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
         if position_ids is None and past_key_values is None and attention_mask is not None:
             count_padding = labels is not None and self.config.published_training
             position_ids = sequence.positions(attention_mask, count_padding)
+        read: Any = inputs_embeds if input_ids is None else input_ids
         if bounds is None:
-            read: Any = inputs_embeds if input_ids is None else input_ids
             limits.check_positions(self.llm_limit, read, position_ids, past_key_values)
         states = None
         if cross is not None or bounds is not None:
@@ -349,13 +349,12 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
         }
         loss = None
         targets: Any = None if places is None else sequence.at_places(wanted, places)
-        if loss_outside:
-            skip_logits = False
-        if targets is not None and (self.training if skip_logits is None else skip_logits):
+        if targets is not None and not loss_outside and (self.training if skip_logits is None else skip_logits):
             out, total = self._label_loss.run(self.llm, arguments, targets, columns)
             out.logits = None
         else:
-            out, total = self.llm(**arguments, logits_to_keep=logits_to_keep if columns is None else columns), None
+            columns = sequence.kept_columns(logits_to_keep, read) if columns is None else columns
+            out, total = self.llm(**arguments, logits_to_keep=columns), None
         # Compiled, it costs nothing, and a flag would be a second graph.
         compiling = torch.compiler.is_compiling()
         if states is not None and (compiling or not self._seen_fused):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Share of padding from which packing pays for moving the encoder states and the results once more. Adapter and aligner with
 # it against without, on a CPU (De 512 to 768, 8 to 12 states, 128 to 768 positions): 0.95 to 1.02 of the time at a share of 0.05,
 # 0.89 to 0.97 at 0.1, 0.51 to 0.71 at 0.5, with gradients or without.
 PACKED_FROM = 0.1
-
 
 # The end of a span that grows with the sequence: the operators cut it to the keys that there are.
 OPEN = 2**31 - 1
@@ -323,6 +326,30 @@ def predicting_columns(labels: torch.Tensor, lengths: Lengths | None, most: int)
         places = [last - distance for distance in reversed(lengths.labels) if distance <= last]
         columns = torch.tensor(places, dtype=torch.long, device=labels.device)
     return labels[:, columns + 1], columns
+
+
+def kept_columns(logits_to_keep: int | torch.Tensor, states: torch.Tensor) -> int | torch.Tensor:
+    """`logits_to_keep` as columns, where it is the number of some last ones.
+
+    transformers slices by a number. On a CPU torch multiplies a slice (B, n, Dl), whose rows do not follow each other, by B copies
+    of an output layer that is frozen (one that is trained it takes as it lies): of SmolLM2-135M in bf16, 25 texts and one thread of
+    a CPU with AVX512-BF16, 4.3 s, where states picked by columns take 13 ms.
+
+    Args:
+        logits_to_keep: of a model's forward call.
+        states: (B, S) or (B, S, Dl), what the LLM reads.
+    """
+    length = states.shape[1]
+    if isinstance(logits_to_keep, torch.Tensor) or not 0 < logits_to_keep < length:
+        return logits_to_keep
+    return torch.arange(length - logits_to_keep, length, device=states.device)
+
+
+def last_column(llm: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What an LLM's `generate` is told so that it picks its last states instead of slicing them; nothing where it makes all logits."""
+    if "logits_to_keep" not in inspect.signature(llm.forward).parameters:
+        return {}
+    return {"logits_to_keep": torch.tensor([-1], device=llm.device)}
 
 
 def label_places(labels: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Parts of messages: what a misspelt name was meant to be, what an error says first, what is no text."""
+"""Parts of messages: what a misspelt name was meant to be, what an error says first, what is no text and no count."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def did_you_mean_or_known(given: Any, known: Iterable[Any]) -> str:
     """The same, with all known ones where none is near."""
     names = [str(name) for name in known]
     return did_you_mean(given, names, f"; known: {', '.join(names)}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is a positive int."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, takes a positive int")
 
 
 def first_line(error: Exception) -> str:

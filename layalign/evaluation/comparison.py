@@ -16,6 +16,7 @@ import numpy as np
 from layalign import figures
 from layalign.evaluation.report import AVERAGES, ordered_languages, summarize
 from layalign.languages import MATHEMATICS_GROUPS, Groups
+from layalign.spelling import check_count
 from layalign.tasks import Scoring
 from layalign.tasks.task import Record, Statistics, of_languages
 
@@ -124,8 +125,7 @@ class _Draws:
     """How often each of n questions is in each draw, (draws, n), the same for the same n."""
 
     def __init__(self, draws: int, seed: int) -> None:
-        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-            raise ValueError(f"draws: got {draws!r}, takes a positive int")
+        check_count("draws", draws)
         self.draws, self.seed = draws, seed
         self._counts: dict[int, np.ndarray] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from layalign.generation.batches import longest_first
+from layalign.spelling import check_count
 from layalign.tasks import Scoring
 from layalign.tasks.task import Problem, Record
 from layalign.tasks.word_problems import SCORING
@@ -64,8 +65,7 @@ def batches(problems: Sequence[Problem], size: int) -> Iterator[list[int]]:
     Raises:
         ValueError: a size that is no positive int.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"batch_size: got {size!r}, takes a positive int")
+    check_count("batch_size", size)
     return longest_first([len(problem["question"]) for problem in problems], size)
 
 

@@ -11,8 +11,9 @@ from transformers.utils import logging
 
 from layalign.generation.batches import longest_first
 from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
+from layalign.sequence import kept_columns, last_column
 from layalign.source_languages import check_languages
-from layalign.spelling import no_text
+from layalign.spelling import check_count, no_text
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
@@ -53,8 +54,8 @@ class BatchedAnswerer(ABC):
         config = generate_kwargs.get("generation_config")
         if max_new_tokens is None:
             max_new_tokens = getattr(config, "max_new_tokens", None) or MAX_NEW_TOKENS
-        _check_count("max_new_tokens", max_new_tokens)
-        _check_count("batch_size", batch_size)
+        check_count("max_new_tokens", max_new_tokens)
+        check_count("batch_size", batch_size)
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -233,7 +234,7 @@ class Answerer(BatchedAnswerer):
         super().__init__(model, processor.tokenizer, max_new_tokens, batch_size, generate_kwargs)
         limit = model.encoder_limit
         if encoder_max_length is not None:
-            _check_count("encoder_max_length", encoder_max_length)
+            check_count("encoder_max_length", encoder_max_length)
             if limit is not None and encoder_max_length > limit:
                 raise ValueError(f"encoder_max_length: got {encoder_max_length}, the encoder takes {limit}")
         self.encoder_max_length = encoder_max_length
@@ -332,6 +333,7 @@ class LLMAnswerer(BatchedAnswerer):
 
     def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
         ids, mask = self._padded(self._prompts(asked))
+        arguments = last_column(self.model) | arguments
         return self.model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, ids.shape[1] :]
 
     def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
@@ -340,8 +342,9 @@ class LLMAnswerer(BatchedAnswerer):
         width = max(len(target) for _, target in pairs)
         wanted = torch.tensor([[-100] * (width - len(row)) + row for _, row in pairs], device=ids.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
+        kept = kept_columns(width + 1, ids)
         out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=width + 1
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=kept
         )
         return label_loglikelihoods(out.logits[:, :-1], wanted)
 
@@ -387,11 +390,6 @@ def label_loglikelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     """(B,) sums over the labels (B, C), -100 where there is none, of the logs of their probability by logits (B, C, V)."""
     losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
     return -losses.double().sum(1)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, takes a positive int")
 
 
 def _end_tokens(own: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -12,6 +12,7 @@ from layalign.languages import language_code
 from layalign.loading import load_tokenizer, torch_device, torch_dtype
 from layalign.prompts import DEFAULT_PROMPT
 from layalign.source_languages import check_languages
+from layalign.spelling import check_count
 from layalign.systems.folders import fingerprint, seq2seq_config
 from layalign.systems.llm import LLM, PromptedLLM
 from layalign.systems.translator import Translator
@@ -39,9 +40,7 @@ class TranslateFirst(LLM):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("translation_tokens", "translation_beams"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, takes a positive int")
+            check_count(name, getattr(self, name))
 
     @property
     def name(self) -> str:

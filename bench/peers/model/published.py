@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from bench.model_systems import BareLLM, Prompted, System, Trained, assemble, llm_inputs
 from bench.peers.aligner.published import mix
+from layalign.sequence import last_column
 
 
 class Published(System, BareLLM):
@@ -55,8 +56,8 @@ class Published(System, BareLLM):
     @torch.no_grad()
     def prefill(self) -> list[Tensor]:
         """Logits (B, V) of the first new token."""
-        kept = 0 if self.eager else 1  # 0: all
-        logits = self.llm(**llm_inputs(self._read()), logits_to_keep=kept).logits[:, -1]
+        kept = {} if self.eager else last_column(self.llm)  # without: all
+        logits = self.llm(**llm_inputs(self._read()), **kept).logits[:, -1]
         self.streams = None
         return [logits]
 
