@@ -103,11 +103,12 @@ def analyze(
             if config.encoder_config is not None:
                 pair.check_depth(encoder_depth(config.encoder_config), label)
     found: dict[str, dict[str, Any]] = {}
+    llms: dict[str, str] = {}
     alone: dict[str, tuple[str, dict[str, Any]]] = {}
     for label, system in systems.items():
         if progress and len(systems) > 1:
             print(f"{label}:")
-        record = _analyzed(label, system, asked, alone)
+        record, llms[label] = _analyzed(label, system, asked, alone)
         if record is not None:
             found[label] = record
         gc.collect()  # the next one needs the room
@@ -125,7 +126,8 @@ def analyze(
         "versions": versions((*CORE, "matplotlib")),
     }
     if len(found) == 1:
-        results |= _of_one(next(iter(found.values())), next(record for _, record in alone.values()))
+        ((label, record),) = found.items()
+        results |= _of_one(record, alone[llms[label]][1])
     write_analysis(results, folder, show=progress)
     return results
 
@@ -163,8 +165,9 @@ def _joined_name(systems: Mapping[str, Analysed]) -> str:
 
 def _analyzed(
     label: str, given: Analysed, asked: _Asked, alone: dict[str, tuple[str, dict[str, Any]]]
-) -> dict[str, Any] | None:
-    """What is measured of a system, None where it is an LLM alone; its LLM, read alone, goes to `alone` unless it is there.
+) -> tuple[dict[str, Any] | None, str]:
+    """What is measured of a system, None where it is an LLM alone, and the place of its LLM, which is read alone and goes to `alone`
+    unless it is there.
 
     Args:
         label: its name.
@@ -207,7 +210,7 @@ def _analyzed(
         found = measured_alone(llm, answerer.tokenizer, parallel, **reading)
         described = {"kind": "LLM alone", "place": place, "llm": place, "run": run}
         alone[place] = name, described | found | {"without": without}
-    return record
+    return record, place
 
 
 def _described(system: LayAlignModel | PublishedBaseline, model: LayAlignForConditionalGeneration) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def joined_states(
             model(**batch, output_hidden_states=True, logits_to_keep=1)
         (encoder_mask, encoder_states), (mask, states) = encoder[0], llm[0]
         encoded = torch.stack([_mean(state, encoder_mask) for state in encoder_states])
-        ratio = torch.stack([ratios[layer] for layer in sorted(ratios)]) if ratios else None
+        ratio = torch.stack([ratios[layer] for layer in model.config.fused_layers]) if ratios else None
         return encoded, _mean(states[-1], mask), ratio
 
     encoder, llm, ratio = _in_batches(read, texts, batch_size, progress)
@@ -122,7 +122,7 @@ def branch_ratios() -> Iterator[dict[int, torch.Tensor]]:
             alone, _ = fused_attention(module, query, key, value, attention_mask, **kwargs)
             crossing, alone = (part.float().flatten(2).norm(dim=-1) for part in (out.float() - alone.float(), alone))
             mask = torch.ones_like(alone) if attention_mask.key_mask is None else attention_mask.key_mask
-            ratios[module.layer_idx] = _mean((crossing / alone)[..., None], mask)
+            ratios[module.layer_idx] = _mean((crossing / alone)[..., None], mask).cpu()
         return out, weights
 
     AttentionInterface.register(NAME, attention)

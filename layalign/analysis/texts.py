@@ -7,7 +7,9 @@ from os import PathLike
 from pathlib import Path
 
 from layalign.tasks import load_task
+from layalign.tasks.registry import find_task
 from layalign.tasks.task import Problem
+from layalign.tasks.translations import Translations
 
 
 def parallel_texts(
@@ -23,15 +25,24 @@ def parallel_texts(
         ValueError: anything missing or malformed, no English, one language or fewer than two texts.
     """
     if texts is None:
-        return parallel_questions(load_task(task, data, languages, limit))
+        english = isinstance(find_task(task).scoring, Translations)
+        asked = [code for code in languages or () if code != "en"] if english else languages
+        return parallel_questions(load_task(task, data, asked or languages, limit), english)
     return _parallel(_from_files(texts, languages), limit)
 
 
-def parallel_questions(problems: Iterable[Problem]) -> dict[str, list[str]]:
-    """The same of the questions of problems, as `tasks.load_task` gives them: those of one index have one meaning."""
+def parallel_questions(problems: Iterable[Problem], english_answers: bool = False) -> dict[str, list[str]]:
+    """The same of the questions of problems, as `tasks.load_task` gives them: those of one index have one meaning.
+
+    Args:
+        problems: the problems.
+        english_answers: whether their answers are the same in English, as where they ask for a translation.
+    """
     found: dict[str, dict[int, str]] = {}
     for problem in problems:
         found.setdefault(problem["lang"], {})[problem["index"]] = problem["question"]
+        if english_answers:
+            found.setdefault("en", {})[problem["index"]] = problem["answer"]
     return _parallel(found)
 
 

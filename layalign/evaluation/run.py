@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -18,9 +19,9 @@ from layalign.evaluation import comparison, report
 from layalign.evaluation.loop import ask, batches
 from layalign.evaluation.output import check_output
 from layalign.evaluation.processes import JOB, RECORDS, Key, Processes, answered, key
-from layalign.evaluation.runs import read_run, write_against
+from layalign.evaluation.runs import RESULTS, read_run, write_against
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
-from layalign.kernels.files import write_json, write_text
+from layalign.kernels.files import read_json, write_json, write_text
 from layalign.prompts import TASK_PROMPT
 from layalign.tasks import load_tasks
 from layalign.tasks.registry import Data, LoadedTask
@@ -99,12 +100,14 @@ def evaluate(
         "generate": dict(sorted(generate.items())),
     }
     seconds: float = 0.0
+    asked = False
 
     def make(kept, keep):
         """Load the model, and ask it this process's share of what no record answers; what it cannot read is refused before."""
-        nonlocal seconds
+        nonlocal seconds, asked
         started = time.perf_counter()
         left = _left(loaded, kept, settings.batch_size)
+        asked = bool(left)
         share = left[processes.rank :: processes.count]
         if share:
             here = replace(system, settings=processes.placed(settings))
@@ -131,6 +134,11 @@ def evaluate(
         "versions": versions(),
         "seconds": seconds,
     }
+    if not asked:  # nothing was measured: what was, and by which versions, stays
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            before = read_json(folder / RESULTS)
+            results |= {name: before[name] for name in ("versions", "seconds")}
+            results["config"]["batch_size"] = before["config"]["batch_size"]
     if processes.first:
         found_tasks = {name: task for name, (task, _) in loaded.items()}
         _write_reports(results, found_tasks, folder, system.name, progress)
@@ -208,4 +216,4 @@ def _write_reports(results: dict[str, Any], tasks: Mapping[str, Task], output: P
             report.print_table(table, title=task, **look)
             print(notes, end="")
     write_text(output / "table.md", "\n".join(tables))
-    write_json(output / "results.json", results, indent=2)
+    write_json(output / RESULTS, results, indent=2)

@@ -45,10 +45,11 @@ _NUMBER = re.compile(
 )
 _GROUPS = re.compile(r"[1-9]\d{0,2}(?:([.,' ])\d{3})(?:\1\d{3})*")
 _INDIAN_GROUPS = re.compile(r"[1-9]\d?(?:,\d{2})+,\d{3}")
-# Common words of German and of Spanish, where a point groups; two of a language tell it, as English has "die" and "son".
+# Common words of German and of Spanish, where a point groups; two of a language tell it, as English has "die" and "con". Neither "son"
+# nor "y", which English problems have together.
 _POINT_GROUPS = (
     re.compile(r"\b(?:der|die|das|und|ist|sind|eine?n?|er|sie|nicht|mit|für|beträgt|kostet|insgesamt|zahlt|antwort)\b"),
-    re.compile(r"\b(?:el|los|las|es|son|y|una|por|del|hay|cuesta|tiene|respuesta|con|se)\b"),
+    re.compile(r"\b(?:el|los|las|es|una|por|del|hay|cuesta|tiene|respuesta|con|se)\b"),
 )
 _UNSPACED_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from layalign.tasks.numbers import exact_answer, official_correct, official_number, strict_correct, strict_number
 from layalign.tasks.reading import field, text
 from layalign.tasks.task import Verdicts
+
+
+def _official_reading(prediction: str) -> float | None:
+    """None for a run of digits that no float holds, as a model repeats itself: JSON has no infinity."""
+    number = official_number(prediction)
+    return number if math.isfinite(number) else None
 
 
 def _strict_reading(prediction: str) -> str | None:
@@ -17,7 +24,7 @@ def _strict_reading(prediction: str) -> str | None:
 
 SCORING = Verdicts(
     scorers={"official": official_correct, "strict": strict_correct},
-    readings={"official_number": official_number, "strict_number": _strict_reading},
+    readings={"official_number": _official_reading, "strict_number": _strict_reading},
 )
 
 

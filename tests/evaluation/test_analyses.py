@@ -19,7 +19,7 @@ from layalign.analysis.data import HEADERS, encoders
 from layalign.analysis.run import analyze
 from layalign.cli import app
 from layalign.evaluation.settings import GenerationSettings
-from layalign.loading import load_model
+from layalign.loading import load_llm, load_model, load_tokenizer
 from layalign.systems import LLM, LayAlignModel, System
 from layalign.systems.labels import labels
 
@@ -71,6 +71,20 @@ def test_models_are_told_apart_and_each_llm_is_read_once(several, bases):
     assert systems["bare"]["trained"].keys() == {"adapter"}
     assert list(encoders(systems)) == ["encoder"], "all four have the same one"
     assert "english" not in results, "of no single model"
+
+
+def test_a_single_models_llm_is_its_own(folder, bases, undrawn, tmp_path):
+    """Whatever other LLM is read before it."""
+    llm = load_llm(str(bases / "llm"))
+    torch.nn.init.normal_(llm.get_input_embeddings().weight)
+    llm.save_pretrained(tmp_path / "other")
+    load_tokenizer("llm", str(bases / "llm")).save_pretrained(tmp_path / "other")
+    given = {"texts": folder / "texts", "settings": CPU, "progress": False}
+    alone = analyze(folder / "a" / "tiny", output=tmp_path / "alone", **given)
+    results = analyze([tmp_path / "other", folder / "a" / "tiny"], output=tmp_path / "both", **given)
+    assert results["english"] == alone["english"]
+    other, own = (one["english"]["llm"] for one in results["systems"].values() if one["kind"] == "LLM alone")
+    assert results["english"]["llm_alone"] == own != other
 
 
 @pytest.mark.parametrize("name", ["a/tiny", "b/tiny", "open"])

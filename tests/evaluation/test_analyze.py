@@ -11,8 +11,10 @@ from layalign import LayAlignForConditionalGeneration, LayAlignProcessor, fusion
 from layalign.analysis import measures
 from layalign.analysis.run import analyze
 from layalign.analysis.states import branch_ratios, joined_states, llm_states
+from layalign.analysis.texts import parallel_texts
 from layalign.evaluation.settings import GenerationSettings
 from layalign.loading import load_model
+from tests.tasks.originals import FLORES, flores101
 
 CPU = GenerationSettings(device="cpu")
 FIGURES = {"english", "components", "encoder_layers", "encoder_english", "tokens"}
@@ -117,6 +119,25 @@ def test_the_ratio_is_that_of_the_two_branches(loaded, texts, monkeypatch):
     with torch.no_grad():
         model(**processor(texts["en"][0]))
     assert len(calls) == 2  # a layer one call again: nothing of the probe is left
+
+
+def test_ratios_are_in_the_order_of_the_fused_layers(bases, texts):
+    """As their gates and aligner weights are, which count layers as they were given."""
+    pair = str(bases / "encoder"), str(bases / "llm")
+    model = LayAlignForConditionalGeneration.from_bases(*pair, llm_layers=[1, 0]).eval()
+    for name, parameter in model.trained_parameters():
+        if "gate" in name:
+            parameter.data.fill_(1.0 if ".1." in name else 0.01)
+    ratio = joined_states(model, LayAlignProcessor.from_bases(*pair), texts["en"]).ratio
+    assert model.config.fused_layers == [1, 0] and bool((ratio[0] > 10 * ratio[1]).all())
+
+
+def test_sentences_to_translate_are_parallel_with_their_answers(tmp_path):
+    """FLORES has its English ones there alone, as the target of all others."""
+    flores101(tmp_path)
+    found = parallel_texts("flores", tmp_path)
+    assert list(found) == ["en", "sw", "zh"] and found["en"] == FLORES["eng"] and found["sw"] == FLORES["swh"]
+    assert list(parallel_texts("flores", tmp_path, languages=["en", "sw"])) == ["en", "sw"]
 
 
 def written(path, texts):

@@ -210,6 +210,19 @@ def test_a_cut_evaluation_goes_on_in_another_place(call, loaded, tmp_path, monke
     assert (there / "results" / "records.jsonl").read_bytes() == content
 
 
+def test_a_finished_evaluation_keeps_what_was_measured(call):
+    """Its seconds and batches, and the versions that answered."""
+    file = call["output"] / "results.json"
+    found = evaluate(**call)
+    before = json.loads(file.read_text()) | {"versions": {"torch": "older"}}
+    file.write_text(json.dumps(before))
+    again = evaluate(**changed(call, batch_size=5))
+    assert again == json.loads(file.read_text()) == before
+    assert again["seconds"] == found["seconds"] and again["config"]["batch_size"] == 3
+    file.write_text("{")
+    assert evaluate(**call)["tasks"] == found["tasks"]
+
+
 def test_a_finished_evaluation_only_reads_its_records(call, monkeypatch):
     results = evaluate(**call)
     (call["output"] / "results.json").unlink()

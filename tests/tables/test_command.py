@@ -70,7 +70,8 @@ def test_wrong_words_are_refused(words, message):
     ("words", "message"),
     [
         (["--task", "mgsm=absent.jsonl"], "absent.jsonl: no such file"),
-        (["--task", "mgms={problems}"], "tasks: got 'mgms'; rows of table 7 are asked mgsm"),
+        (["--task", "mgms={problems}"], "--task: got 'mgms'; rows of table 7 are asked mgsm"),
+        (["--task", "msvamp={problems}"], "--task: got 'msvamp'; rows of table 7 are asked mgsm"),
         (["--task", "mgsm={problems}", "--languages", "xx"], "languages: xx not in"),
         (["--task", "mgsm={problems}", "--dtype", "int4"], "dtype: got 'int4'"),
         (["--task", "mgsm={problems}", "--device", "gpu"], "device: got 'gpu'"),

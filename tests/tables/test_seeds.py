@@ -143,6 +143,70 @@ def test_seeds_that_were_made_before_stay_in_the_table(sources, recipes, asking)
     assert list(rows["LayAlign"]["seeds"]) == ["0", "4"]
 
 
+def test_seeds_that_another_process_makes_meanwhile_stay(sources, recipes, asking, monkeypatch):
+    """Its rows are in the last one's table, and none is asked twice."""
+    words = (*words_of(sources, recipes, asking), "--row", "LayAlign")
+    real, asked = make.measure, []
+
+    def measure(entry, own, *rest, **other):
+        if not asked:
+            asked.append("the other's")
+            printed(*words, "--seeds", "1")
+        asked.append(own.said_seed)
+        return real(entry, own, *rest, **other)
+
+    monkeypatch.setattr(make, "measure", measure)
+    assert "here, 2 seeds" in printed(*words, "--seeds", "0")
+    assert asked == ["the other's", ", seed 1", ", seed 0", ", seed 1"]  # the last is read, not asked
+    rows = {row["name"]: row for row in json.loads((sources.output / "table_07.json").read_text())["parts"][0]["rows"]}
+    assert list(rows["LayAlign"]["seeds"]) == ["0", "1"]
+
+
+def test_a_row_that_another_process_reads_is_waited_for(sources, recipes, asking, monkeypatch):
+    words = (*words_of(sources, recipes, asking), "--row", "LayAlign")
+    printed(*words)
+    real, calls, waited = make.measure, [], []
+
+    def measure(*given, **other):
+        calls.append(1)
+        if len(calls) < 3:
+            raise InUse("output: records.jsonl is being written by another process")
+        return real(*given, **other)
+
+    monkeypatch.setattr(make, "measure", measure)
+    monkeypatch.setattr(make.time, "sleep", waited.append)
+    assert "| here |" in printed(*words) and len(waited) == 1
+
+
+def test_rows_that_are_not_made_yet_are_not_called_unasked(sources, recipes, asking, monkeypatch):
+    """And a table of one seed has no ±."""
+    file = sources.output / "table_07.md"
+
+    def killed(entry, *rest, **other):
+        if entry.row.name == "LayAlign":
+            raise ValueError("killed")
+        return real(entry, *rest, **other)
+
+    real = make.measure
+    monkeypatch.setattr(make, "measure", killed)
+    with pytest.raises(ValueError, match="killed"):
+        printed(*words_of(sources, recipes, asking), "--seeds", "0")
+    text = file.read_text(encoding="utf-8")
+    assert "- LayAlign: as published only; not made yet" in text and "| here |" in text and "±" not in text
+
+
+def test_averages_over_some_of_their_languages_say_so(sources, recipes, asking):
+    words = (*words_of(sources, recipes, asking), "--row", "LayAlign")
+    text = printed(*words, "--languages", "sw,en")
+    assert "here, of their languages: Avg. over sw, en; Lrl. over sw; Hrl. over en." in text
+
+
+def test_a_table_that_asks_nothing_needs_no_problems(sources, recipes, monkeypatch):
+    monkeypatch.setattr("layalign.train.tables.asking.load_tasks", lambda *_: pytest.fail("problems were looked for"))
+    words = [word for name in ("math", "langbridge_english") for word in ("-r", f"{name}={recipes[name]}")]
+    assert "| here |" in printed(1, *words, "-o", sources.output, "--row", "MindMerge", "--row", "MetaMath")
+
+
 def test_what_another_process_is_at_is_made_last(sources, recipes, asking, monkeypatch):
     """And waited for, if nothing else is left."""
     real, calls, waited = make.measure, [], []

@@ -14,6 +14,7 @@ from layalign.tasks.numbers import (
     strict_correct,
     strict_number,
 )
+from layalign.tasks.word_problems import SCORING
 
 SEEDED = settings(deadline=None, derandomize=True)
 
@@ -194,6 +195,17 @@ def test_official_number(text, number):
 def test_verdicts(text, answer, official, strict):
     assert official_correct(text, answer) is official
     assert strict_correct(text, answer) is strict
+
+
+def test_a_run_of_digits_that_no_float_holds_is_no_reading():
+    """JSON has no infinity."""
+    fields = SCORING.fields("so it is " + "9" * 400, 9)
+    assert fields["official_number"] is None and not fields["official"] and not fields["strict"]
+
+
+def test_english_words_that_spanish_has_too_change_no_point():
+    assert strict_number("Let y be the price for her son. The answer is 1.125") == Decimal("1.125")
+    assert strict_number("El precio es 1.125") == 1125
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,12 @@ def table(
     settings = GenerationSettings(
         batch_size=batch_size, max_new_tokens=max_new_tokens, dtype=long_dtype(dtype), device=device
     )
+    files, own = _pairs(task or [], "--task"), dict.fromkeys(part.task for part in chosen.parts)
+    if unknown := [name for name in files if name not in own]:
+        raise ValueError(f"--task: got {unknown[0]!r}; rows of table {number} are asked {', '.join(own)}")
     asking = Asking(
         data=None if data is None else str(data),
-        tasks=_pairs(task or [], "--task"),
+        tasks=files,
         languages=listed(languages, "--languages"),
         limit=limit,
         settings=settings,

@@ -6,6 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +67,27 @@ def make_table(
     asking = (asking or Asking()).checked(table)
     lines = {
         (part.name, row.name): {"name": row.name, "published": row.published[part.name]}
-        | {"reference": row.name == table.reference, "measured": None, "why": "not asked for"}
+        | {"reference": row.name == table.reference, "measured": None}
+        | {"why": "not made yet" if (part.name, row.name) in asked else "not asked for"}
         for part in table.parts
         for row in table.rows
         if part.name in row.published
     }
     check_output(sources.output, "tables of the paper", MARKER)
     of_seeds = [(own, entry) for own in sources.of_seeds() for entry in entries(table, own)]
-    further = [(own, entry) for own in sources.of_further_seeds() for entry in entries(table, own)]
     sources.output.mkdir(parents=True, exist_ok=True)
     write_json(sources.output / MARKER, {"holds": "tables of the paper"})
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {name: {} for name in lines}
-    # First what takes nothing, so that a table that is written early lacks none of it.
-    for own, entry in (*of_seeds, *further):
-        if entry.missing is None and _is_at_hand(entry, own, asking):
-            found[_name(entry)][own.seed_of(entry)] = measure(entry, own, asking, progress=False)
+
+    def look() -> None:
+        """Take in what takes nothing: a table that is written early lacks none of it, nor of what other processes made meanwhile."""
+        further = ((own, entry) for own in sources.of_further_seeds() for entry in entries(table, own))
+        for own, entry in (*of_seeds, *further):
+            known, seed = found[_name(entry)], own.seed_of(entry)
+            if seed not in known and entry.missing is None and _is_at_hand(entry, own, asking):
+                with suppress(InUse):  # another one reads it too, or is still at it
+                    known[seed] = measure(entry, own, asking, progress=False)
+
     left = []
     for own, entry in of_seeds:
         if _name(entry) in asked and entry.missing is None:
@@ -89,10 +96,12 @@ def make_table(
             lines[_name(entry)]["why"] = entry.missing
 
     def write(figure: bool = False) -> dict[str, Any]:
+        look()
         result = _result(table, sources, asking, {name: line | _measured(found[name]) for name, line in lines.items()})
         write_table(result, sources.output, figure)
         return result
 
+    look()
     while left:
         put_off = []
         for own, entry in left:
@@ -194,7 +203,9 @@ def make(training: Training, callbacks: Callable[[Recipe], Sequence[TrainerCallb
 
 
 def _is_at_hand(entry: Entry, sources: Sources, asking: Asking) -> bool:
-    """Whether a row has been trained and asked, so that its figures take nothing."""
+    """Whether a row has been trained and asked, so that its figures take nothing but to read them."""
+    if not entry.part.is_asked:  # nor are there problems to ask
+        return False
     if entry.training is not None and not entry.training.is_whole:
         return False
     return (evaluation_of(entry, sources, asking)[1] / "results.json").exists()

@@ -7,6 +7,7 @@ from typing import Any
 
 from layalign.evaluation.report import AVERAGES
 from layalign.figures import markdown_table
+from layalign.tasks.registry import find_task
 from layalign.train.plan.text import duration
 from layalign.train.tables.seeds import apart
 from layalign.train.tables.table import COUNTED, WORDS, Table
@@ -49,8 +50,10 @@ def table_text(result: Mapping[str, Any]) -> str:
             asked = " or ".join(f"{count:,}" for count in sorted(counts))
             task = part["task"] if part.get("file") is None else f"{part['file']} in place of {part['task']}"
             lines += [f"here: {asked} questions of {task}, the {result['scorer']} scorer{_said_settings(result)}.", ""]
+            lines += [*_partial_averages(part)]
         lines += [*reasons, ""] if reasons else []
-        lines += [*_differences(part), ""] if any(row.get("spread") for row in part["rows"]) else []
+        spread = any(value is not None for row in part["rows"] for value in row.get("spread", ()))
+        lines += [*_differences(part), ""] if spread else []
     return "\n".join(lines)
 
 
@@ -82,6 +85,20 @@ def _said_settings(result: Mapping[str, Any]) -> str:
     words = [f"over {name}" for name in given.get("recipes", ())] + [*given.get("overrides", ())]
     words += [f"at most {given['limit']} a language"] if given.get("limit") else []
     return f"; {', '.join(words)}" if words else ""
+
+
+def _partial_averages(part: Mapping[str, Any]) -> Iterator[str]:
+    """Which averages are over some of their languages alone, as what was asked had no others."""
+    asked = {lang for row in part["rows"] for lang in row.get("questions") or ()}
+    groups = find_task(part["task"]).groups
+    partial = {
+        heading(column): [lang for lang in groups[column] if lang in asked]
+        for column in part["columns"]
+        if column in groups and not asked.issuperset(groups[column])
+    }
+    if partial:
+        said = "; ".join(f"{name} over {', '.join(langs) or 'none'}" for name, langs in partial.items())
+        yield from (f"here, of their languages: {said}.", "")
 
 
 def heading(column: str) -> str:
