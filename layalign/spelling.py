@@ -1,10 +1,12 @@
-"""Parts of messages: what a misspelt name was meant to be, what an error says first, what is no text and no count."""
+"""Words and parts of messages: short names of dtypes, what a misspelt name was meant to be, what an error says first, what is no text."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 from typing import Any
+
+SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def did_you_mean(given: Any, known: Iterable[Any], otherwise: str = "") -> str:
@@ -29,6 +31,11 @@ def check_count(name: str, value: object) -> None:
     """Raises ValueError unless `value` is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: got {value!r}, takes a positive int")
+
+
+def long_dtype(name: str | None) -> str | None:
+    """A dtype's name as torch has it, of one as recipes write `precision`: bf16 is bfloat16."""
+    return SHORT_DTYPES.get(name or "", name)
 
 
 def first_line(error: Exception) -> str:

@@ -24,6 +24,10 @@ def stage_facts(recipe: Recipe) -> list[StageFacts]:
         final = Path(recipe.output) / name / "final"
         history = _read(final / HISTORY)
         steps = max((entry.get("step", 0) for entry in history), default=None)
+        kept = None
+        if stage.keep == "best" and (best := [entry for entry in history if "eval_loss" in entry]):
+            lowest = min(best, key=lambda entry: entry["eval_loss"])
+            kept = f"the best, of step {lowest.get('step')}: held-out loss {lowest['eval_loss']:.4f}"
         settings = {
             "steps": steps,
             "examples a step": stage.global_batch_size
@@ -35,19 +39,35 @@ def stage_facts(recipe: Recipe) -> list[StageFacts]:
             "seed": recipe.seed,
             "training loss at the end": _last(history, "loss"),
             "held out": held_out,
+            "weights": kept,
             "held-out loss at the end": _last(history, "eval_loss"),
         }
-        datasets = [str(source.path) for source in sources if source.format == "dataset" and _is_name(source.path)]
-        languages = sorted({language_code(name) for name in _read(final / LANGUAGES)} - {"unknown"})
-        found.append(StageFacts(name, [_line(source) for source in sources], languages, datasets, settings))
+        named = [_hub_names(source, recipe.data_root) for source in sources]
+        lines = [_line(source, bool(there)) for source, there in zip(sources, named, strict=True)]
+        datasets = [dataset for there in named for dataset in there]
+        languages = {language_code(lang) for lang in _read(final / LANGUAGES)} - {"unknown"} - _left_out(stage.mixing)
+        found.append(StageFacts(name, lines, sorted(languages), datasets, settings))
     return found
 
 
-def _line(source: DataSource) -> str:
+def _left_out(mixing: Any) -> set[str]:
+    """Languages of the data that none is drawn of."""
+    return (
+        {language_code(lang) for lang, weight in mixing.items() if weight == 0} if isinstance(mixing, dict) else set()
+    )
+
+
+def _hub_names(source: DataSource, data_root: str | None) -> list[str]:
+    """The names of a source's datasets; none of one that lies on a disk, whose folder is nobody's business."""
+    parts = source.located(data_root) if source.format == "dataset" else []
+    return [str(part.path) for part in parts] if all(_is_name(part.path) for part in parts) else []
+
+
+def _line(source: DataSource, on_hub: bool) -> str:
     """A source, without where it lies on someone's disk."""
     if source.path is None:
         return "records given by the program"
-    path = source.path if _is_name(source.path) and source.format == "dataset" else Path(source.path).name
+    path = source.path if on_hub else Path(source.path).name
     parts = [source.subset, source.split if source.format == "dataset" else None]
     limits = [f"at most {source.limit}"] if source.limit else []
     limits += [f"at most {source.limit_per_language} a language"] if source.limit_per_language else []

@@ -14,8 +14,10 @@ from pydantic.dataclasses import dataclass
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from layalign.configuration import SETTINGS, STAGES
+from layalign.loading import DTYPES
 from layalign.lora import check_installed, checked_lora
 from layalign.quantization import checked_quantization, with_libraries
+from layalign.spelling import long_dtype
 from layalign.train.data.decontamination import Decontamination
 from layalign.train.engines import read_deepspeed
 from layalign.train.initial import initial_file
@@ -143,6 +145,8 @@ class Recipe(Settings):
             raise ValueError(f"stages: at least one of {', '.join(STAGES)} is needed")
         own = [name for name in SETTINGS if name not in _NOT_MODEL_SETTINGS]
         check_keys(self.model, [*own, "dtype"], "model")
+        if "dtype" in self.model:
+            self.model = self.model | {"dtype": _dtype_name(self.model["dtype"])}
         self.llm_input = {"translation": False, "task": True} | self.llm_input
         self.quantization, self.lora = checked_quantization(self.quantization), checked_lora(self.lora)
         check_parts(self)
@@ -184,13 +188,23 @@ class Recipe(Settings):
             raise ValueError("data files not found (data_root is where relative paths start):\n  " + "\n  ".join(shown))
 
 
+def _dtype_name(given: Any) -> str | None:
+    """The name of `model.dtype`, given as a name, a short one or torch's own; None: as stored."""
+    name = long_dtype(str(given).removeprefix("torch."))
+    if given is None or name == "auto":
+        return None
+    if name not in DTYPES:
+        raise ValueError(f"model.dtype: got {given!r}, takes {', '.join(DTYPES)} or auto (as stored)")
+    return name
+
+
 def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), check_files: bool = True) -> Recipe:
     """Read a recipe.
 
     Args:
         path: a YAML file, or the name of a shipped recipe ("math", "math_english", "math_qwen", "langbridge_english", "xcsqa",
             "xnli").
-        overrides: "key=value" with dots between nested keys ("stages.task.data.0.limit=10"); values are read as YAML.
+        overrides: "key=value" with dots between nested keys ("stages.task.data.limit=10"); values are read as YAML.
         check_files: also check that the data files exist.
 
     Raises:

@@ -99,7 +99,22 @@ class Settings:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-4, without a point, for a text; here it is a number, as in YAML 1.2."""
+    """YAML 1.1 takes 1e-4, without a point, for a text; here it is a number, as in YAML 1.2. PyYAML takes the last of equal keys; here
+    they are refused, as in YAML 1.2."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Raises yaml.composer.ComposerError for a key that stands twice."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    problem = f"found the key {key.value!r} twice"
+                    raise yaml.composer.ComposerError(
+                        "while reading a mapping", node.start_mark, problem, key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.add_implicit_resolver(

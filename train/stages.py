@@ -92,7 +92,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
         with heard_by_all():
             model, processor = build(recipe)
         # All of it before anything is trained: a bad line of the task stage is not to be met after days of translation.
-        data = {name: _read_data(name, recipe, processor) for name in STAGES if name in recipe.stages}
+        data = {name: _read_data(name, recipe, model, processor) for name in STAGES if name in recipe.stages}
         history: dict[str, History] = {}
         weights: Weights | None = None
         before = ""
@@ -179,7 +179,7 @@ def run_stage(
         return json.loads((final / HISTORY).read_text(encoding="utf-8")), None
 
     stage = recipe.stages[name]
-    data = data or _read_data(name, recipe, processor)
+    data = data or _read_data(name, recipe, model, processor)
     assert data is not None  # of a stage that has not ended
     padding = processor.encoder_tokenizer.pad_token_id or 0, processor.tokenizer.pad_token_id or 0
     collator = PackedCollator() if stage.packing else Collator(*padding)
@@ -212,14 +212,33 @@ def run_stage(
     return history, weights
 
 
-def _read_data(name: str, recipe: Recipe, processor: LayAlignProcessor) -> StageData | None:
+def _read_data(
+    name: str, recipe: Recipe, model: LayAlignForConditionalGeneration, processor: LayAlignProcessor
+) -> StageData | None:
     """What a stage is trained on; None of one that has ended."""
     if damage(Path(recipe.output) / name / "final") is None:
         return None
     with heard_by_all():
         data = read_stage_data(name, recipe, processor)
+        _check_positions(name, data, model)
     _check_same_everywhere(name, data)
     return data
+
+
+def _check_positions(name, data, model):
+    """That an LLM which looks positions up in a table has one for each token of the longest record, which may come after days."""
+    limit = model.llm_limit
+    for kind, records in (("record", data.train), ("held-out record", data.held_out)):
+        if limit is None or records is None or not len(records):
+            continue
+        taken = records.texts.lengths() + int(model.config.get_text_config().bos_token_id is not None)
+        if model.adapter is not None:
+            taken = taken + records.questions.lengths() + 1  # soft prompts and boundary
+        if taken.max() > limit:
+            raise ValueError(
+                f"stages.{name}: {kind} {taken.argmax()} of {len(records)} (counted from 0) takes {taken.max()} positions of the LLM, "
+                f"which has {limit}; lower source_max_length or target_max_length"
+            )
 
 
 def _unlike_the_first(here):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from layalign.commands.options import long_dtype
+from layalign.spelling import long_dtype
 
 
 def kernels(

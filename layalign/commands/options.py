@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from layalign.spelling import long_dtype
+
 Model = Annotated[str, typer.Argument(help="Folder or hub name of a LayAlign model.")]
 Texts = Annotated[
     list[str] | None, typer.Argument(help="Questions; left out, they are read from --file or standard input.")
@@ -19,8 +21,6 @@ TaskData = Annotated[Path | None, typer.Option(help="Folder with the task's file
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where results go.")]
 Encoder = Annotated[str | None, typer.Option(help="The model's encoder, where it is no longer where the model says.")]
 OwnLLM = Annotated[str | None, typer.Option("--llm", help="The model's LLM, likewise.")]
-# As recipes write them.
-_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def require(*packages: str) -> None:
@@ -66,11 +66,6 @@ def listed(values: str | Sequence[str] | None, name: str) -> list[str] | None:
     if "" in found:
         raise ValueError(f"{name}: got {values!r}, takes names parted by commas")
     return found
-
-
-def long_dtype(name: str | None) -> str | None:
-    """A dtype's name as torch has it."""
-    return _SHORT.get(name or "", name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ def evaluate(
     # Where a file of problems lies is no part of the job: it may have moved, and what it says is among the problems.
     job = {**config, "tasks": [Path(name).name for name in tasks]}
     records = answered(make, problems, folder, job, processes)
-    results = {
+    results: dict[str, Any] = {
         "system": system.name,
         "tasks": {name: _task_results(name, task, records) for name, (task, _) in loaded.items()},
         "config": {**config, "batch_size": settings.batch_size},

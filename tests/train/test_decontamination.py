@@ -42,6 +42,9 @@ def test_whole_texts_are_found_however_they_are_written():
         "vowel signs are no punctuation"
     )
     assert kinds(["ﬁve", "..."], "five", "!") == ["exact", None]
+    unseen = "".join(f"{letter}\u200c" if letter in "uks" else letter for letter in QUESTION)
+    assert kinds([QUESTION], unseen, unseen + " So") == ["exact", "ngram"] and kinds([unseen], QUESTION) == ["exact"]
+    assert kinds(["她有12个蛋"], "她 有 12 个蛋。", "她有 1 2 个蛋") == ["exact", None]
 
 
 def test_thirteen_words_in_a_row_are_found_and_twelve_are_not():

@@ -2,12 +2,13 @@ import dataclasses
 import json
 
 import pytest
+import torch
 import yaml
 
 from layalign.train import recipe as recipe_module
 from layalign.train.data.data_source import DataSource
 from layalign.train.recipe import SHIPPED, InitFrom, Recipe, load_recipe, recipe_schema
-from layalign.train.settings import build
+from layalign.train.settings import build, read_yaml
 from layalign.train.stage_recipe import StageRecipe
 from tests.train.wrong_settings import MISSING_PACKAGES, WRONG
 
@@ -119,6 +120,8 @@ def test_a_global_batch_that_does_not_divide(records, batch_size, processes, mes
         (b"", "a recipe is a mapping of settings, got NoneType"),
         (b"encoder: \xff\xfe", "not readable as YAML"),
         (b"encoder: a\n", "llm: required, but not given"),
+        (b"seed: 1\nllm: a\nseed: 2\n", "found the key 'seed' twice"),
+        (b"stages: {task: {eps: 1, eps: 2}}\n", "found the key 'eps' twice"),
     ],
 )
 def test_files_that_are_no_recipes(tmp_path, content, message):
@@ -144,6 +147,21 @@ def test_numbers_written_as_text_are_read(recipe_file):
     stage = recipe.stages["task"]
     assert (stage.learning_rate, stage.eps, stage.data[0].limit) == (1e-4, 1.0, 7)
     assert type(stage.eps) is float
+
+
+def test_a_merged_mapping_may_be_written_over():
+    """YAML's way to begin with another mapping."""
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}"
+    assert read_yaml(text) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("bf16", "bfloat16"), (torch.float16, "float16"), ("torch.float32", "float32"), ("auto", None), (None, None)],
+)
+def test_dtypes_have_one_name(recipe_file, given, name):
+    settings = yaml.safe_load(recipe_file.read_text())
+    assert build(Recipe, settings | {"model": {"dtype": given}}).model == {"dtype": name}
 
 
 def test_overrides_reach_every_level_and_make_missing_ones(recipe_file):
@@ -221,6 +239,7 @@ def test_shipped_recipes_have_the_published_settings(name):
         assert (stage.epochs, stage.hold_out, stage.precision, stage.max_grad_norm) == (3, 3000, "bf16", 1.0)
         assert (stage.betas, stage.eps, stage.weight_decay, stage.warmup_ratio) == ([0.8, 0.999], 1e-8, 3e-7, 0.05)
         assert stage.schedule == "cosine"
+    assert (translation.keep, translation.eval_steps, task.keep) == ("best", 200, "last")
     assert len(translation.data[0].languages) == PUBLISHED_LANGUAGES[name]
     assert translation.data[0].limit == 100_000
     assert translation.source_max_length == translation.target_max_length == 200
@@ -256,6 +275,7 @@ def test_langbridges_own_recipe():
     assert (recipe.train_encoder, stage.encoder_learning_rate) == ("embeddings", 2e-5)
     assert (stage.learning_rate, stage.epochs, stage.global_batch_size, stage.source_max_length) == (6e-4, 1, 128, 1024)
     assert (stage.schedule, stage.warmup_ratio, stage.weight_decay, stage.max_grad_norm) == ("constant", 0, 0, 1.0)
+    assert stage.target_max_length == 1024, "theirs is 1152 less the source's tokens"
     assert all(stage.accumulation(processes) * stage.batch_size * processes == 128 for processes in (1, 4, 8))
 
 

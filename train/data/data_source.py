@@ -66,6 +66,9 @@ class DataSource(Settings):
             raise ValueError(f"path: required for format {self.format!r}")
         if (self.format == "pairs") != (self.target_path is not None):
             raise ValueError(f"target_path: is the second file of format 'pairs', format is {self.format!r}")
+        for name, is_given in (("subset", self.subset is not None), ("split", self.split != "train")):
+            if is_given and self.format != "dataset":
+                raise ValueError(f"{name}: is of format 'dataset', format is {self.format!r}; files are read whole")
         if self.streaming and self.format != "dataset":
             raise ValueError(
                 f"streaming: is for format 'dataset', format is {self.format!r}; files are always read as a stream"

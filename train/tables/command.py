@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from layalign.commands.options import listed, long_dtype, refuse, require
+from layalign.commands.options import listed, refuse, require
+from layalign.spelling import long_dtype
 
 
 def table(

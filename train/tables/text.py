@@ -52,8 +52,8 @@ def table_text(result: Mapping[str, Any]) -> str:
             lines += [f"here: {asked} questions of {task}, the {result['scorer']} scorer{_said_settings(result)}.", ""]
             lines += [*_partial_averages(part)]
         lines += [*reasons, ""] if reasons else []
-        spread = any(value is not None for row in part["rows"] for value in row.get("spread", ()))
-        lines += [*_differences(part), ""] if spread else []
+        spreads = any(value is not None for row in part["rows"] for value in row.get("spread", ()))
+        lines += [*_differences(part), ""] if spreads else []
     return "\n".join(lines)
 
 
