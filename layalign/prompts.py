@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from layalign.tasks.prompts import MATH, SAME_TEXT
 
 # Prompts by name; any other is a template.
 DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT = "default", "task", "chat", "none"
+# What chat templates that write today's date are given (the one that Llama 3.1's falls back to): data and answers do not change overnight.
+DATE = datetime(2024, 7, 26)
 # What the published checkpoint of each task was trained with.
 PUBLISHED = {"math": MATH, "xcsqa": SAME_TEXT, "xnli": SAME_TEXT}
 
@@ -56,7 +59,7 @@ def chat_prompt(tokenizer: Any) -> str:
 
 
 def conversation(tokenizer: Any, turns: Iterable[tuple[str, str]] = ()) -> str:
-    """What the LLM's chat template makes of a question {text} after turns (question, answer).
+    """What the LLM's chat template makes of a question {text} after turns (question, answer). Where it writes today's date, that is DATE.
 
     Raises:
         ValueError: the tokenizer has no chat template.
@@ -67,7 +70,8 @@ def conversation(tokenizer: Any, turns: Iterable[tuple[str, str]] = ()) -> str:
     for question, answer in turns:
         said += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     said.append({"role": "user", "content": "{text}"})
-    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    date = {"strftime_now": DATE.strftime} if "strftime_now" in str(tokenizer.chat_template) else {}
+    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **date)
 
 
 def chosen_prompt(prompt: str | None, own: str | None, tokenizer: Any = None) -> str | None:
