@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from layalign.tasks.prompts import MATH, SAME_TEXT
 DEFAULT_PROMPT, TASK_PROMPT, CHAT, NO_PROMPT = "default", "task", "chat", "none"
 # What chat templates that write today's date are given (the one that Llama 3.1's falls back to): data and answers do not change overnight.
 DATE = datetime(2024, 7, 26)
+_TODAY = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 # What the published checkpoint of each task was trained with.
 PUBLISHED = {"math": MATH, "xcsqa": SAME_TEXT, "xnli": SAME_TEXT}
 
@@ -70,8 +72,11 @@ def conversation(tokenizer: Any, turns: Iterable[tuple[str, str]] = ()) -> str:
     for question, answer in turns:
         said += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     said.append({"role": "user", "content": "{text}"})
-    date = {"strftime_now": DATE.strftime} if "strftime_now" in str(tokenizer.chat_template) else {}
-    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **date)
+    dated = {}
+    if "strftime_now" in str(tokenizer.chat_template):
+        template = tokenizer.get_chat_template()
+        dated["chat_template"] = _TODAY.sub(lambda today: repr(DATE.strftime(today["format"])), template)
+    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **dated)
 
 
 def chosen_prompt(prompt: str | None, own: str | None, tokenizer: Any = None) -> str | None:
