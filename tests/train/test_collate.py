@@ -87,7 +87,7 @@ def test_subsets_and_languages(processor, records):
         assert all(np.array_equal(one, other) for one, other in zip(some[place], data[index], strict=True))
         assert some.lengths[place] == data.lengths[index]
         assert some.language_names[some.languages[place]] == records[index]["lang"]
-    assert {name: list(found.indices) for name, found in data.by_language().items()} == {
+    assert {name: places.tolist() for name, places in data.by_language().items()} == {
         "unknown": [2, 5, 8],
         "de": [1, 4, 7],
         "sw": [0, 3, 6, 9],

@@ -261,6 +261,9 @@ def test_missing_and_unreadable_places(tmp_path):
         read_sources([DataSource(format="dataset", path=str(empty))])
     with pytest.raises(ValueError, match=r"records\[1\]: no field 'target'"):
         read_sources([DataSource(records=[GOOD[0], {"source": "a"}])])
+    for given in (None, {"source": "a"}):
+        with pytest.raises(ValueError, match=f"records: the function gave {type(given).__name__}, takes one"):
+            read_sources([DataSource(records=lambda given=given: given)])
 
 
 def test_line_separators_inside_a_line_do_not_shift_the_pairs(tmp_path):

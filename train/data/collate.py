@@ -82,14 +82,10 @@ class EncodedRecords(torch.utils.data.Dataset):
         """(n,) positions each record takes in the LLM."""
         return self.questions.lengths() + self.texts.lengths()
 
-    def by_language(self) -> dict[str, torch.utils.data.Subset]:
-        """The records of each language that has any, in alphabetical order; those without one are called "unknown"."""
+    def by_language(self) -> dict[str, np.ndarray]:
+        """The places of each language's records, of those that have any, in alphabetical order; those without one are "unknown"."""
         places = {name: np.flatnonzero(self.languages == index) for index, name in enumerate(self.language_names)}
-        return {
-            name or "unknown": torch.utils.data.Subset(self, places[name].tolist())
-            for name in sorted(places)
-            if len(places[name])
-        }
+        return {name or "unknown": places[name] for name in sorted(places) if len(places[name])}
 
     def subset(self, index: np.ndarray) -> EncodedRecords:
         """Some of all the records (not of a subset's), without copying their tokens.

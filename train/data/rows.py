@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from layalign.train.data.dataset_rows import dataset_rows
@@ -237,6 +237,10 @@ class _Text:
 
 def _memory_rows(source):
     records = source.records() if callable(source.records) else source.records
+    if not isinstance(records, Iterable) or isinstance(records, (str, bytes, Mapping)):
+        raise ValueError(
+            f"records: the function gave {type(records).__name__}, takes one that gives an iterator over dicts"
+        )
     for index, row in enumerate(records):
         yield f"records[{index}]", row
 

@@ -10,6 +10,7 @@ import torch
 from layalign.train.data.mixing import Mixture, mixed
 
 _GROUPED_BATCHES = 50
+_BLOCK = 1 << 16
 
 
 def epoch_order(
@@ -79,7 +80,9 @@ class EpochSampler(torch.utils.data.Sampler):
         order = epoch_order(self.size, generator, self.mixture, seed, self.epoch)
         if self.lengths is not None:
             order = self._group(order, generator)
-        return iter(np.resize(order, len(self)).tolist())
+        order = np.resize(order, len(self))
+        # A list of all of them takes 40 bytes a record, for a whole epoch.
+        return (index for start in range(0, len(order), _BLOCK) for index in order[start : start + _BLOCK].tolist())
 
     def _group(self, order, generator):
         """Sort by length within runs of some batches, and shuffle the batches. Only the last batch may be a short

@@ -28,7 +28,7 @@ def keep_samples(folder: Path, data: StageData, processor: LayAlignProcessor) ->
         processor: whose tokenizers made the records.
     """
     records = data.train if data.held_out is None else data.held_out
-    languages = {name: part.indices[:_KEPT] for name, part in records.by_language().items()}
+    languages = {name: places[:_KEPT].tolist() for name, places in records.by_language().items()}
     samples: list[dict[str, Any]] = []
     for turn in range(_KEPT):
         for name, places in languages.items():
