@@ -178,6 +178,23 @@ def test_a_row_that_another_process_reads_is_waited_for(sources, recipes, asking
     assert "| here |" in printed(*words) and len(waited) == 1
 
 
+def test_rows_of_others_may_be_left_to_them(sources, recipes, asking, monkeypatch, capsys):
+    """Where there are more tables to make: nothing is waited for, and no table shown that lacks rows."""
+    real = make.measure
+
+    def measure(entry, *given, **other):
+        if entry.row.name == "LayAlign-LR":
+            raise InUse("output: it is in use by another run")
+        return real(entry, *given, **other)
+
+    monkeypatch.setattr(make, "measure", measure)
+    monkeypatch.setattr(make.time, "sleep", lambda _: pytest.fail("waited"))
+    result = make.make_table(load_table(7), sources, asking, wait=False)
+    rows = {row["name"]: row for row in result["parts"][0]["rows"]}
+    assert rows["LayAlign"]["measured"] is not None and rows["LayAlign-LR"]["why"] == "not made yet"
+    assert "| MGSM" not in capsys.readouterr().out
+
+
 def test_rows_that_are_not_made_yet_are_not_called_unasked(sources, recipes, asking, monkeypatch):
     """And a table of one seed has no ±."""
     file = sources.output / "table_07.md"

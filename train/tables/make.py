@@ -35,6 +35,7 @@ def make_table(
     asking: Asking | None = None,
     rows: Iterable[str] | None = None,
     progress: bool = True,
+    wait: bool = True,
 ) -> dict[str, Any]:
     """Train and ask what is not there yet, and write table_NN.json and table_NN.md in the output folder, and the rows' accuracy against
     their trained parameters as a figure (table_NN.png, .svg, its points as .csv), where a row has both.
@@ -48,6 +49,7 @@ def make_table(
         asking: how they are asked.
         rows: names of rows; None: all. The others, and other seeds, are shown as they were measured here before under the same settings.
         progress: show what is done.
+        wait: for rows that other processes are at; else these are left to a later call, as where other tables are still to be made.
 
     Returns:
         the content of table_NN.json: {"table", "title", "scorer", "settings" (of all rows), "parts": [{"name", "columns", "file" (asked in
@@ -119,9 +121,12 @@ def make_table(
             else:
                 write()
         if len(put_off) == len(left):
+            if not wait:
+                break
             time.sleep(LOOKS_AGAIN_AFTER)
         left = put_off
     result = write(figure=True)
+    progress = progress and not left
     if progress:
         print(table_text(result))
     drawn = sources.output / f"table_{table.number:02}.png"

@@ -94,7 +94,10 @@ def real_tables(
         tasks={"mgsm": str(problems)},
         settings=GenerationSettings(max_new_tokens=ANSWER_TOKENS, batch_size=ASKED_AT_ONCE),
     )
-    return [make_table(table, replace(sources, recipes=names), asking) for table in chosen]
+    sources = replace(sources, recipes=names)
+    for table in chosen[:-1]:  # what another process is at is waited for when nothing of the other tables is left
+        make_table(table, sources, asking, wait=False)
+    return [make_table(table, sources, asking) for table in chosen]
 
 
 def _prepared(output: Path, arguments: dict[str, Any], bases: tuple[str, str]) -> tuple[Path, Path]:
