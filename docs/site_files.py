@@ -13,6 +13,7 @@ REPORTS = {
     "real_pair": ROOT / "train" / "demo" / "real" / "report",
     "second_experiment": ROOT / "train" / "demo" / "real" / "further_report",
     "shipped_part": ROOT / "train" / "demo" / "real" / "last_report",
+    "real_pair_tables": ROOT / "train" / "demo" / "real" / "tables_report",
 }
 INSTALLED = ROOT / "runs" / "site_sources"  # mkdocs.yml names it
 PAGES = {
