@@ -15,6 +15,11 @@ REPORTS = {
     "shipped_part": ROOT / "train" / "demo" / "real" / "last_report",
     "real_pair_tables": ROOT / "train" / "demo" / "real" / "tables_report",
 }
+PAGE_NAMES = (
+    "README.md",
+    "results.md",
+    "serving.md",
+)  # of folders of results; what else is there is a part of one of these
 INSTALLED = ROOT / "runs" / "site_sources"  # mkdocs.yml names it
 PAGES = {
     "changelog.md": ROOT / "CHANGELOG.md",
@@ -28,7 +33,7 @@ def sources() -> dict[str, Path]:
     """Place in the site -> file of the tree."""
     found = dict(PAGES)
     for name, folder in (REPORTS | {f"machines/{folder.name}": folder for folder in machines()}).items():
-        shown = [path for path in sorted(folder.iterdir()) if path.suffix in (".md", ".png")]
+        shown = [path for path in sorted(folder.iterdir()) if path.suffix == ".png" or path.name in PAGE_NAMES]
         found |= {f"{name}/{path.name}": path for path in shown}
     return found
 
