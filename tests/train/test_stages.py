@@ -194,21 +194,17 @@ def test_a_prompt_that_no_stage_reads_is_said(settings, caplog):
 
 def test_a_record_of_more_positions_than_the_llm_has_is_named_before_anything_is_trained(settings, tmp_path):
     """The longest may come after days, and a run that has begun cannot be given shorter ones."""
-    settings = copy.deepcopy(settings)
-    llm, tokenizer = tmp_path / "llm", AutoTokenizer.from_pretrained(settings["llm"])
-    tokenizer.save_pretrained(llm)
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24, "bos_token_id": 1, "eos_token_id": 2}
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(llm)
-    settings["llm"] = str(llm)
-    records = settings["stages"]["task"]["data"]["records"]
-    long = {**records[0], "source": " ".join(["moja"] * 20)}
-    settings["stages"]["task"]["data"] = {"records": [*records, long]}
-    run = recipe(settings, steps=1)
-    said = rf"stages.task: record {len(records)} of {len(records) + 1} \(counted from 0\) takes (\d+) positions of the LLM, which has 24"
+    settings, llm = copy.deepcopy(settings), tmp_path / "llm"
+    AutoTokenizer.from_pretrained(settings["llm"]).save_pretrained(llm)
+    GPT2LMHeadModel(GPT2Config(60, 24, 16, 2, 2, bos_token_id=1, eos_token_id=2)).save_pretrained(llm)
+    settings["llm"], task = str(llm), settings["stages"]["task"]
+    records = [*task["data"]["records"], {"source": "moja " * 20, "target": "one", "lang": "sw"}]
+    task["data"] = {"records": records}
+    said = rf"stages.task: record {len(records) - 1} of {len(records)} \(counted from 0\) takes (\d+) positions of the LLM, which has 24"
     with pytest.raises(ValueError, match=said):
-        train(run)
-    assert not list(Path(run.output).glob("*/checkpoint-*"))
-    settings["stages"]["task"]["source_max_length"] = 5
+        train(recipe(settings, steps=1))
+    assert not list(Path(settings["output"]).glob("*/checkpoint-*"))
+    task["source_max_length"] = 5
     assert train(recipe(settings, steps=1)).history
 
 
