@@ -196,7 +196,9 @@ def test_a_record_of_more_positions_than_the_llm_has_is_named_before_anything_is
     """The longest may come after days, and a run that has begun cannot be given shorter ones."""
     settings, llm = copy.deepcopy(settings), tmp_path / "llm"
     AutoTokenizer.from_pretrained(settings["llm"]).save_pretrained(llm)
-    GPT2LMHeadModel(GPT2Config(60, 24, 16, 2, 2, bos_token_id=1, eos_token_id=2)).save_pretrained(llm)
+    GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=24, n_embd=12, n_layer=2, bos_token_id=1)).save_pretrained(
+        llm
+    )
     settings["llm"], task = str(llm), settings["stages"]["task"]
     records = [*task["data"]["records"], {"source": "moja " * 20, "target": "one", "lang": "sw"}]
     task["data"] = {"records": records}
