@@ -15,11 +15,8 @@ REPORTS = {
     "shipped_part": ROOT / "train" / "demo" / "real" / "last_report",
     "real_pair_tables": ROOT / "train" / "demo" / "real" / "tables_report",
 }
-PAGE_NAMES = (
-    "README.md",
-    "results.md",
-    "serving.md",
-)  # of folders of results; what else is there is a part of one of these
+# Of folders of results; what other pages are there are parts of one of these.
+PAGE_NAMES = ("README.md", "results.md", "serving.md")
 INSTALLED = ROOT / "runs" / "site_sources"  # mkdocs.yml names it
 PAGES = {
     "changelog.md": ROOT / "CHANGELOG.md",

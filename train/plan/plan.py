@@ -101,7 +101,7 @@ def empty_model(recipe: Recipe) -> LayAlignForConditionalGeneration:
     Raises:
         ValueError: bases without one, or that cannot be joined.
     """
-    dtype = DTYPES.get(str(recipe.model.get("dtype")).removeprefix("torch."))
+    dtype = DTYPES.get(recipe.model.get("dtype", ""))
     with torch.device("meta"):
         encoder = None
         if recipe.encoder is not None:
