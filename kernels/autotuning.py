@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +15,11 @@ import triton.testing
 
 from .files import cache_folder, read_json, write_json
 from .launch import LaunchConfig, noting
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: of two processes that tune at once, the last one's choice stays
+    fcntl = None  # type: ignore[assignment]
 
 # (path, entry) -> what this process has looked up: a launch cannot wait for a file.
 _known: dict[tuple[Path, str], LaunchConfig] = {}
@@ -69,7 +73,8 @@ def _store(path, entry, fastest, candidates):
     """Add the choice to what others have stored meanwhile -> the choice that holds: theirs if they were first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:  # beside the store, which is replaced and so cannot be locked
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
         choices = _stored(path)
         if choices.get(entry) not in candidates:
             choices[entry] = fastest

@@ -81,6 +81,14 @@ def multiprocessors(device: torch.device) -> int:
     return _gpu(device)[1]
 
 
+def float32_precision() -> str:
+    """What torch.get_float32_matmul_precision says, also where torch.backends.*.fp32_precision has said it, of which that raises."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
 def dot_precision(dtype: torch.dtype, architecture: str) -> str:
     """How tiles are multiplied: fp32 as torch.set_float32_matmul_precision says for torch's own products.
 
@@ -89,7 +97,7 @@ def dot_precision(dtype: torch.dtype, architecture: str) -> str:
     """
     if dtype != torch.float32 or not architecture.startswith("sm_"):
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32x3" if float32_precision() == "highest" else "tf32"
 
 
 class Launched(NamedTuple):

@@ -53,7 +53,8 @@ def lasting(tensor: Tensor) -> Tensor:
 @cache
 def nothing(device: torch.device) -> Tensor:
     """One fp32 that nobody reads, for a pointer that a kernel takes and not every call needs."""
-    return lasting(torch.empty(1, dtype=torch.float32, device=device))
+    with torch.inference_mode(False):
+        return lasting(torch.empty(1, dtype=torch.float32, device=device))
 
 
 class Described(NamedTuple):

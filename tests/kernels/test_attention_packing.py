@@ -103,6 +103,21 @@ def test_a_later_call_says_what_was_wrong(backend, attend, inputs, name):
     attend(*inputs, **good)
 
 
+@pytest.mark.usefixtures("unseen", "faults")
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_a_first_call_may_be_in_inference_mode(backend, attend, inputs):
+    """Its note is read, and taken down, by one that is not."""
+    from layalign.kernels.adaptive_fusion_attention.gpu import packing
+
+    packing._faults.cache_clear()
+    good = options(*GOOD)
+    with torch.inference_mode():
+        attend(*inputs, **good | {"cu_seqlens": good["cu_seqlens"].flip(0)})
+    with pytest.raises(ValueError, match=r"^cu_seqlens: got bounds in an earlier call"):
+        attend(*inputs, **good)
+    attend(*inputs, **good)
+
+
 def test_good_bounds_stay_as_they_are():
     for count, length in ((1, 0), (1, 5), (4, 0), (4, 7), (600, 1000)):
         cuts = torch.randint(length + 1, (count - 1,), generator=torch.Generator().manual_seed(count)).sort().values

@@ -140,6 +140,15 @@ def test_one_of_minus_infinity_is_none(attend, random_inputs):
         torch.testing.assert_close(attend(*given, sink=torch.full((heads,), 1e4)), alone)
 
 
+def test_one_of_minus_infinity_gets_no_gradient_of_rows_that_see_nothing(attend, random_inputs):
+    inputs = random_inputs(*SHAPES["sequence"], (1,), **FP32)
+    sink = torch.tensor([-torch.inf, 0.5], requires_grad=True)
+    unseen = torch.ones(MASK.shape, dtype=torch.bool)
+    unseen[0] = False
+    attend(*inputs, sink=sink, key_mask=unseen).sum().backward()
+    assert sink.grad[0] == 0 and sink.grad.isfinite().all() and sink.grad[1] != 0
+
+
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)
 @torch.no_grad()
 def test_plans_and_splits(attend, random_inputs, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention_reference
+from layalign.kernels.adaptive_fusion_attention.call import Call, flatten
 
 pytestmark = pytest.mark.parametrize("backend", ["triton"], indirect=True)
 # Lengths around the interpreter's tiles of 16 and 32, and primes.
@@ -166,3 +167,22 @@ def test_outputs_without_gradients_are_the_same(attend, random_inputs):
         with mode():
             plain = attend(*inputs)
         assert torch.equal(plain, out) and not plain.requires_grad
+
+
+@pytest.mark.parametrize("keep", [[False, False, False], [False, True, True], [True, True, True]], ids=str)
+def test_fakes_have_the_dtypes_of_what_they_stand_for(random_inputs, backend, keep):
+    """Of absent results too, where queries and gate have two."""
+    operators = pytest.importorskip("layalign.kernels.adaptive_fusion_attention.gpu.operator")
+    inputs = [
+        x.detach() for x in random_inputs(1, 2, 1, 18, 18, 5, 16, (1,), dtype=torch.float16, gate_dtype=torch.float32)
+    ]
+    flat = flatten(Call(*inputs, scale=0.25))
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(operators._forward_operator, (*flat, keep), test_utils=checks)
+    if not keep[1]:
+        return
+    out, *terms = operators._forward_operator(*flat, keep)
+    for wanted in ([keep[0]] * 2 + [True] * 3 + [False] * 2, [False] * 5 + [True, False]):
+        torch.library.opcheck(
+            operators._backward_operator, (torch.ones_like(out), *terms, *flat, wanted), test_utils=checks
+        )

@@ -101,6 +101,8 @@ def sink_gradient(sums: Tensor | None, lse: Tensor, sink: Tensor) -> Tensor:
     loses to it. sums: row sums of the self term (B, Hq, S); None where there are no rows."""
     if sums is None:
         return torch.zeros_like(sink)
+    # A row that sees nothing, beside a sink of -inf, has an lse of -inf too, and no weight.
+    lse = torch.where(lse == -math.inf, math.inf, lse)
     weights = torch.exp2(sink.float().view(1, -1, 1) * math.log2(math.e) - lse)
     return -(weights * sums).sum((0, 2)).to(sink.dtype)
 

@@ -188,7 +188,7 @@ class Decoded(NamedTuple):
 def decodes(q: Tensor) -> bool:
     """Whether `decode` takes these queries: there are few, and the launch table has a line for them."""
     call = dict(architecture=architecture(q.device), dtype=q.dtype, head_dim=q.shape[3], rows=1)
-    return 1 <= q.shape[2] <= MOST_QUERIES and q.shape[0] > 0 and decode_config(**call) is not None
+    return 1 <= q.shape[2] <= MOST_QUERIES and 0 not in q.shape[:2] and decode_config(**call) is not None
 
 
 def decode(call: Call, return_lse: bool) -> Decoded:

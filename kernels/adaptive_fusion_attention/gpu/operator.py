@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import autotuning, plans
 from ...dispatch import covered, first_gradients_only
-from ...launch import stands_in
+from ...launch import float32_precision, stands_in
 from ..call import (
     FLAT_NUMBERS,
     FLAT_TENSORS,
@@ -129,7 +129,7 @@ def _kept(call, return_lse):
 
 def _described(arguments, state, tuned):
     """The Described of arguments whose first is a tensor. tuned: whether autotuning, or LAYALIGN_GLUON=1, may choose their launches."""
-    precision = torch.get_float32_matmul_precision() if arguments[0].dtype == torch.float32 else None
+    precision = float32_precision() if arguments[0].dtype == torch.float32 else None
     chosen = tuned and (autotuning.enabled(), gluon_asked())
     return PLANS.describe(arguments, (state, precision, stands_in(), chosen))
 
@@ -259,8 +259,8 @@ def _(*arguments):
     q, crossing, kept = flat[0], flat[3].shape[2] > 0, Kept(*kept)
     made = (True, crossing and kept.self_term, crossing and kept.terms)
     terms = [empty_like(q) if x else q.new_empty(0) for x in made]
-    lse = (1 + crossing, *q.shape[:3]) if kept.lse else (0,)
-    return *terms, q.new_empty(lse, dtype=torch.float32)
+    lse = (1 + crossing, *q.shape[:3])
+    return *terms, q.new_empty(lse, dtype=torch.float32) if kept.lse else q.new_empty(0)
 
 
 @torch.library.custom_op(
@@ -276,14 +276,14 @@ def _backward_operator(*arguments):
 
 @_backward_operator.register_fake
 def _(*arguments):
-    _, _, _, _, *flat, wanted = arguments
+    grad_out, _, _, _, *flat, wanted = arguments
     *tensors, gate, sink = unflatten(flat)[:FLOATS]
     grads = [
         *map(empty_like, tensors),
         gate.new_empty(gate.shape),
         None if sink is None else sink.new_empty(sink.shape),
     ]
-    return tuple(grad if want else gate.new_empty(0) for grad, want in zip(grads, wanted, strict=True))
+    return tuple(grad if want else grad_out.new_empty(0) for grad, want in zip(grads, wanted, strict=True))
 
 
 @torch.library.custom_op(

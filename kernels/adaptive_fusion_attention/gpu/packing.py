@@ -83,6 +83,6 @@ def raise_faults(device: torch.device) -> None:
 @cache
 def _faults(device):
     """Two words that kernels on the device write and the host reads without asking the device."""
-    if device.type == "cuda":
-        return lasting(torch.zeros(2, dtype=torch.int32, pin_memory=True))
-    return lasting(torch.zeros(2, dtype=torch.int32, device=device))
+    place = {"pin_memory": True} if device.type == "cuda" else {"device": device}
+    with torch.inference_mode(False):  # where it is first asked for must not matter to who writes to it
+        return lasting(torch.zeros(2, dtype=torch.int32, **place))

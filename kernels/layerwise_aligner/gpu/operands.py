@@ -20,6 +20,7 @@ STRIDED = tl.constexpr(1)  # by a stride
 LISTED = tl.constexpr(2)  # in a list of pointers
 SPANNED = tl.constexpr(3)  # in such a list, as a place within one tensor descriptor
 
+_MOST_STRIDE = 2**40  # bytes that a descriptor's stride stays below
 _MOST_ROWS = 2**30  # from the first matrix of a list to the last: tensor descriptors count in 32 bits
 
 
@@ -55,16 +56,22 @@ def matrices(operand: Tensor | Sequence[Tensor], groups: int) -> Matrices:
     size, row = operand[0].element_size(), operand[0].stride(0)
     places = [x.data_ptr() for x in operand]
     step = places[1] - places[0] if groups > 1 else 0
-    if step % size == 0 and all(y - x == step for x, y in pairwise(places)) and operand[0].device.type != "meta":
+    # Forward alone: a descriptor's strides are unsigned, so that of matrices that lie the other way round would lead far away.
+    if (
+        0 <= step < _MOST_STRIDE
+        and step % size == 0
+        and all(y - x == step for x, y in pairwise(places))
+        and operand[0].device.type != "meta"
+    ):
         return Matrices((operand[0],), step // size, row)
     return Matrices(tuple(operand), 0, row)
 
 
 def aligned(operand: Matrices) -> bool:
-    """Whether all matrices, and their rows, start at multiples of 16 bytes."""
+    """Whether all matrices, and their rows, start at multiples of 16 bytes, each row at another: a descriptor takes no stride of 0."""
     size = operand.pointers[0].element_size()
     starts = (x.data_ptr() for x in operand.pointers)
-    return all(place % 16 == 0 for place in (operand.group * size, operand.row * size, *starts))
+    return operand.row > 0 and all(place % 16 == 0 for place in (operand.group * size, operand.row * size, *starts))
 
 
 def found(operand: Matrices, whole: bool, descriptors: bool) -> int:
