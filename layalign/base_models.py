@@ -72,10 +72,12 @@ def write_down(
     name = reference(source, module)
     setattr(config, f"{role}_name_or_path", name)
     place = {key: value for key, value in (given or {}).items() if key in ("revision", "subfolder")}
-    if name is None or isinstance(source, torch.nn.Module) or name.startswith(PREFIX) or Path(name).is_dir():
+    if name is None or name.startswith(PREFIX) or Path(name).is_dir():
         place.pop("revision", None)
-    elif commit := _commit(name, place, given or {}):
-        place["revision"] = commit
+    else:
+        known = getattr(module.config, "_commit_hash", None) if isinstance(source, torch.nn.Module) else None
+        if commit := known or _commit(name, place, given or {}):
+            place["revision"] = commit
     sources = {base: own for base, own in (config.base_sources or {}).items() if base != role}
     config.base_sources = sources | ({role: place} if place else {}) or None
     sampled(config, role, module)

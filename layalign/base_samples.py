@@ -30,7 +30,12 @@ def sample(base: nn.Module) -> Sample:
     }
     names = sorted(found)
     chosen = [names[index * len(names) // TENSORS] for index in range(min(TENSORS, len(names)))] if names else []
-    return {name: _written(found[name]) for name in dict.fromkeys(chosen)}
+    return {name: _written(found[name]) for name in dict.fromkeys(chosen) if not is_unused(name)}
+
+
+def is_unused(name: str) -> bool:
+    """Whether a base's weight is of its pooler, which LayAlign does not use; where a checkpoint lacks it, it is drawn anew at each load."""
+    return "pooler" in name
 
 
 def differing(kept: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

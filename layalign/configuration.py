@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, get_origin
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from layalign.lora import checked_lora
 from layalign.quantization import checked_quantization
@@ -121,6 +121,9 @@ class LayAlignConfig(PreTrainedConfig):
         if not isinstance(self.llm_input, (dict, type(None))):
             raise ValueError(f"llm_input takes {STAGES} with true or false, got {self.llm_input!r}")
         self.llm_input = {"translation": False, "task": True} | (self.llm_input or {})
+        for name in ("encoder_states", "encoder_layers", "llm_layers"):
+            if isinstance(getattr(self, name), (tuple, range)):  # JSON knows lists
+                setattr(self, name, list(getattr(self, name)))
         self.quantization, self.lora = checked_quantization(self.quantization), checked_lora(self.lora)
 
     def _check(self) -> None:
@@ -181,10 +184,10 @@ class LayAlignConfig(PreTrainedConfig):
         for stage, value in self.llm_input.items():
             if stage not in STAGES or not isinstance(value, bool):
                 raise ValueError(f"llm_input takes {STAGES} with true or false, got {stage!r}: {value!r}")
-        if self.encoder_config is not None:
+        if self.encoder_config is not None and not is_unread(self.encoder_config):
             count = encoder_depth(self.encoder_config) + 1
             _check_indices("encoder_states", self.mixed_states, count, "encoder states (embedding output included)")
-        if self.llm_config is not None:
+        if self.llm_config is not None and not is_unread(self.llm_config):
             _check_indices(
                 "llm_layers", self.fused_layers, self.llm_config.get_text_config().num_hidden_layers, "LLM layers"
             )
@@ -274,7 +277,17 @@ def _as_config(value: Any, name: str) -> PreTrainedConfig | None:
             f"{name} must be a transformers config or its dict with a model_type, got {type(value).__name__}"
         )
     settings = dict(value)
-    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+    if (kind := settings.pop("model_type")) in CONFIG_MAPPING:
+        return AutoConfig.for_model(kind, **settings)
+    # Of a base with code of its own, which brings its class when it is loaded.
+    unread = PreTrainedConfig(**settings)
+    unread.model_type = kind
+    return unread
+
+
+def is_unread(config: PreTrainedConfig | None) -> bool:
+    """Whether a base's configuration is of a class that only the base's own code knows, and was read without that."""
+    return type(config) is PreTrainedConfig
 
 
 def _as_list(name: str, value: Any) -> list[Any]:

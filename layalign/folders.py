@@ -36,7 +36,7 @@ def read_from(path: str | os.PathLike, name: str) -> Iterator[None]:
     except Exception as error:
         for file in sorted(folder.rglob("*.json")):
             try:
-                read_json(file)
+                read_json(file, kind=object)  # a list too: modules.json of sentence-transformers
             except ValueError as broken:
                 raise ValueError(f"{name}: {broken}") from error
         raise

@@ -69,6 +69,12 @@ class FrozenBases(TrainedParts):
         if config.train_llm and sharing.is_shared(self.llm):
             raise ValueError(sharing.TRAINED)
         config.llm_config = self.llm.config
+        width, read = config.get_text_config().hidden_size, self.llm.get_input_embeddings().weight.shape[-1]
+        if config.encoder_config is not None and read != width:  # opt-350m
+            raise ValueError(
+                f"llm: {type(self.llm).__name__} reads embeddings of width {read} and its layers have {width}; LayAlign joins LLMs where "
+                "both are one"
+            )
         self.llm.requires_grad_(False)
         self.llm_limit = limits.position_limit(self.llm)
         bases = [base for base in (self.encoder, self.llm) if base is not None]

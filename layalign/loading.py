@@ -24,7 +24,7 @@ from transformers import (
 
 from layalign.adapters import unwrapped
 from layalign.arguments import BASES, NO_CODE, PLACE, SHARED, found_by
-from layalign.base_samples import check_finite
+from layalign.base_samples import check_finite, is_unused
 from layalign.folders import read_from
 from layalign.kernels.files import blocks_of
 from layalign.quantization import computing_alike, is_quantized, quantization_config
@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 
 PREFIX = "layalign:"
 SHIPPED = Path(__file__).parent / "bases"
+# Files of a model's folder that decide what it answers, beside its weights.
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+_DECIDING = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    *_TOKENIZER,
+    *(f"encoder_tokenizer/{name}" for name in _TOKENIZER),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -154,7 +164,8 @@ def load_model(
     # By the package's lazy names: the model itself loads its bases by this module.
     from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 
-    check_model_path(model_path)
+    inside = kwargs.get("subfolder") if Path(model_path).is_dir() else None
+    check_model_path(Path(model_path, inside) if inside else model_path)
     if device is not None and devices is not None:
         raise ValueError(f"devices: got {devices!r} and device {str(device)!r}, takes one of them")
     placed = kwargs.get("device_map") is not None
@@ -215,16 +226,15 @@ def check_model_path(model_path: str | os.PathLike) -> None:
 
 
 def fingerprint(model_path: str | os.PathLike) -> str:
-    """A SHA-256 over the trained part and the settings in a model's folder, or a hub name as it is."""
+    """A SHA-256 over what decides answers in a model's folder, or a hub name as it is."""
     folder = Path(model_path)
     if not folder.is_dir():
         return str(model_path)
-    names = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json")
     digest = hashlib.sha256()
     weights = (*folder.glob("*.safetensors"), *folder.glob("llm/*.safetensors"))
-    for path in sorted([*(folder / name for name in names), *weights]):
+    for path in sorted([*(folder / name for name in _DECIDING), *weights]):
         if path.is_file():
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
             for block in blocks_of(path):  # an LLM that was trained is there as a whole
                 digest.update(block)
     return digest.hexdigest()
@@ -276,7 +286,7 @@ def load_checked(
         raise ValueError(
             f"quantization: {role} {path!r} cannot be quantised so ({error}); torchao's group_size must divide the width of every layer"
         ) from error
-    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    missing = sorted(name for name in found["missing_keys"] if not is_unused(name))
     if missing:
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ValueError(f"{role} {path!r} does not hold all weights of a {type(module).__name__}: missing {listed}")

@@ -57,14 +57,15 @@ def load_read_only(path: str | Path) -> Any:
 
 
 def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two tensors of one shape have the same values, those of `left` rounded to the dtype of `right`. Of files that are mapped
-    no more than a part is in memory at a time."""
+    """Whether two tensors of one shape have the same values, rounded to the narrower of their dtypes. Of files that are mapped no more
+    than a part is in memory at a time."""
+    dtype = min(right.dtype, left.dtype, key=lambda own: own.itemsize)
     if left.dim() == 0:
-        return torch.equal(left.to(right.dtype), right.cpu())
+        return torch.equal(left.to(dtype), right.cpu().to(dtype))
     rows = max(1, CHUNK // max(1, left[:1].nbytes, right[:1].nbytes))
     for first in range(0, len(left), rows):
         parts = left[first : first + rows], right[first : first + rows]
-        same = torch.equal(parts[0].to(right.dtype), parts[1].cpu())
+        same = torch.equal(parts[0].to(dtype), parts[1].cpu().to(dtype))
         for part in parts:
             let_go(part)
         if not same:

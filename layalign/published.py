@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import WEIGHTS_NAME, cached_file
 
 from layalign import mapped
+from layalign.base_samples import is_unused
 from layalign.configuration import LayAlignConfig
 from layalign.kernels.files import whole_file
 from layalign.projections import attention_modules
@@ -103,6 +104,8 @@ class PublishedCheckpoint:
             ValueError: they are not the same.
         """
         for name, value in _published_bases(encoder, llm):
+            if is_unused(name):
+                continue
             if value.is_meta:
                 raise ValueError(
                     f"{self.path}: {name} of the given base lies on the disk (device_map) and cannot be compared; "
@@ -206,6 +209,7 @@ def write_published(
     state[BOUNDARY] = trained["adapter.boundary"].view(1, 1, -1)
     state |= {theirs: trained[ours] for theirs, ours in _gate_names(llm, config)}
     state["llm_embedding_layer.weight"] = llm.get_input_embeddings().weight
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, "wb") as file:
         torch.save({name: value.detach().cpu() for name, value in state.items()}, file)
 
@@ -223,7 +227,7 @@ def _check_expressible(config: LayAlignConfig) -> None:
     ]
     if config.lora is not None:
         raise ValueError("the published format has no place for LoRA: merge_lora() adds it to the LLM's weights")
-    states = config.mixed_states
+    states = [] if config.aligner is None else config.mixed_states
     if wrong or config.aligner is None or states != list(range(len(states))) or config.encoder_states == "mean":
         raise ValueError(
             f"the published format holds adapter='mlp', an aligner over the first encoder states, gate='scalar' and all LLM layers; "

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from layalign.arguments import Arguments
 from layalign.base_models import Source, check_fit, load_base, write_down, written_down
 from layalign.base_samples import check_same, sample
-from layalign.configuration import LayAlignConfig
+from layalign.configuration import LayAlignConfig, is_unread
 from layalign.folders import check_sealed, read_from
 from layalign.loading import load_llm
 from layalign.parts import is_trained, part_of, trained_parameters
@@ -56,20 +56,33 @@ def read_saved(
     Raises:
         ValueError: no LayAlign model at `path`, a base that cannot be found or does not fit, weights that are damaged.
     """
-    config = read_settings(path, config, arguments)
     given = {"encoder": encoder, "llm": llm}
-    quantized = (config.quantization or {}) | arguments.quantization
-    kept = {base: own for base, own in quantized.items() if not isinstance(given[base], torch.nn.Module)}
-    config.quantization = with_libraries(kept or None)
+    config = read_settings(path, config, arguments)
+    if config.train_llm and llm is not None:
+        raise ValueError(
+            f"llm: the LLM of {path!r} was trained with it and is saved in it ({LLM_FOLDER}/); another has not been, leave llm out"
+        )
+    if config.encoder_config is None and encoder is not None:
+        raise ValueError(f"encoder: {path!r} is an LLM alone, which reads no encoder; leave encoder out")
+    quantized = config.quantization or {}
+    if (
+        arguments.settings.get("quantization") is None
+    ):  # as saved; a module is as it is, and what a call asks of it is refused
+        quantized = {base: own for base, own in quantized.items() if not isinstance(given[base], torch.nn.Module)}
+    config.quantization = with_libraries(quantized | arguments.quantization or None)
+    config.checked()
     trained = trained_weights(path, **arguments.own)
     modules: dict[str, PreTrainedModel | None] = {"encoder": None}
     for role in ("encoder", "llm"):
         expected = getattr(config, f"{role}_config")
         if expected is None:
             continue
-        if role == "llm" and config.train_llm and llm is None:
+        if role == "llm" and config.train_llm:
             modules[role] = own = load_own_llm(path, arguments)
-            check_fit(role, f"{path}/{LLM_FOLDER}", own.config, expected)
+            if is_unread(expected):
+                config.llm_config = own.config
+            else:
+                check_fit(role, f"{path}/{LLM_FOLDER}", own.config, expected)
             continue
         source, asked = given[role], getattr(arguments, role)
         if source is None:
@@ -78,11 +91,15 @@ def read_saved(
         modules[role] = own = load_base(
             role, source, replace(arguments, **{role: asked}), config.quantization, check_bases
         )
-        check_fit(role, source, own.config, expected)
+        if is_unread(expected):
+            setattr(config, f"{role}_config", own.config)
+        else:
+            check_fit(role, source, own.config, expected)
         if check_bases:
             shown = type(source).__name__ if isinstance(source, torch.nn.Module) else source
             check_same(role, shown, config.base_samples, {role: sample(own)})
         write_down(config, role, source, own, asked)
+    config.checked()  # of a base with code of its own, what could not be before it was loaded
     loaded = modules["llm"]
     assert loaded is not None, "read_settings refuses this"
     return SavedModel(config, trained, modules["encoder"], loaded)
@@ -113,6 +130,11 @@ def read_settings(path: str, config: LayAlignConfig | None, arguments: Arguments
         raise ValueError(f"{path!r} holds a {config.model_type!r} model, not a LayAlign model")
     if config.lacks_bases:
         raise ValueError(f"{path!r} holds no LayAlign model: it has no config.json that names two bases")
+    if config.train_llm and arguments.settings.get("train_llm", True) is False:
+        raise ValueError(
+            f"train_llm: got False, and the LLM of {path!r} was trained with it: it is loaded and saved with the model; "
+            "train_only says what of the model is trained from now on"
+        )
     for name, value in arguments.settings.items():
         if not (name == "quantization" and value is None):  # as saved
             setattr(config, name, value)
@@ -177,7 +199,8 @@ def load_trained_part(model: torch.nn.Module, weights: Weights, origin: str, wit
 
 def load_saved_part(model: torch.nn.Module, saved: SavedModel, origin: str, arguments: Arguments) -> None:
     """Copy a saved trained part into a model made of the same folder, in the dtypes asked for: the LLM's, and where an encoder is
-    trained the encoder's; as stored where nothing is asked for.
+    trained the encoder's; where nothing is asked for, the encoder's as stored, and what is trained beside the bases in fp32. The
+    model's settings of `generate` become those saved with it.
 
     Args:
         model: a LayAlignForConditionalGeneration.
@@ -192,6 +215,11 @@ def load_saved_part(model: torch.nn.Module, saved: SavedModel, origin: str, argu
     if saved.config.train_encoder and saved.encoder is not None and own is not None and arguments.encoder_dtype is None:
         saved.encoder.to(own)
     load_trained_part(model, saved.trained, origin, with_llm=False)
+    try:
+        with read_from(origin, "model"):
+            model.generation_config = GenerationConfig.from_pretrained(origin, **arguments.own)
+    except OSError:  # none there
+        pass
     if arguments.llm_dtype is not None:
         for name, parameter in trained_parameters(model):
             if part_of(name) != "encoder":

@@ -136,9 +136,15 @@ class TrainedParts(PublishedToHub):
         someone else's is there. Arguments as in transformers.
 
         Raises:
-            ValueError: adapters of PEFT that are not the model's own, which would be lost.
+            ValueError: adapters of PEFT that are not the model's own, which would be lost, or an argument that asks for files which
+                `from_pretrained` does not read.
         """
         check_adapters(self, saving=True)
+        if other := [name for name in ("variant", "distributed_checkpoint") if kwargs.get(name)]:
+            raise ValueError(
+                f"save_pretrained: {other[0]}: got {kwargs[other[0]]!r}; the trained part is one file, {SAFE_WEIGHTS_NAME}, and "
+                "no other is read; choose another folder, or leave it out"
+            )
         folder, weights = Path(save_directory), self.trained_state_dict(state_dict)
         part = {name: value for name, value in weights.items() if parts.is_trained(name)}
         if self.config.train_llm:
@@ -153,7 +159,8 @@ class TrainedParts(PublishedToHub):
         nothing = not part  # transformers takes its tensors out as it writes them
         before, self.config.base_sources = self.config.base_sources, base_models.beside(self.config, folder)
         try:
-            super().save_pretrained(save_directory, state_dict=part, **kwargs)
+            # In names of today: older ones of a base's family (Gemma 3's, Jina's) would stand in the way of loading.
+            super().save_pretrained(save_directory, state_dict=part, **(kwargs | {"save_original_format": False}))
         finally:
             self.config.base_sources = before
         if not kwargs.get("is_main_process", True):
@@ -194,6 +201,8 @@ class TrainedParts(PublishedToHub):
         for name, module in self.llm.named_modules():
             if isinstance(module, nn.Dropout):
                 module.train(mode and ("lora" if ".lora_dropout." in name else "llm") in training)
+            else:
+                _let_drop(module, not mode or "llm" in training)
 
 
 def read_trained(folder: str | Path, config: LayAlignConfig) -> Weights:
@@ -214,6 +223,17 @@ def read_trained(folder: str | Path, config: LayAlignConfig) -> Weights:
         llm = saving.load_own_llm(str(folder))
         weights |= {f"llm.{name}": value.detach() for name, value in llm.named_parameters()}
     return weights
+
+
+def _let_drop(module: nn.Module, drops: bool) -> None:
+    """Shares of dropout that a module's own code looks at in training mode (OPT's and BioGPT's): its own, or none."""
+    kept: dict[str, float] = vars(module).pop("_kept_dropout", {})
+    if not drops:
+        kept |= {name: own for name, own in vars(module).items() if "drop" in name and type(own) is float and own > 0}
+        if kept:
+            module._kept_dropout = kept  # type: ignore[assignment]
+    for name, value in kept.items():
+        setattr(module, name, value if drops else 0.0)
 
 
 def _of_llm(name: str, whole: bool) -> bool:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from layalign.kernels.files import read_json
 from layalign.published import read_tensors
 from layalign.saving import Weights
 
@@ -158,7 +159,12 @@ def _state(folder: Path) -> Weights:
             return _tensors(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            named = read_json(index).get("weight_map")
+            if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+                raise ValueError(f"{index}: holds no weight_map of tensors' names to files; restore or remove it")
+            files = sorted(set(named.values()))
+            if outside := [file for file in files if file != Path(file).name]:
+                raise ValueError(f"{index}: names a file outside its folder: {outside[0]}")
             return {key: value for file in files for key, value in _tensors(folder / file).items()}
     raise ValueError(f"checkpoint: {folder} holds no weights ({' or '.join(WEIGHTS)}, or their index)")
 

@@ -66,6 +66,16 @@ def test_what_a_full_disk_did_not_take_is_not_in_the_file(tmp_path):
     assert [json.loads(line) for line in file.read_text().splitlines()] == records
 
 
+def test_half_a_sum_is_not_the_beginning_of_the_next(tmp_path):
+    file = tmp_path / "a.jsonl"
+    for place in range(3):
+        with Journal(file, {}) as journal:
+            assert len(journal.records) == place
+            journal.append([{"line": place}])
+        with open(f"{file}.sums", "ab") as sums:
+            sums.write(b"ab12")  # as a killed writer leaves it
+
+
 def test_a_sampled_job_is_the_same_again_wherever_it_was_cut(job, loaded, monkeypatch):
     monkeypatch.setattr("layalign.generation.jobs.load_model", lambda *_, **__: loaded)
     job |= dict(do_sample=True, temperature=2.0, seed=5, batch_size=3)

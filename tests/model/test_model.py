@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, AutoProcessor, TextStreamer
 
 from layalign import LayAlignConfig, LayAlignForConditionalGeneration, LayAlignProcessor
@@ -86,9 +87,28 @@ def test_first_step_moves_the_gates(make_encoder, make_llm, labelled):
     )
 
 
-def test_training_does_not_depend_on_dropout_of_the_frozen_bases(make_model, labelled):
-    model = make_model("gpt2").train()
+OPT = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "llm",
+    [
+        lambda: transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=60, bos_token_id=1, n_embd=32, n_layer=2, n_head=4)
+        ),
+        lambda: transformers.OPTForCausalLM(
+            transformers.OPTConfig(**OPT, ffn_dim=64, word_embed_proj_dim=32, layerdrop=0.4, attention_dropout=0.1)
+        ),
+        lambda: transformers.BioGptForCausalLM(transformers.BioGptConfig(**OPT, intermediate_size=48)),
+    ],
+    ids=["gpt2", "opt", "biogpt"],
+)
+def test_training_does_not_depend_on_dropout_of_the_frozen_bases(llm, make_encoder, labelled):
+    """OPT and BioGPT drop by a function, which looks at the module's own flag."""
+    model = LayAlignForConditionalGeneration.from_bases(make_encoder(), llm()).train()
     assert model(**labelled).loss.item() == model(**labelled).loss.item() == model.eval()(**labelled).loss.item()
+    model.train_only(["llm"]).train()  # trained itself, it drops as it always has
+    assert len({model(**labelled).loss.item() for _ in range(4)}) > 1
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])

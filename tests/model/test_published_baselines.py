@@ -163,6 +163,18 @@ def test_langbridge_in_several_files(tmp_path):
     one, several = (load_published("langbridge", folder, **BASES) for folder in (HERE / "langbridge_linear", tmp_path))
     for (name, value), again in zip(one.state_dict().items(), several.state_dict().values(), strict=True):
         assert torch.equal(value, again), name
+    for said, message in (
+        ("no", r"index.json: not JSON"),
+        ("{}", r"index.json: holds no weight_map of tensors' names to files"),
+        (
+            '{"weight_map": {"a": "../b.safetensors"}}',
+            r"index.json: names a file outside its folder: \.\./b\.safetensors",
+        ),
+    ):
+        index.write_text(said)
+        with pytest.raises(ValueError, match=message):
+            LangBridge.read(tmp_path)
+    index.write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(ValueError, match=r"b.safetensors is missing, damaged or no safetensors file"):
         LangBridge.read(tmp_path)
