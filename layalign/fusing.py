@@ -197,7 +197,7 @@ def _generate(
 
 
 def _two_dimensional_mask(llm: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
-    return attention_mask
+    return swap.mask_of_cache(attention_mask, **kwargs)
 
 
 def _with_cross_states(function: Any, llm: Any, name: str) -> MethodType:

@@ -40,6 +40,16 @@ class FusionMask(NamedTuple):
     states: Any = None  # the call's CrossStates, where a layer hands on its mask alone, see families.bring_arguments
 
 
+def mask_of_cache(attention_mask: torch.Tensor | None = None, **call: Any) -> torch.Tensor | None:
+    """The mask of a generation step: (B, N) as it is, padded to a static cache's width, for one that grows would be a graph more at each
+    step. What else transformers hands over is `call`, the cache in it."""
+    cache = call.get("past_key_values", call.get("cache"))
+    if attention_mask is None or cache is None:
+        return attention_mask
+    width = max((getattr(layer, "max_cache_len", 0) for layer in cache.layers), default=0)
+    return torch.nn.functional.pad(attention_mask, (0, max(width - attention_mask.shape[1], 0)))
+
+
 class CrossInputs(NamedTuple):
     """Cross keys and values of the fused layers, as a forward call takes them, and what is known of padding."""
 

@@ -292,13 +292,12 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
             labels = sequence.checked_labels(labels, self.config.get_text_config().vocab_size)
         label_places = None if labels is None else sequence.label_places(labels)
         wanted: Any = labels
-        places: Any = None
+        none: Any = None
+        places = columns = bounds = none
         cache = kwargs.pop("cache", None)
         if cache is not None and past_key_values is not None:
             raise ValueError("past_key_values and cache are two names for one thing: give one of them")
         past_key_values = cache if past_key_values is None else past_key_values
-        columns: Any = None
-        bounds: Any = None
         if encoder_input_ids is not None:
             if inputs_embeds is not None or past_key_values is not None or cross is not None:
                 raise ValueError(
@@ -327,6 +326,8 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
             raise ValueError("labels need encoder_input_ids: the loss is computed over the assembled sequence")
         elif past_key_values is None and inputs_embeds is None:
             raise ValueError("encoder_input_ids is missing: give the encoder's tokens (a LayAlignProcessor makes them)")
+        elif cross is None and self.aligner is not None:
+            raise ValueError("cross is missing: a step after the first takes what encode(...).cross(...) gave")
         if position_ids is None and past_key_values is None and attention_mask is not None:
             count_padding = labels is not None and self.config.published_training
             position_ids = sequence.positions(attention_mask, count_padding)

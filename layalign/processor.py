@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,6 +27,8 @@ from layalign.source_languages import source_code, takes_source_language
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 DEFAULT: Any = object()  # a prompt that was left out: None is one that says nothing
+# Held while a tokenizer is told a language, which it keeps in itself: threads may call one processor.
+_TELLING = threading.Lock()
 
 
 class Row(NamedTuple):
@@ -123,7 +127,8 @@ class LayAlignProcessor(ProcessorMixin):
         tokenizer = self.encoder_tokenizer
         limits = {"truncation": max_length is not None, "max_length": max_length}
         if languages is None or not takes_source_language(tokenizer):
-            return tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", **limits)
+            with _telling(tokenizer):
+                return tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", **limits)
         rows = self._by_language(texts, languages, limits)
         return tokenizer.pad({"input_ids": rows}, padding=True, padding_side="right", return_tensors="pt")
 
@@ -132,16 +137,17 @@ class LayAlignProcessor(ProcessorMixin):
         tokenizer = self.encoder_tokenizer
         codes = [source_code(tokenizer, language) for language in languages]
         rows: list[Any] = [None] * len(texts)
-        before = tokenizer.src_lang
-        try:
-            for code in dict.fromkeys(codes):
-                places = [place for place, other in enumerate(codes) if other == code]
-                tokenizer.src_lang = code
-                found = tokenizer([texts[place] for place in places], **limits)["input_ids"]
-                for place, ids in zip(places, found, strict=True):
-                    rows[place] = ids
-        finally:
-            tokenizer.src_lang = before
+        with _telling(tokenizer):
+            before = tokenizer.src_lang
+            try:
+                for code in dict.fromkeys(codes):
+                    places = [place for place, other in enumerate(codes) if other == code]
+                    tokenizer.src_lang = code
+                    found = tokenizer([texts[place] for place in places], **limits)["input_ids"]
+                    for place, ids in zip(places, found, strict=True):
+                        rows[place] = ids
+            finally:
+                tokenizer.src_lang = before
         return rows
 
     def encoder_rows(
@@ -159,7 +165,8 @@ class LayAlignProcessor(ProcessorMixin):
         read = list(text) if self.encoder_template is None else fill_prompts(self.encoder_template, text, lang)
         limits = {"truncation": max_length is not None, "max_length": max_length}
         if lang is None or not takes_source_language(self.encoder_tokenizer):
-            return self.encoder_tokenizer(read, **limits)["input_ids"]
+            with _telling(self.encoder_tokenizer):
+                return self.encoder_tokenizer(read, **limits)["input_ids"]
         return self._by_language(read, lang, limits)
 
     def text_rows(self, prompt: Sequence[str] | None, target: Sequence[str] | None) -> list[Row]:
@@ -246,9 +253,14 @@ class LayAlignProcessor(ProcessorMixin):
         tokenizer = load_tokenizer("llm", llm, of_llm)
         finds = of_llm if encoder is None else found_by(given.encoder)
         of_encoder = load_tokenizer("encoder", llm if encoder is None else encoder, finds)
-        if encoder is None and of_encoder.pad_token is None:
+        if of_encoder.pad_token is None:  # of a decoder-only one; the mask hides what is padded
             of_encoder.pad_token = of_encoder.eos_token
         return cls(tokenizer, of_encoder, prompt_template)
+
+
+def _telling(tokenizer: PreTrainedTokenizerBase) -> AbstractContextManager[Any]:
+    """What a call of an encoder's tokenizer is made under."""
+    return _TELLING if takes_source_language(tokenizer) else nullcontext()
 
 
 def _cut(row: Row, max_length: int | None) -> Row:

@@ -135,9 +135,12 @@ def generate_texts(
         raise ValueError(f"engine: got {engine!r}, takes {' or '.join(ENGINES)}")
     lines = read_lines(texts, file)
     check_model_path(model_path)
-    answering = {"max_new_tokens": MAX_NEW_TOKENS, "prompt": DEFAULT_PROMPT, **answering}
+    config = answering.get("generation_config")
+    length = getattr(config, "max_new_tokens", None) or MAX_NEW_TOKENS
+    answering = {"max_new_tokens": length, "prompt": DEFAULT_PROMPT, **answering}
     loading = {name: answering.pop(name) for name in LOADING if name in answering}
-    stream = stream and (answering.get("num_beams") or 1) == 1 and engine == "transformers"
+    beams = answering.get("num_beams") or getattr(config, "num_beams", None) or 1
+    stream = stream and beams == 1 and engine == "transformers"
     drawn_together = answering.get("batch_size", BATCH_SIZE) if seed is not None and engine == "transformers" else None
     asking = Asking(lang, seed, on_bad_line == "skip", None if engine == "transformers" else engine, drawn_together)
     refuse([line for line in lines if line.wrong], asking.skip)
@@ -198,6 +201,12 @@ def _description(
     **generate_kwargs: Any,
 ) -> Record:
     """What tells this job from others; the batch size changes no answer but sampled ones."""
+    for name, value in generate_kwargs.items():
+        if " at 0x" in repr(value):
+            raise ValueError(
+                f"{name}: got {value!r}, which the next start could not know again, so that a job with an output would not go on; "
+                "leave output out"
+            )
     # A job that is not told them stays the same job.
     told = {name: value for name, value in asking._asdict().items() if value not in (None, False)}
     return {

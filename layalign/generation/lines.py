@@ -30,6 +30,8 @@ def read_lines(texts: str | Sequence[str], file: str | Path | None) -> list[Line
     """
     if isinstance(texts, str):
         texts = [texts]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"texts: got {wrong[0]!r} among them, takes texts")
     if texts and file is not None:
         raise ValueError("texts: give either texts or a file, not both")
     if texts:

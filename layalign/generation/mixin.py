@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
-from layalign import compatibility
+from layalign import compatibility, fusion
 from layalign.limits import check_new_tokens
 from layalign.sequence import Lengths, check_label_shape, measure
 
@@ -17,8 +17,13 @@ UNSUPPORTED = {
     "assistant_model": "a draft model would see neither the encoder's output nor the prompt; use prompt_lookup_num_tokens instead",
     "assistant_early_exit": "the first layers cannot draft alone; use prompt_lookup_num_tokens instead",
     "guidance_scale": "the run without the prompt that it compares with would still see the encoder's output; leave it out",
+    "cu_seqlens": "packed rows are for training; give each question a row, padded",
+    "encoder_cu_seqlens": "packed rows are for training; give each question a row, padded",
+    "position_ids": "they follow from the question's length; leave it out",
+    "min_length": "what the LLM reads counts in it, whose length depends on the question; min_new_tokens says how much is written",
     "prefill_chunk_size": "the first step reads embeddings, which transformers does not cut into chunks; leave it out",
 }
+_SAYING_NOTHING = {"guidance_scale": 1, "min_length": 0}
 NO_PAGES = "transformers' paged cache packs requests into one row and drops their cross states"
 
 
@@ -51,7 +56,8 @@ class LayAlignGenerationMixin(GenerationMixin):
             attention_mask: (B, M), likewise.
             labels: (B, M) long; tokens of input_ids with a label are a training batch's targets, and not read.
             lengths: as in `forward`.
-            kwargs: transformers' arguments of generate.
+            kwargs: transformers' arguments of generate. A filled cache (`past_key_values`, or `cache`) goes on where the same call with
+                less of input_ids ended: the question is the same, and input_ids begin with those and their answer.
 
         Returns:
             (B, new) long, new tokens only, or transformers' generate output with `return_dict_in_generate=True`.
@@ -73,14 +79,22 @@ class LayAlignGenerationMixin(GenerationMixin):
             attention_mask = unanswered if attention_mask is None else unanswered & attention_mask.bool()
             lengths = None
         asked = (encoder_input_ids, encoder_attention_mask), (input_ids, attention_mask)
-        if kwargs.get("max_length") is not None and self._setting("max_new_tokens", kwargs) is None:
+        length = self._setting("max_length", kwargs)
+        if length is not None and self._setting("max_new_tokens", kwargs) is None:
             raise ValueError(
-                f"max_length: got {kwargs['max_length']}; what the LLM reads has no ids here and its length depends on the question, so "
+                f"max_length: got {length}; what the LLM reads has no ids here and its length depends on the question, so "
                 "max_new_tokens says how much is written"
             )
         lengths = lengths or measure(*asked, None, False)
         encoded = self.encode(encoder_input_ids, encoder_attention_mask, lengths and lengths.encoder)
         assembled = self.assemble(encoded.soft, encoded.mask, input_ids, attention_mask, lengths=lengths)
+        past = kwargs.get("past_key_values", kwargs.get("cache"))
+        held, width = 0 if past is None else int(past.get_seq_length()), assembled.embeddings.shape[1]
+        if held >= width:
+            raise ValueError(
+                f"past_key_values: holds {held} tokens, and the whole input has {width}; a cache goes on with the same question and a text "
+                "(input_ids) that begins with what it holds"
+            )
         check_new_tokens(self.llm_limit, assembled.embeddings.shape[1], self._setting("max_new_tokens", kwargs))
         # One argument that is no tensor: transformers repeats tensors for beams and samples, which share these.
         if (cross := encoded.cross(assembled.padding)) is not None:
@@ -98,8 +112,8 @@ class LayAlignGenerationMixin(GenerationMixin):
 
         for name, why in UNSUPPORTED.items():
             value = setting(name)
-            if value is not None and not (name == "guidance_scale" and value == 1):
-                got = type(value).__name__ if name in ("inputs_embeds", "assistant_model") else repr(value)
+            if value is not None and not (name in _SAYING_NOTHING and value == _SAYING_NOTHING[name]):
+                got = repr(value) if isinstance(value, (int, float, str)) else type(value).__name__
                 raise ValueError(f"{name}: got {got}, which LayAlign does not support: {why}")
         if setting("cache_implementation") == "paged":
             raise ValueError(f"cache_implementation: got 'paged', takes 'dynamic' or 'static': {NO_PAGES}")
@@ -121,13 +135,8 @@ class LayAlignGenerationMixin(GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
-        """transformers calls this for static caches; the fused attention takes the 2-D mask (B, N), a 4-D one would bypass it. It is as
-        wide as the cache at every step, where one that grows would be a graph more at the last."""
-        cache = kwargs.get("past_key_values", kwargs.get("cache"))
-        if attention_mask is None or cache is None:
-            return attention_mask
-        width = max((getattr(layer, "max_cache_len", 0) for layer in cache.layers), default=0)
-        return torch.nn.functional.pad(attention_mask, (0, max(width - attention_mask.shape[1], 0)))
+        """transformers calls this for static caches; a 4-D mask would bypass the fused attention."""
+        return fusion.mask_of_cache(attention_mask, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
         """Not supported; `generate_batch` and the continuous batching manager end here.

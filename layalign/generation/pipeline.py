@@ -27,9 +27,9 @@ class LayAlignPipeline(Pipeline):
         pipe(["...", "..."], batch_size=8)                                    # a list of those
         for answer in pipe((line for line in file), batch_size=8): ...        # generators and datasets: as they are answered
 
-    Made or called with `batch_size`, `prompt` (see `layalign.prompts.chosen_prompt`; the processor's by default), `streamer`
-    (one text at a time) and any argument of generate. Greedy unless they or a `generation_config` among them say otherwise;
-    `max_new_tokens` is 256 likewise.
+    Made or called with `batch_size`, `prompt` (see `layalign.prompts.chosen_prompt`; the processor's by default), `lang`
+    (the texts' language, for encoders and prompts that are told it), `streamer` (one text at a time) and any argument of generate.
+    Greedy unless they or a `generation_config` among them say otherwise; `max_new_tokens` is 256 likewise.
 
     Args:
         model: a LayAlignForConditionalGeneration.
@@ -91,11 +91,16 @@ class LayAlignPipeline(Pipeline):
                 yield self.postprocess({"answers": [answers]}, **postprocess_params)
 
     def _forward(
-        self, inputs: Given, prompt: str | None = DEFAULT_PROMPT, streamer: Any = None, **arguments: Any
+        self,
+        inputs: Given,
+        prompt: str | None = DEFAULT_PROMPT,
+        streamer: Any = None,
+        lang: str | None = None,
+        **arguments: Any,
     ) -> Given:
         texts = inputs["text"]
         answerer = Answerer(self.model, self.processor, batch_size=len(texts), prompt=prompt, **arguments)
-        return {"answers": answerer.sequences(texts, streamer)}
+        return {"answers": answerer.sequences(texts, streamer, None if lang is None else [lang] * len(texts))}
 
     def postprocess(self, outputs: Given) -> list[dict[str, str]]:
         """[{"generated_text": answer}], one a returned sequence."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import logging
 
-from layalign.generation.batches import longest_first
+from layalign.generation.batches import Asked, asked_together, languages_of, listed, longest_first
 from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
 from layalign.sequence import kept_columns, last_column
 from layalign.source_languages import check_languages
@@ -26,14 +26,6 @@ logger = logging.get_logger(__name__)
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 256
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-
-
-class Asked(NamedTuple):
-    """Texts of one batch, the language of each where they are known, and their places among all that are asked."""
-
-    texts: list[str]
-    langs: list[str] | None
-    places: list[int]
 
 
 class BatchedAnswerer(ABC):
@@ -55,6 +47,10 @@ class BatchedAnswerer(ABC):
         if max_new_tokens is None:
             max_new_tokens = getattr(config, "max_new_tokens", None) or MAX_NEW_TOKENS
         check_count("max_new_tokens", max_new_tokens)
+        if generate_kwargs.get("max_length") is not None:
+            raise ValueError(
+                f"max_length: got {generate_kwargs['max_length']}; max_new_tokens says how much is written"
+            )
         check_count("batch_size", batch_size)
         self.model = model
         self.tokenizer = tokenizer
@@ -64,7 +60,9 @@ class BatchedAnswerer(ABC):
         self._ends = _end_tokens(generate_kwargs.get("eos_token_id", ends), tokenizer)
         self._pad = next(iter(self._ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         greedy = {} if generate_kwargs.get("do_sample", getattr(config, "do_sample", None)) else GREEDY
-        self._arguments = {**greedy, "max_new_tokens": max_new_tokens, "pad_token_id": self._pad, **generate_kwargs}
+        # An LLM's own max_length would be warned about at each batch.
+        own = {"max_new_tokens": max_new_tokens, "max_length": None, "pad_token_id": self._pad}
+        self._arguments = {**greedy, **own, **generate_kwargs}
         if self._ends:
             self._arguments["eos_token_id"] = self._ends
 
@@ -81,26 +79,28 @@ class BatchedAnswerer(ABC):
         Raises:
             ValueError: a text that cannot be answered, or several sequences a text.
         """
-        sequences = self.sequences(texts, streamer, langs)
-        if any(len(answers) != 1 for answers in sequences):
+        config = self._arguments.get("generation_config") or self.model.generation_config
+        returned = self._arguments.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1
+        if returned != 1:
             raise ValueError(
-                f"num_return_sequences: got {len(sequences[0])}, takes 1 where there is one answer a text; `sequences` gives all"
+                f"num_return_sequences: got {returned}, takes 1 where there is one answer a text; `sequences` gives all"
             )
-        return [answers[0] for answers in sequences]
+        return [answers[0] for answers in self.sequences(texts, streamer, langs)]
 
     def sequences(
         self, texts: Iterable[str], streamer: BaseStreamer | None = None, langs: Sequence[str] | None = None
     ) -> list[list[str]]:
         """The same with every returned sequence: a list of `num_return_sequences` answers for each text."""
-        texts = list(texts)
+        texts = listed(texts)
         self.check(texts)
-        languages = _languages(langs, len(texts))
+        languages = languages_of(langs, len(texts))
         extra = {} if streamer is None else {"streamer": streamer}
         answers: list[list[str]] = [[] for _ in texts]
         for places in longest_first([len(text) for text in texts], self.batch_size):
-            chosen = _asked(texts, languages, places)
+            chosen = asked_together(texts, languages, places)
             with torch.inference_mode():
-                rows = self._generate(chosen, **self._arguments, **extra).cpu()
+                found = self._generate(chosen, **self._arguments, **extra)
+                rows = getattr(found, "sequences", found).cpu()  # of return_dict_in_generate too
             for place, group in zip(places, rows.view(len(places), -1, rows.shape[1]), strict=True):
                 answers[place] = [self._decode(row) for row in group]
         return answers
@@ -148,9 +148,9 @@ class BatchedAnswerer(ABC):
         Raises:
             ValueError: a text that cannot be answered, or one without choices or with an empty one.
         """
-        texts = list(texts)
+        texts = listed(texts)
         self.check(texts)
-        languages = _languages(langs, len(texts))
+        languages = languages_of(langs, len(texts))
         if len(choices) != len(texts):
             raise ValueError(f"choices: got {len(choices)} lists for {len(texts)} texts")
         for place, given in enumerate(choices):
@@ -162,7 +162,7 @@ class BatchedAnswerer(ABC):
         found: list[float] = [0.0] * len(asked)
         for rows in longest_first([len(texts[place]) + len(said) for place, said in asked], self.batch_size):
             places, said = zip(*[asked[row] for row in rows], strict=True)
-            chosen = _asked(texts, languages, places)
+            chosen = asked_together(texts, languages, places)
             with torch.inference_mode():
                 sums = self._loglikelihoods(chosen, list(said))
             for row, value in zip(rows, sums.tolist(), strict=True):
@@ -372,18 +372,6 @@ class LLMAnswerer(BatchedAnswerer):
         if (self.add_bos and ids[:1] != [bos]) or not ids:
             ids = [self._pad if bos is None else bos, *ids]
         return ids
-
-
-def _asked(texts: list[str], languages: list[str] | None, places: Sequence[int]) -> Asked:
-    return Asked([texts[place] for place in places], languages and [languages[place] for place in places], list(places))
-
-
-def _languages(langs: Sequence[str] | None, count: int) -> list[str] | None:
-    if langs is None:
-        return None
-    if isinstance(langs, str) or len(langs) != count:
-        raise ValueError(f"langs: got {langs!r}, takes a code for each of {count} texts")
-    return list(langs)
 
 
 def label_loglikelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,8 @@ import torch
 from transformers import GenerationConfig
 
 from layalign.configuration import LayAlignConfig
-from layalign.generation.texts import Answerer, Asked
+from layalign.generation.batches import Asked
+from layalign.generation.texts import Answerer
 from layalign.loading import check_model_path, torch_dtype
 from layalign.processor import LayAlignProcessor
 from layalign.prompts import fill_prompts

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
+from layalign.generation.batches import Asked
 from layalign.generation.stopping import EndsWith
-from layalign.generation.texts import Asked, LLMAnswerer
+from layalign.generation.texts import LLMAnswerer
 from layalign.loading import load_llm, load_tokenizer, torch_device, torch_dtype
 from layalign.prompts import CHAT, DEFAULT_PROMPT, checked_prompt, chosen_prompt, conversation, fill_prompt
 from layalign.spreading import spread_llm

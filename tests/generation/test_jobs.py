@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from layalign.generation.jobs import generate_texts
 from layalign.generation.texts import Answerer
@@ -176,3 +177,19 @@ def test_a_line_that_there_is_no_memory_for_is_named_and_the_rest_is_answered(mo
 def test_arguments_that_are_no_text_are_named(model_folder):
     with pytest.raises(ValueError, match=r"line 2: holds a surrogate, which is no character \(character 4\)"):
         generate_texts(model_folder, ["what", "is \udcff"], **SETTINGS)
+    with pytest.raises(ValueError, match="texts: got 1 among them, takes texts"):
+        generate_texts(model_folder, ["what", 1], **SETTINGS)
+
+
+def test_a_generation_config_is_heard(model_folder, questions, capsys):
+    """Its beams too, which do not go with a text that is shown while it is written."""
+    short = GenerationConfig(max_new_tokens=2, num_beams=2)
+    (record,) = generate_texts(model_folder, questions[:1], device="cpu", generation_config=short)
+    assert 1 <= len(record["answer"].split()) <= 2
+
+
+def test_arguments_that_no_later_start_could_know_again(model_folder, questions, tmp_path):
+    given = {"stopping_criteria": [object()], **SETTINGS}
+    with pytest.raises(ValueError, match=r"stopping_criteria: got .* could not know again"):
+        generate_texts(model_folder, questions, output=tmp_path / "a.jsonl", **given)
+    assert not list(tmp_path.iterdir())

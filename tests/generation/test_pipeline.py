@@ -92,6 +92,12 @@ def test_a_generation_config_is_heard(loaded, questions):
     assert answers(**config(eos_token_id=end, max_new_tokens=5)) == answers(eos_token_id=end, max_new_tokens=5)
 
 
+def test_a_language_is_passed_on(loaded, questions):
+    pipe = LayAlignPipeline(*loaded, **SETTINGS | {"prompt": "{language} {text} answer"})
+    expected = Answerer(*loaded, **SETTINGS | {"prompt": "{language} {text} answer"})(questions[:2], langs=["sw", "sw"])
+    assert [answer["generated_text"] for (answer,) in pipe(questions[:2], lang="sw")] == expected
+
+
 def test_one_text_is_streamed(loaded, questions, expected, capsys):
     pipe = LayAlignPipeline(*loaded, **SETTINGS)
     pipe(questions[0], streamer=transformers.TextStreamer(pipe.tokenizer, skip_special_tokens=True))

@@ -1,7 +1,10 @@
 """Answerers: order, batches, prompts, ends, and what is refused."""
 
+import logging
+
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from layalign.generation.texts import Answerer, LLMAnswerer
 
@@ -112,3 +115,31 @@ def test_several_sequences_a_text(loaded, questions):
     assert all(len(set(answers)) == 2 for answers in sequences)
     with pytest.raises(ValueError, match="num_return_sequences: got 2, takes 1"):
         answerer(questions[:5])
+
+
+def test_what_transformers_returns_in_a_dict(loaded, questions):
+    plain = Answerer(*loaded, max_new_tokens=6)(questions[:3])
+    assert Answerer(*loaded, max_new_tokens=6, return_dict_in_generate=True)(questions[:3]) == plain
+
+
+def test_bad_calls_are_told_before_anything_is_generated(loaded, questions, monkeypatch):
+    monkeypatch.setattr(loaded[0], "generate", lambda **_: pytest.fail("generated"))
+    with pytest.raises(ValueError, match="texts: got one text, 'hello', takes a list"):
+        Answerer(*loaded)("hello")
+    with pytest.raises(ValueError, match="texts: got one text, 'hello', takes a list"):
+        Answerer(*loaded).loglikelihoods("hello", [["a"]] * 5)
+    with pytest.raises(ValueError, match="max_length: got 12; max_new_tokens says"):
+        Answerer(*loaded, max_length=12)
+    for given in (
+        {"num_return_sequences": 2},
+        {"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)},
+    ):
+        with pytest.raises(ValueError, match="num_return_sequences: got 2, takes 1"):
+            Answerer(*loaded, do_sample=True, **given)(questions)
+
+
+def test_an_llms_own_max_length_is_not_warned_about(loaded, questions, monkeypatch, caplog):
+    monkeypatch.setattr(loaded[0].generation_config, "max_length", 30)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    answers = Answerer(*loaded, max_new_tokens=6)(questions[:2])
+    assert len(answers) == 2 and "max_length" not in caplog.text

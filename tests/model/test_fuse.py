@@ -101,6 +101,15 @@ def test_each_layer_and_every_way_of_generating_reads_the_states(family, fused, 
     assert torch.equal(beams, ids[2:4])  # those of the whole batch, padded
 
 
+def test_a_static_caches_mask_is_as_wide_at_every_step(fused, inputs, monkeypatch):
+    """One that grows is a graph more at each step where steps are compiled."""
+    llm, _ = fused()
+    widths = []
+    llm.model.register_forward_pre_hook(lambda *call: widths.append(call[-1]["attention_mask"].shape), with_kwargs=True)
+    llm.generate(**inputs, **GREEDY, cache_implementation="static")
+    assert len(widths) == GREEDY["max_new_tokens"] and len(set(widths)) == 1
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("gate", ["scalar", "head", "dynamic"])
 @torch.no_grad()

@@ -128,6 +128,13 @@ REFUSED = {
     "embeddings": (dict(inputs_embeds=torch.zeros(1, 1, 32)), "inputs_embeds: got Tensor"),
     "lookup in a batch": (dict(prompt_lookup_num_tokens=3), "one example and one sample at a time, got 3 rows"),
     "max_length": (dict(max_length=8, max_new_tokens=None), "max_length: got 8; .* max_new_tokens says how much"),
+    "max_length in a config": (
+        dict(generation_config=GenerationConfig(max_length=18), max_new_tokens=None),
+        "max_length: got 18; .* max_new_tokens says how much",
+    ),
+    "min_length": (dict(min_length=6), "min_length: got 6, .* min_new_tokens says how much"),
+    "packed": (dict(cu_seqlens=torch.tensor([0, 2])), "cu_seqlens: got Tensor, .*give each question a row, padded"),
+    "places": (dict(position_ids=torch.zeros(3, 7)), "position_ids: got Tensor, .*leave it out"),
     "no encoder": (dict(encoder_input_ids=None), "encoder_input_ids .*LayAlignPipeline takes texts"),
 }
 
@@ -161,3 +168,31 @@ def test_continuous_batching_is_refused(make_model):
     """It would drop the cross states, and generate_batch reports a failing step by an empty answer."""
     with pytest.raises(ValueError, match=r"continuous batching: .*examples/continuous_serving\.py"):
         make_model().generate_batch([[3, 4, 5]], max_new_tokens=2)
+
+
+def test_a_filled_cache_goes_on_with_what_it_holds(make_model, alone, batch):
+    model = make_model()
+    first = alone(batch, 1)
+    said = model.generate(**first, **GREEDY, return_dict_in_generate=True)
+    grown = first | {"input_ids": torch.cat([first["input_ids"], said.sequences, torch.tensor([[7, 8]])], 1)}
+    cache = said[compatibility.CACHE]
+    assert torch.equal(model.generate(**grown, **GREEDY, past_key_values=cache), model.generate(**grown, **GREEDY))
+    with pytest.raises(
+        ValueError, match=r"past_key_values: holds \d+ tokens, and the whole input has \d+; a cache goes on"
+    ):
+        model.generate(**first | {"input_ids": torch.tensor([[7, 8]])}, **GREEDY, past_key_values=cache)
+
+
+def test_a_step_by_hand_needs_the_cross_states(make_model, alone, batch):
+    """Without them it would be a step of the bare LLM."""
+    model = make_model()
+    first = alone(batch, 1)
+    with torch.no_grad():
+        out = model(**first, use_cache=True)
+        token = out.logits[:, -1:].argmax(-1)
+        with pytest.raises(ValueError, match=r"cross is missing: a step after the first takes what encode"):
+            model(input_ids=token, past_key_values=out[compatibility.CACHE])
+        cross = model.encode(first["encoder_input_ids"]).cross()
+        step = model(input_ids=token, past_key_values=out[compatibility.CACHE], cross=cross)
+        whole = model(**first | {"input_ids": torch.cat([first["input_ids"], token], 1)})
+    torch.testing.assert_close(step.logits[:, -1], whole.logits[:, -1], atol=1e-5, rtol=1e-4)

@@ -1,5 +1,8 @@
 """Encoders that are told the language of what they read: NLLB's and mBART's tokenizers, in the processor, training and answers."""
 
+import sys
+import threading
+
 import pytest
 import torch
 from transformers import M2M100Config, MBart50Tokenizer, NllbTokenizer
@@ -111,3 +114,27 @@ def test_training_records_are_told_it(processor, nllb):
     rows = encode_records(stream_sources(stage.data, None, print), RecordEncoder(processor, stage, with_prompt=False))
     assert nllb.convert_ids_to_tokens(rows[0].question.tolist()) == ["swh_Latn", "▁a", "▁b", "</s>"]
     assert nllb.convert_ids_to_tokens(rows[1].question.tolist())[0] == "tha_Thai"
+
+
+def test_threads_may_ask_in_languages_of_their_own(processor, nllb):
+    """The tokenizer keeps its language in itself."""
+    before = nllb.src_lang
+    expected = {lang: processor(["a b"] * 4, lang=lang)["encoder_input_ids"] for lang in ("sw", "th", "ja", "en")}
+    wrong = []
+
+    def ask(lang):
+        for _ in range(50):
+            found = processor(["a b"] * 4, lang=lang)["encoder_input_ids"]
+            wrong.extend([] if torch.equal(found, expected[lang]) else [lang])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=ask, args=(lang,)) for lang in expected]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong and nllb.src_lang == before
