@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -333,7 +334,10 @@ def load_tokenizer(role: str, path: str | Path | None, finds: Mapping[str, Any] 
         with read_from(place, role):
             return AutoTokenizer.from_pretrained(place, **finds)
     except Exception as error:  # tokenizers raises errors of no class of its own
-        raise ValueError(f"{role}: {path} holds no tokenizer that can be loaded: {first_line(error)}") from error
+        why = first_line(error)
+        if "tiktoken" in why and find_spec("sentencepiece") is None:  # which would not help
+            why = "a SentencePiece file alone is read with `pip install sentencepiece protobuf`"
+        raise ValueError(f"{role}: {path} holds no tokenizer that can be loaded: {why}") from error
 
 
 def _quantized(role, path, config, dtype, settings):

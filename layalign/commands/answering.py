@@ -43,7 +43,7 @@ def generate(
         typer.Option(help="A line that cannot be answered: error (before any is), or skip (null, with the reason)."),
     ] = "error",
     engine: Annotated[
-        str, typer.Option(help="transformers, or vllm (layalign[vllm]): continuous batches, for long files.")
+        str, typer.Option(help="transformers, or vllm (the extra of that name): continuous batches, for long files.")
     ] = "transformers",
     encoder: Encoder = None,
     llm: OwnLLM = None,
@@ -62,7 +62,7 @@ def generate(
         "engine": engine,
         "max_new_tokens": max_new_tokens,
         **sampling.given(),
-        **running.given(),
+        **running.given(64 if engine == "vllm" else 16),
     }
     generate_texts(model, texts or (), file=file, output=output, encoder=encoder, llm=llm, **given)
 

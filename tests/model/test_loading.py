@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from layalign.loading import fingerprint, load_model
+from layalign import loading
+from layalign.loading import fingerprint, load_model, load_tokenizer
 
 
 def test_dtype_and_fingerprint(model_folder):
@@ -21,3 +22,25 @@ def test_dtype_and_fingerprint(model_folder):
 def test_files_are_read_below_the_model(module):
     code = f"import sys, layalign.{module}; assert 'layalign.model' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_tokenizer_that_is_a_sentencepiece_file_alone(tmp_path, monkeypatch):
+    """mT5's, as it is published."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text.txt").write_text("what is this\nthat is what\nthis is that and more of it\n" * 5)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=23, minloglevel=2
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "mt5"}')
+    tokenizer = load_tokenizer("encoder", tmp_path, {})
+    assert tokenizer.decode(tokenizer("what is this")["input_ids"], skip_special_tokens=True) == "what is this"
+
+    def unread(*_, **__):
+        raise ImportError("`tiktoken` is required to read a `tiktoken` file. Install it with `pip install tiktoken`.")
+
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", unread)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match="loaded: a SentencePiece file alone is read with `pip install sentencepiece protobuf`"
+    ):
+        load_tokenizer("encoder", tmp_path, {})
