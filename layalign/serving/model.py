@@ -106,20 +106,21 @@ class ServedLayAlign(nn.Module, SupportsMultiModal):
     def _read_questions(self, input_ids, positions, embeddings, encoder_outputs):
         """Soft prompts to their places in the embeddings, cross keys and values to the cache."""
         first = int(self.has_bos)
-        # A prompt is read whole, from its first token on; padding stands behind all requests.
-        starts = (positions == 0).nonzero().flatten()[: len(encoder_outputs)].tolist()
+        # A prompt is read whole, from its first token on; padding stands behind all requests. What begins here and belongs to no output
+        # is a request without a question: it must not end the engine, which serves the others.
+        starts = (positions == 0).nonzero().flatten().tolist()
         ids, waiting, ordered = input_ids.tolist(), list(encoder_outputs), []
         for start in starts:
             place = next((i for i, one in enumerate(waiting) if _stands_at(one.digits, ids, start + first)), None)
             if place is None:
-                raise RuntimeError(
-                    "vLLM handed over encoder outputs of other requests than those whose prompts it reads"
-                )
+                continue
             output = waiting.pop(place)
             ordered.append(output)
             end = start + first + len(output)
             embeddings[start + first : end] = output[:, : self.width]
             embeddings[end] = self.encoder_side.adapter.boundary
+        if waiting:
+            raise RuntimeError("vLLM handed over encoder outputs of other requests than those whose prompts it reads")
         together = torch.cat(ordered)[:, self.width :]
         for attention, (keys, values) in zip(self.fused, self.encoder_side.by_layer(together), strict=True):
             attention.write(keys, values)

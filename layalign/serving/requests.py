@@ -10,6 +10,8 @@ from vllm.renderers.hf import HfRenderer
 
 # The modality under which vLLM carries what the encoder reads.
 MODALITY = "question"
+# What vLLM calls the token ids that a chat request may bring in place of its messages, where its own servers share out the work.
+REUSED_IDS = "kv_transfer_params.prompt_token_ids"
 
 
 class QuestionRenderer(HfRenderer):
@@ -59,6 +61,20 @@ class QuestionRenderer(HfRenderer):
     async def tokenize_prompt_async(self, prompt: Any, params: Any) -> Any:
         """The same."""
         return self.tokenize_prompt(prompt, params)
+
+    def validate_token_ids(self, token_ids: Sequence[int], *, parameter: str | None = None) -> None:
+        """Pass the ids of a request's prompt.
+
+        Raises:
+            VLLMValidationError: ids outside of the vocabulary, and any that a request brings in place of its messages: vLLM would hand
+                them to the engine as they are, past all that stands above, and no encoder would have read a question.
+        """
+        if parameter == REUSED_IDS:
+            raise VLLMValidationError(
+                f"{REUSED_IDS}: this model takes a text, which the encoder's tokenizer reads, got token ids of the LLM's",
+                parameter=parameter,
+            )
+        super().validate_token_ids(token_ids, parameter=parameter)
 
 
 def conversation_question(messages: Sequence[Any]) -> str:

@@ -147,6 +147,8 @@ def test_refused_prompts(client):
         status, body = client.complete(prompt)
         assert status == 400, (prompt, body)
         assert said in json.loads(body)["error"]["message"], prompt
+    status, body = client.chat(user("2 + 5?"), kv_transfer_params={"prompt_token_ids": [1, 2, 3]})
+    assert status == 400 and "takes a text" in json.loads(body)["error"]["message"]
     status, body = client.complete("2 + 5?", truncate_prompt_tokens=2)
     assert status == 400 and "truncate_prompt_tokens" in json.loads(body)["error"]["message"]
 

@@ -1,0 +1,90 @@
+"""What requests may bring, by the functions that vLLM calls: no server is started."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("vllm", reason="vLLM is not installed (make vllm)")
+
+VOCABULARY, WIDTH = 100, 4
+
+
+@pytest.fixture
+def renderer():
+    """One whose tokenizer has no beginning of sequence, as Qwen's."""
+    from layalign.serving.requests import QuestionRenderer
+
+    made = QuestionRenderer.__new__(QuestionRenderer)
+    made.tokenizer = SimpleNamespace(bos_token_id=None, max_token_id=VOCABULARY - 1)
+    made.model_config = SimpleNamespace(get_vocab_size=lambda: VOCABULARY, hf_config=SimpleNamespace())
+    return made
+
+
+def test_token_ids_in_place_of_messages_are_refused(renderer):
+    """vLLM takes them of any client of its chat, with no connector of caches configured."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.renderers.online_renderer import _reused_prompt_token_ids
+
+    messages = [{"role": "user", "content": "2 + 5?"}]
+    request = SimpleNamespace(kv_transfer_params={"prompt_token_ids": [1, 2, 3]})
+    with pytest.raises(VLLMValidationError, match="takes a text") as refused:
+        _reused_prompt_token_ids(request, renderer, messages)
+    assert refused.value.parameter == "kv_transfer_params.prompt_token_ids"
+    for without in (None, {}, {"do_remote_decode": True}):
+        assert _reused_prompt_token_ids(SimpleNamespace(kv_transfer_params=without), renderer, messages) is None
+
+
+def test_ids_of_ordinary_requests_pass(renderer):
+    """The engine looks at those of each request by the same method."""
+    from vllm.exceptions import VLLMValidationError
+
+    renderer.validate_token_ids([0, VOCABULARY - 1])
+    with pytest.raises(VLLMValidationError, match="out of vocabulary"):
+        renderer.validate_token_ids([VOCABULARY])
+
+
+def reading_model():
+    """ServedLayAlign with its bookkeeping alone: it notes the cross keys and values that it is to write."""
+    from layalign.serving.model import ServedLayAlign
+
+    model = ServedLayAlign.__new__(ServedLayAlign)
+    nn.Module.__init__(model)
+    written = []
+    model.has_bos, model.width = True, WIDTH
+    model.fused = [SimpleNamespace(write=lambda keys, values: written.append(keys))]
+    adapter = SimpleNamespace(boundary=torch.full((WIDTH,), -1.0))
+    model.encoder_side = SimpleNamespace(adapter=adapter, by_layer=lambda states: [(states, states)])
+    return model, written
+
+
+def question(number, tokens=5):
+    """(encoder output, token ids of the request)."""
+    from layalign.serving.placeholders import decoder_ids, digits
+
+    encoder_ids = [number] * tokens
+    output = torch.full((tokens, WIDTH + 2), float(number))
+    output.digits = digits(encoder_ids, VOCABULARY)
+    return output, decoder_ids(encoder_ids, [7, 8], 1, VOCABULARY)
+
+
+def test_a_request_without_a_question_beside_others():
+    """It begins in the same step, before, between and behind them: the others get what is theirs, whatever the order of outputs."""
+    model, written = reading_model()
+    (first, ids), (second, others) = question(3), question(4, 6)
+    stray = [1, 9, 9, 9]
+    rows = [stray, others, stray, ids, stray]
+    input_ids = torch.tensor([token for row in rows for token in row])
+    positions = torch.tensor([place for row in rows for place in range(len(row))])
+    found = model._read_questions(input_ids, positions, torch.zeros(len(input_ids), WIDTH), [first, second])
+    expected = [0.0] * 4 + [0, *[4.0] * 6, -1, 0, 0] + [0.0] * 4 + [0, *[3.0] * 5, -1, 0, 0] + [0.0] * 4
+    assert found[:, 0].tolist() == expected
+    assert written[0][:, 0].tolist() == [4.0] * 6 + [3.0] * 5
+
+
+def test_outputs_that_belong_to_no_request():
+    model, _ = reading_model()
+    (first, ids), (second, _) = question(3), question(4)
+    with pytest.raises(RuntimeError, match="other requests"):
+        model._read_questions(torch.tensor(ids), torch.arange(len(ids)), torch.zeros(len(ids), WIDTH), [first, second])
