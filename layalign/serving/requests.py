@@ -76,6 +76,11 @@ class QuestionRenderer(HfRenderer):
             )
         super().validate_token_ids(token_ids, parameter=parameter)
 
+    def get_dec_start_token_id(self) -> int:
+        """Never put anywhere, as the processor gives whole prompts (`skip_decoder_start_token`); vLLM asks for it all the same, and finds
+        none where the tokenizer has no beginning of sequence (Qwen)."""
+        return 0
+
 
 def conversation_question(messages: Sequence[Any]) -> str:
     """The question of a conversation in OpenAI's form.

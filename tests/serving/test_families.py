@@ -38,6 +38,7 @@ CASES = {
     "gemma": ("Gemma", {"tie_word_embeddings": True}, {"encoder_states": "last"}),
     "gemma2": ("Gemma2", GEMMA_2, {"gate": "head"}),
     "gemma3": ("Gemma3", ALTERNATING, {"encoder_states": "mean"}),
+    "qwen3, no beginning of sequence": ("Qwen3", {"bos_token_id": None}, {}),
     "llama, trained": ("Llama", {"attention_bias": True}, {"train_llm": True}),
     "llama, no cross-attention": ("Llama", {}, {"aligner": None, "adapter": "linear"}),
 }
@@ -62,6 +63,11 @@ def save_llm(family, settings, folder):
 def test_answers_are_those_of_generate(case, tmp_path):
     family, of_llm, settings = CASES[case]
     folder = save_model(tmp_path / "model", save_llm(family, of_llm, tmp_path / "llm"), **settings)
+    if family.startswith("Qwen"):
+        # As theirs: their tokenizers have none, whatever the LLM's settings say.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.bos_token = None
+        tokenizer.save_pretrained(folder)
     llm = engine(folder, max_model_len=256, max_num_seqs=8)
     from vllm import SamplingParams
 

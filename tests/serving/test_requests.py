@@ -45,6 +45,18 @@ def test_ids_of_ordinary_requests_pass(renderer):
         renderer.validate_token_ids([VOCABULARY])
 
 
+@pytest.mark.parametrize("own", [None, 0])
+def test_a_tokenizer_without_a_beginning_of_sequence(renderer, own):
+    """The prompt is the processor's, to the token: nothing comes before it, whatever it begins with."""
+    prompt = [5, 6, 7] if own is None else [own, 5, 6]
+    made = {"type": "multimodal", "prompt_token_ids": prompt, "encoder_prompt_token_ids": [0, 0]}
+    made |= {"mm_kwargs": {}, "mm_hashes": {}, "mm_placeholders": {}}
+    renderer._process_singleton = lambda given, skip_mm_cache: dict(made)
+    renderer._get_skip_decoder_start_token = lambda: True
+    found = renderer._process_enc_dec({"encoder_prompt": {}, "decoder_prompt": None})
+    assert found["decoder_prompt"]["prompt_token_ids"] == prompt
+
+
 def reading_model():
     """ServedLayAlign with its bookkeeping alone: it notes the cross keys and values that it is to write."""
     from layalign.serving.model import ServedLayAlign
