@@ -25,11 +25,13 @@ class EncoderSide(nn.Module):
         config: the model's settings.
         path: the model's folder or hub name.
         dtype: of all weights and results.
+        at_once: the most tokens, padding among them, that the encoder reads at a time, a longer question apart. vLLM counts those of
+            questions alone when it measures memory and fills a step.
     """
 
-    def __init__(self, config: LayAlignConfig, path: str, dtype: torch.dtype):
+    def __init__(self, config: LayAlignConfig, path: str, dtype: torch.dtype, at_once: int):
         super().__init__()
-        self.config = config
+        self.config, self.at_once = config, at_once
         name, place = written_down("encoder", config, path)
         device = torch.get_default_device()
         self.encoder = load_encoder(name, dtype, **place).to(device).eval()
@@ -72,6 +74,14 @@ class EncoderSide(nn.Module):
     @torch.no_grad()
     def forward(self, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Encoder ids (T,) of each question -> (T, Dl + 2 L kv) of each: soft prompts, and of each layer keys and values."""
+        outputs: list[Any] = [None] * len(rows)
+        for places in of_similar_lengths([len(row) for row in rows], self.at_once):
+            for place, output in zip(places, self._read([rows[place] for place in places]), strict=True):
+                outputs[place] = output
+        return outputs
+
+    def _read(self, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The same of questions that are padded to the longest."""
         ids = pad_sequence(list(rows), batch_first=True)
         lengths = [len(row) for row in rows]
         mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
@@ -94,6 +104,23 @@ class EncoderSide(nn.Module):
         parts = states.unflatten(1, (len(self._projections), 2, first.heads, first.head_dim))
         for layer in range(len(self._projections)):
             yield parts[:, layer, 0].contiguous(), parts[:, layer, 1].contiguous()
+
+
+def of_similar_lengths(lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
+    """Places of questions, from the shortest to the longest, in groups that are read together.
+
+    Args:
+        lengths: of the questions.
+        at_once: the most tokens of a group that is padded to its longest; a longer question is a group of its own.
+    """
+    group: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and (len(group) + 1) * lengths[place] > at_once:
+            yield group
+            group = []
+        group.append(place)
+    if group:
+        yield group
 
 
 class _Projections(nn.Module):

@@ -57,7 +57,8 @@ class ServedLayAlign(nn.Module, SupportsMultiModal):
             attention = self.modules_of_layers[layer]
             attention.attn = CrossFusedAttention(attention.attn, config.gate, vllm_config.cache_config)
             self.fused.append(attention.attn)
-        self.encoder_side = EncoderSide(config, path, model_config.dtype)
+        at_once = vllm_config.scheduler_config.max_num_batched_tokens
+        self.encoder_side = EncoderSide(config, path, model_config.dtype, at_once)
 
     def get_language_model(self) -> nn.Module:
         """The LLM."""
