@@ -23,7 +23,7 @@ from vllm.multimodal.processing import (
 from layalign.processor import LayAlignProcessor
 from layalign.serving.placeholders import decoder_ids
 from layalign.serving.requests import MODALITY
-from layalign.serving.settings import encoder_limit
+from layalign.serving.settings import longest_question
 
 # What of a request the model gets: the encoder's ids.
 ENCODER_IDS = "encoder_ids"
@@ -61,9 +61,7 @@ class QuestionInfo(BaseProcessingInfo):
     @cached_property
     def longest(self) -> int:
         """The most tokens of a question: one each stands in the LLM's sequence."""
-        limit = encoder_limit(self.get_hf_config())
-        room = self.ctx.model_config.max_model_len - BESIDE
-        return room if limit is None else min(room, limit)
+        return longest_question(self.get_hf_config(), self.ctx.model_config.max_model_len - BESIDE)
 
     def get_data_parser(self) -> MultiModalDataParser:
         """One that knows questions alone."""

@@ -28,6 +28,9 @@ KEY_NORMS = {
 }
 
 
+# The longest question, in tokens, for an encoder that has no limit of its own. vLLM measures memory by the longest one there can be, and
+# such encoders (mT5) hold a bias for each pair of tokens: of 32,768 of them those of 16 heads are 32 GiB in 16 bits.
+UNLIMITED = 4096
 PAGED_DECODE = "LAYALIGN_PAGED_DECODE"
 
 
@@ -44,10 +47,16 @@ def paged_decode_asked() -> bool:
 
 
 class ServedConfig(LayAlignConfig):
-    """LayAlignConfig for vLLM, which asks the outermost configuration whether there is an encoder."""
+    """LayAlignConfig for vLLM, which asks the outermost configuration whether there is an encoder.
+
+    Args:
+        longest_question: the most tokens of a question that are taken, by `--hf-overrides`; None: what the encoder reads, UNLIMITED where
+            it reads any number.
+    """
 
     model_type = "layalign"
     is_encoder_decoder: bool = True
+    longest_question: int | None = None
 
 
 def check_served(config: LayAlignConfig) -> None:
@@ -117,3 +126,23 @@ def encoder_limit(config: LayAlignConfig) -> int | None:
     """The most tokens that a model's encoder reads, told without its weights; None: any number."""
     with torch.device("meta"):
         return position_limit(build_encoder(config.encoder_config))
+
+
+def longest_question(config: LayAlignConfig, room: int) -> int:
+    """The most tokens of a question, each of which is a soft prompt in the LLM's sequence.
+
+    Args:
+        config: the model's settings as vLLM has them.
+        room: for soft prompts, in tokens.
+
+    Raises:
+        ValueError: a setting `longest_question` that is no number of tokens, or more than the encoder reads.
+    """
+    limit, given = encoder_limit(config), getattr(config, "longest_question", None)
+    if given is None:
+        return min(room, UNLIMITED if limit is None else limit)
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ValueError(f"longest_question: got {given!r}, takes a positive number of tokens")
+    if limit is not None and given > limit:
+        raise ValueError(f"longest_question: got {given}, this model's encoder reads at most {limit} tokens")
+    return min(room, given)
