@@ -23,12 +23,10 @@ from vllm.multimodal.processing import (
 from layalign.processor import LayAlignProcessor
 from layalign.serving.placeholders import decoder_ids
 from layalign.serving.requests import MODALITY
-from layalign.serving.settings import longest_question
+from layalign.serving.settings import checked_reading, longest_question
 
 # What of a request the model gets: the encoder's ids.
 ENCODER_IDS = "encoder_ids"
-# What a request may say of how its question is read, by its mm_processor_kwargs.
-READING = ("lang", "encoder_max_length")
 # Shortest sequence beside the soft prompts: beginning of sequence, boundary, and a new token.
 BESIDE = 3
 
@@ -113,7 +111,8 @@ class QuestionProcessor(EncDecMultiModalProcessor[QuestionInfo]):
             VLLMValidationError: a question or prompt that is too long, or what the processor refuses.
         """
         item = inputs.mm_data_items[MODALITY].get(0)
-        read, text = self._ids(item, inputs.hf_processor_mm_kwargs)
+        # The request's own before the server's (--mm-processor-kwargs).
+        read, text = self._ids(item, self.info.ctx.get_merged_mm_kwargs(inputs.hf_processor_mm_kwargs))
         if len(read) > self.info.longest:
             raise VLLMValidationError(
                 f"prompt: the question has {len(read)} tokens of the encoder's, this model takes {self.info.longest}; shorten it",
@@ -142,13 +141,16 @@ class QuestionProcessor(EncDecMultiModalProcessor[QuestionInfo]):
         )
 
     def _ids(self, item: Mapping[str, Any], reading: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        """What the encoder reads, and the text for the LLM; `reading`: the request's `lang` and `encoder_max_length`."""
+        """What the encoder reads, and the text for the LLM; `reading`: see `checked_reading`."""
         if "encoder_ids" in item:
             return item["encoder_ids"], item["prompt_ids"]
         try:
+            arguments = checked_reading(reading)
+        except ValueError as error:
+            raise VLLMValidationError(str(error), parameter="mm_processor_kwargs") from error
+        try:
             given = {} if "prompt" not in item else {"prompt": item["prompt"]}
-            given |= {name: reading[name] for name in READING if name in reading}
-            made = self.info.processor(item["text"], **given)
+            made = self.info.processor(item["text"], **given, **arguments)
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter="prompt") from error
         read = made["encoder_input_ids"][0].tolist()

@@ -34,8 +34,15 @@ class _ReadsQuestions:
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Requests are read as questions, whatever the tokenizer."""
+        """Requests are read as questions, whatever the tokenizer; what each request would be refused for is said at once.
+
+        Raises:
+            ValueError: --mm-processor-kwargs with what the processor does not take.
+        """
+        from layalign.serving.settings import checked_reading
+
         model_config.tokenizer_mode = MODE
+        checked_reading(model_config.get_multimodal_config().mm_processor_kwargs or {})
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:

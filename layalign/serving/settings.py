@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -31,6 +32,8 @@ KEY_NORMS = {
 # The longest question, in tokens, for an encoder that has no limit of its own. vLLM measures memory by the longest one there can be, and
 # such encoders (mT5) hold a bias for each pair of tokens: of 32,768 of them those of 16 heads are 32 GiB in 16 bits.
 UNLIMITED = 4096
+# What the server's settings or a request may say of how a question is read, as mm_processor_kwargs, and what each takes.
+READING: dict[str, type] = {"lang": str, "encoder_max_length": int}
 PAGED_DECODE = "LAYALIGN_PAGED_DECODE"
 
 
@@ -146,3 +149,18 @@ def longest_question(config: LayAlignConfig, room: int) -> int:
     if limit is not None and given > limit:
         raise ValueError(f"longest_question: got {given}, this model's encoder reads at most {limit} tokens")
     return min(room, given)
+
+
+def checked_reading(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What mm_processor_kwargs say of how a question is read, as arguments of LayAlignProcessor.
+
+    Raises:
+        ValueError: others than READING, or values of another kind.
+    """
+    if unknown := sorted(given.keys() - READING.keys()):
+        raise ValueError(f"mm_processor_kwargs: takes {', '.join(READING)}, got {', '.join(unknown)}")
+    said = {name: value for name, value in given.items() if value is not None}
+    for name, value in said.items():
+        if type(value) is not READING[name]:
+            raise ValueError(f"mm_processor_kwargs: {name}: got {value!r}, takes {READING[name].__name__}")
+    return said

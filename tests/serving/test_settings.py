@@ -3,7 +3,7 @@
 import pytest
 from transformers import BertConfig, LlamaConfig, MT5Config
 
-from layalign.serving.settings import UNLIMITED, ServedConfig, longest_question
+from layalign.serving.settings import UNLIMITED, ServedConfig, checked_reading, longest_question
 
 LLM = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 MT5 = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
@@ -41,3 +41,16 @@ def test_longest_question(case):
 def test_longest_question_is_refused(encoder, given, said):
     with pytest.raises(ValueError, match=f"longest_question: .*{said}"):
         longest_question(config_with(ENCODERS[encoder], given), 2045)
+
+
+def test_reading():
+    assert checked_reading({}) == {}
+    assert checked_reading({"lang": "sw", "encoder_max_length": None}) == {"lang": "sw"}
+    for given, said in (
+        ({"language": "sw", "lang": "sw"}, "takes lang, encoder_max_length, got language"),
+        ({"lang": {"de": 1}}, "lang: got {'de': 1}, takes str"),
+        ({"encoder_max_length": "5"}, "encoder_max_length: got '5', takes int"),
+        ({"encoder_max_length": True}, "encoder_max_length: got True, takes int"),
+    ):
+        with pytest.raises(ValueError, match=f"^mm_processor_kwargs: {said}"):
+            checked_reading(given)
