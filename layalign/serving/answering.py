@@ -16,6 +16,7 @@ from layalign.generation.texts import Answerer
 from layalign.loading import check_model_path, torch_dtype
 from layalign.processor import LayAlignProcessor
 from layalign.prompts import fill_prompts
+from layalign.serving.registration import tell_vllm
 from layalign.serving.settings import check_served, encoder_limit
 
 # What of transformers' arguments of `generate` there is in vLLM with the same meaning, and what an engine without them would do.
@@ -37,7 +38,8 @@ class EngineAnswerer(Answerer):
         answering: the other arguments of `Answerer`; of those of transformers' generate temperature, top_p, top_k, do_sample.
 
     Raises:
-        ValueError: no model there, one that vLLM cannot serve, or an argument outside of these.
+        ValueError: no model there, one that vLLM cannot serve, another vLLM than the one that LayAlign serves on, or an argument
+            outside of these.
         ModuleNotFoundError: no vLLM.
     """
 
@@ -60,6 +62,7 @@ class EngineAnswerer(Answerer):
         super().__init__(stand_in, processor, batch_size=batch_size, **answering)
         self._sampling = _sampling(self._arguments, defaults)
         wanted = config.get_text_config().dtype if dtype in (None, "auto") else torch_dtype(dtype)
+        tell_vllm()
         from vllm import LLM
 
         given = {"model": str(model_path), "dtype": wanted or "auto", "max_num_seqs": batch_size, **(engine or {})}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from layalign.configuration import LayAlignConfig
 from layalign.loading import check_model_path
+from layalign.serving.registration import tell_vllm
 from layalign.serving.settings import check_served, given_revision
 
 
@@ -17,11 +18,13 @@ def serve(model: str, arguments: Sequence[str] = ()) -> None:
         arguments: of `vllm serve`.
 
     Raises:
-        ValueError: no model there, or one that cannot be served.
+        ValueError: no model there, one that cannot be served, or another vLLM than the one that LayAlign serves on.
         ModuleNotFoundError: no vLLM.
     """
     check_model_path(model)
     check_served(LayAlignConfig.from_pretrained(model, revision=given_revision(arguments)))
+    # vLLM's plugin only warns, for the sake of other models, and vLLM would call this one unknown.
+    tell_vllm()
     run_vllm(model, arguments)
 
 
