@@ -84,3 +84,18 @@ def test_benchmarks_page_shows_what_is_recorded():
     for path in (ROOT / "bench" / "results").glob("*/benchmarks.json"):
         machine = json.loads(path.read_text(encoding="utf-8"))["machine_info"]
         assert f"### On {machine['device']}" in page
+
+
+def test_extras_are_installed_from_the_checkout():
+    """The package is on no index. Each command names an extra that there is, and the table says of `all` what it brings."""
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = []
+    for page in PROSE:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert not re.search(r"pip install (-\S+ )*[\"']?layalign", text), page
+        found += re.findall(r'pip install -e "\.\[([\w-]+)\]"', text)
+    assert {"all", "vllm", "ui", "lm-eval"} <= set(found)
+    assert all(f"\n{extra} = [" in settings for extra in found)
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `all` \| (.*?) \|", page, re.MULTILINE)
+    assert f'\nall = ["layalign[{",".join(re.findall("`([a-z]+)`", row))}]"]\n' in settings
