@@ -50,6 +50,7 @@ def client(model_folder, tmp_path_factory):
     from layalign.serving.page.processes import running
 
     options = ["--served-model-name", "layalign", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32"]
+    options += ["--trust-request-mm-kwargs"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
@@ -122,6 +123,19 @@ def test_logprobs_and_samples(client):
     assert status == 200
     choices = json.loads(body)["choices"]
     assert len(choices) == 3 and all(choice["logprobs"]["token_logprobs"] for choice in choices)
+
+
+def test_how_a_question_is_read(client, model_folder):
+    """As the request says, where the server was told to trust requests."""
+    from layalign import LayAlignProcessor
+
+    (cut,) = generated(model_folder, QUESTIONS[:1], NEW, encoder_max_length=5)
+    found = text_of(client.chat(user(QUESTIONS[0]), mm_processor_kwargs={"encoder_max_length": 5}))
+    processor = LayAlignProcessor.from_pretrained(model_folder)
+    assert found == " " + processor.decode(cut, skip_special_tokens=True)
+    assert found != text_of(client.chat(user(QUESTIONS[0])))
+    status, body = client.chat(user(QUESTIONS[0]), mm_processor_kwargs={"language": "sw"})
+    assert status == 400 and "got language" in json.loads(body)["error"]["message"]
 
 
 REFUSED = {
