@@ -109,16 +109,16 @@ class ServedLayAlign(nn.Module, SupportsMultiModal):
         first = int(self.has_bos)
         # A prompt is read whole, from its first token on; padding stands behind all requests. What begins here and belongs to no output
         # is a request without a question: it must not end the engine, which serves the others.
-        starts = (positions == 0).nonzero().flatten().tolist()
-        ids, waiting, ordered = input_ids.tolist(), list(encoder_outputs), []
-        for start in starts:
-            place = next((i for i, one in enumerate(waiting) if _stands_at(one.digits, ids, start + first)), None)
-            if place is None:
+        ids, places, waiting, ordered = input_ids.tolist(), positions.tolist(), list(encoder_outputs), []
+        for start in (start + first for start, place in enumerate(places) if place == 0):
+            found = (i for i, one in enumerate(waiting) if _stands_at(one, ids, places, start))
+            index = next(found, None)
+            if index is None:
                 continue
-            output = waiting.pop(place)
+            output = waiting.pop(index)
             ordered.append(output)
-            end = start + first + len(output)
-            embeddings[start + first : end] = output[:, : self.width]
+            end = start + len(output)
+            embeddings[start:end] = output[:, : self.width]
             embeddings[end] = self.encoder_side.adapter.boundary
         if waiting:
             raise RuntimeError("vLLM handed over encoder outputs of other requests than those whose prompts it reads")
@@ -166,5 +166,11 @@ class ServedLayAlign(nn.Module, SupportsMultiModal):
         return {f"llm.{name}" for name in loaded} | own
 
 
-def _stands_at(found: list[int], ids: list[int], place: int) -> bool:
-    return ids[place : place + len(found)] == found
+def _stands_at(output: Any, ids: list[int], places: list[int], start: int) -> bool:
+    """Whether soft prompts that begin at `start` are this output's: by its digits, and by room for them and the boundary in one row."""
+    end = start + len(output)
+    return (
+        ids[start : start + len(output.digits)] == output.digits
+        and end < len(places)
+        and places[end] - places[start] == len(output)
+    )

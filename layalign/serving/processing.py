@@ -22,7 +22,7 @@ from vllm.multimodal.processing import (
 
 from layalign.processor import LayAlignProcessor
 from layalign.serving.placeholders import decoder_ids
-from layalign.serving.requests import MODALITY
+from layalign.serving.requests import MODALITY, EncoderPrompt
 from layalign.serving.settings import checked_reading, longest_question
 
 # What of a request the model gets: the encoder's ids.
@@ -133,7 +133,7 @@ class QuestionProcessor(EncDecMultiModalProcessor[QuestionInfo]):
         return MultiModalEncDecInput(
             type="multimodal",
             prompt_token_ids=whole,
-            encoder_prompt_token_ids=[0] * len(read),
+            encoder_prompt_token_ids=EncoderPrompt(len(read), whole),
             encoder_prompt=item.get("text", ""),  # what a client that asks for an echo gets
             mm_kwargs=MultiModalKwargsItems.from_hf_inputs(features, fields),
             mm_hashes={MODALITY: [hashlib.sha256(repr(read).encode()).hexdigest()]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,28 @@ MODALITY = "question"
 REUSED_IDS = "kv_transfer_params.prompt_token_ids"
 
 
+class EncoderPrompt(list[int]):
+    """What vLLM is told of the encoder's prompt, by which a request with a question is known; the engine gets the question itself.
+
+    Args:
+        tokens: of the question.
+        whole: the token ids of the LLM's prompt that belongs to it.
+    """
+
+    def __init__(self, tokens: int, whole: list[int]):
+        super().__init__([0] * tokens)
+        self.whole = whole
+
+
 class QuestionRenderer(HfRenderer):
     """Makes of a prompt, which is a question in any language, what the processor reads.
 
     A prompt is a text, {"prompt": text}, or {"encoder_prompt": question, "decoder_prompt": text for the LLM}; a conversation is one
     message of the user. The text for the LLM is otherwise the model's own template, filled in by the processor.
     """
+
+    # Of each thread: the LLM's prompt whose encoder prompt has just been looked at, see `validate_token_ids`.
+    _begun = threading.local()
 
     def render_messages(self, messages: Sequence[Any], params: Any) -> tuple[list[Any], Any]:
         """The question of a conversation, which the last message asks."""
@@ -63,16 +80,24 @@ class QuestionRenderer(HfRenderer):
         return self.tokenize_prompt(prompt, params)
 
     def validate_token_ids(self, token_ids: Sequence[int], *, parameter: str | None = None) -> None:
-        """Pass the ids of a request's prompt.
+        """Pass the ids of a request that has a question.
+
+        vLLM calls this last before the engine, of the encoder's prompt and then of the LLM's. Some of its endpoints make prompts of
+        their own for the LLM, past all that stands above: ids in place of a chat's messages, `/generative_scoring`. Their
+        cross-attention would have no keys, which leaves its output as the memory was.
 
         Raises:
-            VLLMValidationError: ids outside of the vocabulary, and any that a request brings in place of its messages: vLLM would hand
-                them to the engine as they are, past all that stands above, and no encoder would have read a question.
+            VLLMValidationError: ids without a question, or outside of the vocabulary.
         """
-        if parameter == REUSED_IDS:
+        if isinstance(token_ids, EncoderPrompt):
+            self._begun.whole = token_ids.whole
+            return
+        whole, self._begun.whole = getattr(self._begun, "whole", None), None
+        # Beams go on behind it.
+        if parameter == REUSED_IDS or whole is None or list(token_ids[: len(whole)]) != whole:
             raise VLLMValidationError(
-                f"{REUSED_IDS}: this model takes a text, which the encoder's tokenizer reads, got token ids of the LLM's",
-                parameter=parameter,
+                f"{parameter or 'prompt'}: takes a text, which the encoder's tokenizer reads, got token ids of the LLM's",
+                parameter=parameter or "prompt",
             )
         super().validate_token_ids(token_ids, parameter=parameter)
 

@@ -36,13 +36,26 @@ def test_token_ids_in_place_of_messages_are_refused(renderer):
         assert _reused_prompt_token_ids(SimpleNamespace(kv_transfer_params=without), renderer, messages) is None
 
 
-def test_ids_of_ordinary_requests_pass(renderer):
-    """The engine looks at those of each request by the same method."""
+def test_only_ids_that_belong_to_a_question_pass(renderer):
+    """The engine looks at a request's two prompts by the same method, one after the other; other endpoints have none for the encoder."""
     from vllm.exceptions import VLLMValidationError
 
-    renderer.validate_token_ids([0, VOCABULARY - 1])
+    from layalign.serving.requests import EncoderPrompt
+
+    whole = [1, 2, VOCABULARY - 1]
+    for given in (whole, [*whole, 5]):  # a beam's
+        renderer.validate_token_ids(EncoderPrompt(2, whole))
+        renderer.validate_token_ids(given)
+        with pytest.raises(VLLMValidationError, match="takes a text"):
+            renderer.validate_token_ids(given)
+    # One whose LLM's prompt was never looked at lets no other pass.
+    renderer.validate_token_ids(EncoderPrompt(2, whole))
+    with pytest.raises(VLLMValidationError, match="takes a text"):
+        renderer.validate_token_ids([1, 2, 3])
+    outside = [1, VOCABULARY]
+    renderer.validate_token_ids(EncoderPrompt(2, outside))
     with pytest.raises(VLLMValidationError, match="out of vocabulary"):
-        renderer.validate_token_ids([VOCABULARY])
+        renderer.validate_token_ids(outside)
 
 
 @pytest.mark.parametrize("own", [None, 0])
@@ -93,6 +106,23 @@ def test_a_request_without_a_question_beside_others():
     expected = [0.0] * 4 + [0, *[4.0] * 6, -1, 0, 0] + [0.0] * 4 + [0, *[3.0] * 5, -1, 0, 0] + [0.0] * 4
     assert found[:, 0].tolist() == expected
     assert written[0][:, 0].tolist() == [4.0] * 6 + [3.0] * 5
+
+
+@pytest.mark.parametrize("order", ["before", "behind"])
+def test_a_request_with_the_beginning_of_another(order):
+    """Its ids are no secret, as answers may bring them; it has no room for the soft prompts."""
+    model, _ = reading_model()
+    output, ids = question(3, 20)
+    stray = ids[: 1 + len(output.digits)]
+    rows = [stray, ids] if order == "before" else [ids, stray]
+    input_ids = torch.tensor([token for row in rows for token in row])
+    positions = torch.tensor([place for row in rows for place in range(len(row))])
+    found = model._read_questions(input_ids, positions, torch.zeros(len(input_ids), WIDTH), [output])
+    expected = [[0.0] * len(stray), [0, *[3.0] * 20, -1, 0, 0]]
+    assert found[:, 0].tolist() == [value for row in expected[:: 1 if order == "before" else -1] for value in row]
+    with pytest.raises(RuntimeError, match="other requests"):
+        positions = torch.arange(len(stray))
+        model._read_questions(torch.tensor(stray), positions, torch.zeros(len(stray), WIDTH), [output])
 
 
 def test_outputs_that_belong_to_no_request():

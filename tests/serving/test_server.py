@@ -125,6 +125,13 @@ def test_logprobs_and_samples(client):
     assert len(choices) == 3 and all(choice["logprobs"]["token_logprobs"] for choice in choices)
 
 
+def test_beams(client):
+    """Each step of a beam is a request of its own, which belongs to the question."""
+    status, body = client.complete(QUESTIONS[0], use_beam_search=True, n=2, max_tokens=6)
+    assert status == 200, body
+    assert len({choice["text"] for choice in json.loads(body)["choices"]}) == 2
+
+
 def test_how_a_question_is_read(client, model_folder):
     """As the request says, where the server was told to trust requests."""
     from layalign import LayAlignProcessor
@@ -165,6 +172,22 @@ def test_refused_prompts(client):
     assert status == 400 and "takes a text" in json.loads(body)["error"]["message"]
     status, body = client.complete("2 + 5?", truncate_prompt_tokens=2)
     assert status == 400 and "truncate_prompt_tokens" in json.loads(body)["error"]["message"]
+
+
+def test_requests_without_a_question_are_refused(client, texts):
+    """vLLM makes such of its own for `/generative_scoring`, past the renderer."""
+    scored = {"model": "layalign", "query": [1, 5], "items": [[6, 7], [8]], "label_token_ids": [4, 5]}
+
+    def ask(place):
+        if place % 2:
+            return client.send("/generative_scoring", scored)
+        return text_of(client.complete(QUESTIONS[place // 2 % len(QUESTIONS)]))
+
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(ask, range(64)))
+    assert found[::2] == texts * 4
+    for status, body in found[1::2]:
+        assert status == 400 and "takes a text" in json.loads(body)["error"]["message"]
 
 
 def test_malformed_requests_and_clients_that_hang_up_change_nothing(client, texts):
