@@ -13,6 +13,8 @@ KINDS = (
     "LayAlign takes up one plain LoRA: linear layers in the decoder, one rank and scale, no DoRA, no biases, no further modules; merge it "
     "into the LLM (merge_and_unload), or give the bare LLM and the setting lora="
 )
+# Beginnings of LoRA that take something out of the LLM's own weights.
+_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _NONE_OF = ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication")
 
 
@@ -141,12 +143,15 @@ def _settings(llm: nn.Module, layers: dict[str, Any], config: Any, name: str) ->
 
     odd = [key for key in _NONE_OF if getattr(config, key, None)]
     odd += ["bias"] if getattr(config, "bias", "none") != "none" else []
+    if str(begins := getattr(config, "init_lora_weights", True)).lower().startswith(_CHANGING):
+        odd.append(f"init_lora_weights={begins!r}, which has changed the LLM's own weights")
     plain = {
         path
         for path, layer in layers.items()
         if isinstance(layer, LoraLayer)
         and name in layer.lora_A
         and not layer.use_dora.get(name)
+        and name not in getattr(layer, "lora_variant", {})
         and not (getattr(layer, "lora_bias", None) or {}).get(name)
         and not layer.merged_adapters
     }

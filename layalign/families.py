@@ -12,12 +12,15 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging
 
 from layalign.family_table import TABLE
 from layalign.fusion import FusionMask
 
 if TYPE_CHECKING:
     from layalign.projections import KeyValueProjection
+
+logger = logging.get_logger(__name__)
 
 ORDERS = ("apart", "joined", "by_head")
 # Names under which attention modules keep a norm of their keys.
@@ -190,19 +193,23 @@ def table() -> dict[str, Any]:
 
 
 def check_unproven(llm: Any, projections: Sequence[KeyValueProjection]) -> None:
-    """`check` for attention classes that no test has seen, where their weights can be looked at.
+    """`check` for attention classes that no test has seen, where their weights can be looked at; elsewhere a warning. Called where
+    cross-attention is put on an LLM: in a forward call other threads' calls would see the probe.
 
     Raises:
         ValueError: as `check`.
     """
-    if torch.compiler.is_compiling():
-        return
     proven = {name for family in table()["llms"].values() for name in family["attention"]}
     unproven = [one for one in projections if _class_name(one.attention) not in proven]
-    if not unproven or any(one.is_sharded for one in unproven):
+    if not unproven:
         return
-    if not any(parameter.is_meta for parameter in llm.parameters()):
-        check(llm, unproven)
+    if any(one.is_sharded for one in unproven) or any(parameter.is_meta for parameter in llm.parameters()):
+        logger.warning_once(
+            f"{_class_name(unproven[0].attention)}: no test of LayAlign has seen it, and its weights are not at hand to try whether cross "
+            "states become keys and values as its own hidden states do; load it whole once"
+        )
+        return
+    check(llm, unproven)
 
 
 def bring_arguments(llm: Any, modules: Sequence[Any]) -> list[Any]:

@@ -85,6 +85,12 @@ class FrozenBases(TrainedParts):
         first_is_predicted = config.adapter is not None or config.get_text_config().bos_token_id is not None
         self.loss_type = None if first_is_predicted else "ForCausalLM"
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As a module's. PEFT leaves `peft_config` here, and merges adapters by `.data`, without a trace in what was folded before."""
+        super().__setattr__(name, value)
+        if name == "peft_config" and (aligner := self._modules.get("aligner")) is not None:
+            aligner.forget_folded()
+
     def encoder_states(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Any:
         """The encoder's output with all its hidden states; without gradients, unless it is trained.
 

@@ -91,7 +91,7 @@ def fuse(
     modules = attention_modules(llm)
     projections = key_value_projections(llm, chosen)
     sizes = {"heads": text.num_attention_heads, "llm": text.hidden_size, "cross": cross_size}
-    fusion = Fusion(projections, chosen, sizes, gate, backend)
+    fusion = Fusion(projections, chosen, sizes, gate, backend, llm.dtype)
     if llm.device.type != "meta":  # else its weights are offloaded
         fusion.to(llm.device)
     implementations = [(config, config._attn_implementation) for config in _configurations(llm)]
@@ -116,6 +116,11 @@ def fuse(
     setattr(llm, swap.FUSED, Patched(fusion, before, patches, implementations, flags, hooks))
     for name, patch in patches.items():
         setattr(llm, name, patch)
+    try:
+        families.check_unproven(llm, projections)
+    except BaseException:
+        unfuse(llm)
+        raise
     return fusion
 
 
@@ -169,7 +174,6 @@ def _forward(
     prepared.uses += 1
     if not patched.seen:
         swap.check_used(llm, states)
-        families.check_unproven(llm, patched.fusion.projections)
         patched.seen = True
     return out
 

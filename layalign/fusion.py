@@ -30,6 +30,14 @@ UNCOVERED = (
 )
 
 
+# Of an attention function's arguments, those that say what a query sees (MiniMax-M3's blocks) or add to scores.
+_NOT_COVERED = ("block_indices", "indices", "position_bias", "sinks")
+NO_DROPOUT = (
+    "{}: attention dropout of {} in training mode, which the fused attention does not have; call llm.eval(), or load the LLM with "
+    "attention_dropout=0 (GPT-2: attn_pdrop=0)"
+)
+
+
 class FusionMask(NamedTuple):
     """What the mask function hands to every attention call, in the operator's own terms instead of a (B, 1, S, N) mask."""
 
@@ -136,7 +144,9 @@ def swap_attention(llm: PreTrainedModel) -> None:
     Raises:
         ValueError: an LLM whose attention cannot be set.
     """
-    llm.set_attn_implementation(NAME)
+    # Of one that reads pictures too, the language model's alone.
+    alone = llm.config.get_text_config(decoder=True) is llm.config
+    (llm if alone else llm.get_decoder()).set_attn_implementation(NAME)
     if llm.config.get_text_config(decoder=True)._attn_implementation != NAME:
         raise ValueError(
             f"{type(llm).__name__} does not let its attention be set: it does not go through transformers' attention interface, "
@@ -245,6 +255,13 @@ def fused_attention(
             f"{type(module).__name__} got an attention mask of type {type(attention_mask).__name__} that LayAlign's mask function did "
             "not make; padding would be lost. LLMs must build their masks with transformers.masking_utils"
         )
+    if asked := [name for name in _NOT_COVERED if kwargs.get(name) is not None]:
+        raise ValueError(
+            f"{type(module).__name__} hands {asked[0]} to its attention function, which LayAlign's fused attention does not cover: "
+            "answers would be another LLM's"
+        )
+    if fusion is None and kwargs.get("dropout"):
+        raise ValueError(NO_DROPOUT.format(type(module).__name__, kwargs["dropout"]))
     sink = kwargs.get("s_aux")  # transformers' name for attention sinks (gpt-oss)
     index = None if fusion is None else fusion.indices.get(module.layer_idx)
     if fusion is None or index is None:

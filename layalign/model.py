@@ -85,6 +85,7 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
             if self.config.gate == "dynamic":
                 modules[layer].register_forward_pre_hook(fusion.dynamic_gate_hook, with_kwargs=True)
         fusion.swap_attention(self.llm)
+        families.check_unproven(self.llm, self._projections)
 
     @classmethod
     def from_bases(
@@ -360,7 +361,6 @@ class LayAlignForConditionalGeneration(AssemblingModel, LayAlignGenerationMixin)
         compiling = torch.compiler.is_compiling()
         if states is not None and (compiling or not self._seen_fused):
             fusion.check_used(self.llm, states)
-            families.check_unproven(self.llm, self._projections if states.indices else ())
             if not compiling:
                 self._seen_fused = True
         if targets is not None and not loss_outside:

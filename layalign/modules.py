@@ -197,6 +197,10 @@ class LayerwiseAligner(nn.Module):
                 kept = self._kept = FoldedWeights(made, dtype, aliases, [part._version for part in seen], steps)
         return kept.weights
 
+    def forget_folded(self) -> None:
+        """Fold anew in the next call."""
+        self._kept = None
+
     def _plain(self, projections: Sequence[KeyValueProjection]) -> list[int]:
         """The layers whose streams need not be made."""
         if self.project2 is not None or self.inner is not None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from layalign.fusion import CrossStates, drop_full
+from layalign.fusion import NO_DROPOUT, CrossStates, drop_full
 from layalign.kernels.dispatch import autocast_dtype, malformed
 from layalign.kernels.files import whole_file
 from layalign.modules import Gate
@@ -68,8 +68,10 @@ class Fusion(nn.Module):
         sizes: Mapping[str, int | None],
         gate: str = "scalar",
         backend: str = "auto",
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        self._dtype = dtype or torch.get_default_dtype()
         heads, width, cross_size = sizes["heads"], sizes["llm"], sizes["cross"]
         assert heads is not None and width is not None
         self.layers, self.gate, self.backend = list(layers), gate, backend
@@ -92,7 +94,7 @@ class Fusion(nn.Module):
         states = [cross_states] if isinstance(cross_states, torch.Tensor) else list(cross_states)
         self._check(cross_states, states, cross_mask)
         weight = next(self.projections[0].attention.parameters())
-        dtype = autocast_dtype(weight) or _float_dtype(self.projections[0].attention)
+        dtype = autocast_dtype(weight) or _float_dtype(self.projections[0].attention, self._dtype)
         if self.project is not None:
             states = [self.project(state.to(self.project.weight.dtype)) for state in states]
         states = [state.to(dtype) for state in states]
@@ -188,10 +190,7 @@ class OwnCrossStates(CrossStates):
             ValueError: dropout of attention weights, which the operator has not.
         """
         if call.get("dropout"):
-            raise ValueError(
-                f"{type(module).__name__}: attention dropout of {call['dropout']} in training mode, which the fused attention does not "
-                "have; call llm.eval(), or load the LLM with attention_dropout=0 (GPT-2: attn_pdrop=0)"
-            )
+            raise ValueError(NO_DROPOUT.format(type(module).__name__, call["dropout"]))
         made = call.get("fusion_gate")
         return self.gates[self.indices[module.layer_idx]](None) if made is None else made
 
@@ -207,7 +206,7 @@ def own_gate_hook(
     return args, kwargs | {"fusion_gate": gate(hidden_states.to(next(gate.parameters()).device))}
 
 
-def _float_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype a frozen attention module computes in: of a quantised one, that of what is not quantised."""
+def _float_dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype a frozen attention module computes in: of a quantised one, that of what is not quantised, or else the LLM's."""
     floating = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
-    return floating[0] if floating else torch.get_default_dtype()
+    return floating[0] if floating else otherwise

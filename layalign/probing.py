@@ -47,8 +47,9 @@ def _pass(llm, modules, streams):
     def replacing(states):
         def hook(module, args, kwargs):
             if isinstance(angles := kwargs.get("position_embeddings"), tuple):
-                # No turn, and no factor that some kinds of RoPE put into it.
-                kwargs = kwargs | {"position_embeddings": (torch.ones_like(angles[0]), torch.zeros_like(angles[1]))}
+                # No turn, and no factor that some kinds of RoPE put into it. At position 0 the sine is 0: GPT-J's comes first.
+                still = tuple(torch.ones_like(part) if part.any() else torch.zeros_like(part) for part in angles)
+                kwargs = kwargs | {"position_embeddings": still}
             rows = states[:, None]  # each in a row of its own, at position 0
             return ((rows, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": rows})
 

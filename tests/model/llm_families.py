@@ -88,6 +88,7 @@ JOINED = {
     "nanochat": ("NanoChatForCausalLM", "NanoChatConfig", SIZES | WIDE | {"attention_bias": True}),
     "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", SIZES | WIDE | EXPERTS | WINDOW | {"attention_bias": True}),
     "apertus": ("ApertusForCausalLM", "ApertusConfig", SIZES | {"attention_bias": True}),
+    "gptj": ("GPTJForCausalLM", "GPTJConfig", OLD | {"rotary_dim": 4}),
 }
 
 # Refused, with an error that says why.
@@ -95,7 +96,6 @@ REFUSED = {
     "bloom": ("BloomForCausalLM", "BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60}),
     "falcon": ("FalconForCausalLM", "FalconConfig", ONE_KIND),
     "mpt": ("MptForCausalLM", "MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 60}),
-    "gptj": ("GPTJForCausalLM", "GPTJConfig", OLD | {"rotary_dim": 4}),
     "codegen": ("CodeGenForCausalLM", "CodeGenConfig", OLD | {"rotary_dim": 4}),
     "gpt_neo": (
         "GPTNeoForCausalLM",
@@ -131,4 +131,5 @@ REFUSED = {
     "doge": ("DogeForCausalLM", "DogeConfig", SIZES),
 }
 # The transformers that the reasons in the table are from; before, their attention did not go through its interface.
-REASON_SINCE = {"gptj": "5.24", "codegen": "5.24"}
+REASON_SINCE = {"codegen": "5.24"}
+JOINED_SINCE = {"gptj": "5.24"}

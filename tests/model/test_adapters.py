@@ -103,6 +103,9 @@ def test_an_llms_adapter_is_trained_and_saved_with_the_part(
         ({"rank_pattern": {"v_proj": 2}}, "has several ranks or scales"),
         ({"bias": "all"}, "has bias"),
         ({"modules_to_save": ["lm_head"]}, "has modules_to_save"),
+        ({"alora_invocation_tokens": [5, 6]}, "has model.layers.0.self_attn.q_proj"),
+        ({"init_lora_weights": "pissa"}, "has init_lora_weights='pissa', which has changed the LLM's own weights"),
+        ({"init_lora_weights": "olora"}, "has init_lora_weights='olora'"),
     ],
 )
 def test_what_has_no_setting_is_refused_and_left_as_it_was(settings, match, folders, llm):

@@ -54,6 +54,17 @@ def assert_current(model, batch):
     model.config.fold_at_inference = True
 
 
+def test_adapters_merged_by_peft(make_model, batch):
+    """By `.data`, which leaves no trace in what was folded before."""
+    peft = pytest.importorskip("peft")
+    model = make_model()
+    cross(model, batch)
+    targets = r"llm\..*\.(k_proj|v_proj)"
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, init_lora_weights=False, target_modules=targets))
+    merged = adapted.eval().merge_and_unload()
+    assert_current(merged, batch)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folded_once(family, make_model, batch, alone, calls):
     """Whatever the number of tokens; one token alone would not be worth a fold."""

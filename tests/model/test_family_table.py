@@ -16,7 +16,7 @@ from layalign.family_table import written as written_page
 from tests.model import encoder_cells, llm_cells
 from tests.model.encoder_cells import ENCODERS, encoder_row
 from tests.model.llm_cells import build, llm_row, refused_row
-from tests.model.llm_families import JOINED, REASON_SINCE, REFUSED
+from tests.model.llm_families import JOINED, JOINED_SINCE, REASON_SINCE, REFUSED
 
 HOW = "python -m tests.model.family_table > layalign/families.json"
 
@@ -34,6 +34,8 @@ def written(kind, name):
 
 @pytest.mark.parametrize("name", JOINED)
 def test_llm(name, tmp_path):
+    if Version(JOINED_SINCE.get(name, "0")) > VERSION:
+        pytest.skip("its attention does not go through transformers' interface yet")
     row = llm_row(name, tmp_path)
     if row is None:
         pytest.skip("this transformers has no such family")

@@ -7,7 +7,8 @@ import torch
 import transformers
 
 import layalign
-from layalign import LayAlignForConditionalGeneration
+from layalign import LayAlignForConditionalGeneration, families
+from layalign.fusion import FusionMask, fused_attention
 
 OUTSIDE = {
     "xglm": {"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 48},
@@ -128,6 +129,8 @@ def test_training_that_cannot_work(make_llm):
     layalign.fuse(dropping, cross_size=24)
     with pytest.raises(ValueError, match=r"attention dropout of 0\.1 in training mode"):
         dropping(IDS, cross_states=STATES)
+    with pytest.raises(ValueError, match=r"attention dropout of 0\.1 in training mode"):
+        dropping(IDS)  # the bare LLM would drop
     dropping.eval()(IDS, cross_states=STATES)
 
 
@@ -151,3 +154,95 @@ def test_signatures_say_what_is_taken(make_llm):
     for name in ("forward", "generate"):
         assert {"cross_states", "cross_mask"} <= set(inspect.signature(getattr(llm, name)).parameters)
     assert [name for name in inspect.signature(llm.forward).parameters if "cross" not in name] == before
+
+
+OLD = {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def test_a_family_that_would_be_misread_is_refused_before_any_call():
+    """In a call, others' calls on the same LLM would see what is tried, and a compiled or offloaded one would try nothing."""
+    torch.manual_seed(0)
+    llm = transformers.CodeGenForCausalLM(transformers.CodeGenConfig(**OLD)).eval()
+    expected, before = llm(IDS).logits, sorted(vars(llm))
+    with pytest.raises(ValueError, match=r"CodeGenAttention: LayAlign would make other keys|attention interface"):
+        layalign.fuse(llm, cross_size=24)
+    assert torch.equal(llm(IDS).logits, expected) and sorted(vars(llm)) == before
+
+
+def test_calls_try_nothing(monkeypatch, make_encoder):
+    """Of a family that no test has seen, once, where the cross-attention is put on it."""
+    tried = []
+    check = families.check
+    monkeypatch.setattr(families, "check", lambda *given: tried.append(given) or check(*given))
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    llm = transformers.ArceeForCausalLM(
+        transformers.ArceeConfig(vocab_size=60, bos_token_id=1, num_key_value_heads=2, **sizes)
+    ).eval()
+    layalign.fuse(llm, cross_size=24)
+    assert len(tried) == 1
+    llm(IDS, cross_states=STATES)
+    layalign.unfuse(llm)
+    model = LayAlignForConditionalGeneration.from_bases(make_encoder(), llm).eval()
+    assert len(tried) == 2
+    model(encoder_input_ids=IDS, input_ids=IDS)
+    assert len(tried) == 2
+
+
+def test_weights_that_are_not_at_hand_are_warned_about(monkeypatch):
+    said = []
+    monkeypatch.setattr(families.logger, "warning_once", said.append)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with torch.device("meta"):
+        llm = transformers.ArceeForCausalLM(
+            transformers.ArceeConfig(vocab_size=60, bos_token_id=1, num_key_value_heads=2, **sizes)
+        )
+    layalign.fuse(llm, cross_size=24)
+    assert len(said) == 1 and "ArceeAttention: no test of LayAlign has seen it" in said[0]
+
+
+@pytest.mark.parametrize("name", ["block_indices", "position_bias"])
+def test_arguments_that_say_what_is_seen(name):
+    """MiniMax-M3 hands over the blocks that a query reads."""
+    q = torch.randn(1, 2, 3, 16)
+    mask = FusionMask(None, 0, None)
+    with pytest.raises(ValueError, match=f"Linear hands {name} to its attention function"):
+        fused_attention(torch.nn.Linear(1, 1), q, q, q, mask, **{name: torch.zeros(1)})
+
+
+def test_only_the_language_model_of_one_that_reads_pictures_too():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=sizes | {"vocab_size": 60, "head_dim": 16, "num_key_value_heads": 2},
+        vision_config=sizes | {"image_size": 16, "patch_size": 8},
+        mm_tokens_per_image=1,
+    )
+    llm = transformers.Gemma3ForConditionalGeneration(config).eval()
+    before = llm.config.vision_config._attn_implementation
+    layalign.fuse(llm, cross_size=24)
+    assert llm.config.vision_config._attn_implementation == before != "layalign"
+    assert llm(IDS, cross_states=STATES).logits.isfinite().all()
+    layalign.unfuse(llm)
+    assert llm.config.text_config._attn_implementation != "layalign"
+
+
+class Eight(torch.nn.Module):
+    """A linear layer in 8 bits that computes in its input's dtype, as bitsandbytes' does."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_buffer("scale", layer.weight.detach().abs().amax() / 127)
+        self.weight = torch.nn.Parameter((layer.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype))
+
+
+def test_a_quantised_llm_that_computes_in_bf16(make_llm):
+    llm = make_llm("mistral").to(torch.bfloat16)
+    for layer in llm.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(layer.self_attn, name, Eight(getattr(layer.self_attn, name)))
+    layalign.fuse(llm, cross_size=24)
+    assert llm(IDS, cross_states=STATES).logits.dtype == torch.bfloat16
