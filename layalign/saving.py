@@ -65,24 +65,19 @@ def read_saved(
     if config.encoder_config is None and encoder is not None:
         raise ValueError(f"encoder: {path!r} is an LLM alone, which reads no encoder; leave encoder out")
     quantized = config.quantization or {}
-    if (
-        arguments.settings.get("quantization") is None
-    ):  # as saved; a module is as it is, and what a call asks of it is refused
+    # As saved: a module is as it is. What a call asks of one is refused.
+    if arguments.settings.get("quantization") is None:
         quantized = {base: own for base, own in quantized.items() if not isinstance(given[base], torch.nn.Module)}
     config.quantization = with_libraries(quantized | arguments.quantization or None)
     config.checked()
     trained = trained_weights(path, **arguments.own)
     modules: dict[str, PreTrainedModel | None] = {"encoder": None}
     for role in ("encoder", "llm"):
-        expected = getattr(config, f"{role}_config")
-        if expected is None:
+        if getattr(config, f"{role}_config") is None:
             continue
         if role == "llm" and config.train_llm:
             modules[role] = own = load_own_llm(path, arguments)
-            if is_unread(expected):
-                config.llm_config = own.config
-            else:
-                check_fit(role, f"{path}/{LLM_FOLDER}", own.config, expected)
+            _take_up(config, role, f"{path}/{LLM_FOLDER}", own)
             continue
         source, asked = given[role], getattr(arguments, role)
         if source is None:
@@ -91,10 +86,7 @@ def read_saved(
         modules[role] = own = load_base(
             role, source, replace(arguments, **{role: asked}), config.quantization, check_bases
         )
-        if is_unread(expected):
-            setattr(config, f"{role}_config", own.config)
-        else:
-            check_fit(role, source, own.config, expected)
+        _take_up(config, role, source, own)
         if check_bases:
             shown = type(source).__name__ if isinstance(source, torch.nn.Module) else source
             check_same(role, shown, config.base_samples, {role: sample(own)})
@@ -103,6 +95,15 @@ def read_saved(
     loaded = modules["llm"]
     assert loaded is not None, "read_settings refuses this"
     return SavedModel(config, trained, modules["encoder"], loaded)
+
+
+def _take_up(config: LayAlignConfig, role: str, source: Source, base: PreTrainedModel) -> None:
+    """See that a base has the sizes written down; one with code of its own brings its configuration's class now."""
+    expected = getattr(config, f"{role}_config")
+    if is_unread(expected):
+        setattr(config, f"{role}_config", base.config)
+    else:
+        check_fit(role, source, base.config, expected)
 
 
 def read_settings(path: str, config: LayAlignConfig | None, arguments: Arguments) -> LayAlignConfig:
