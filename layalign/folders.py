@@ -11,6 +11,8 @@ from layalign.kernels.files import MANIFEST, read_json, regular, sha256_of
 
 # Of saved models: prose, which anyone may edit.
 _PROSE = ".md"
+# Ends of the names of files that transformers takes an object from; others may hold a list (modules.json of sentence-transformers).
+_OBJECTS = ("config.json", "tokenizer.json", "index.json", "map.json", "tokens.json")
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def read_from(path: str | os.PathLike, name: str) -> Iterator[None]:
     except Exception as error:
         for file in sorted(folder.rglob("*.json")):
             try:
-                read_json(file, kind=object)  # a list too: modules.json of sentence-transformers
+                read_json(file, kind=dict if file.name.endswith(_OBJECTS) else object)
             except ValueError as broken:
                 raise ValueError(f"{name}: {broken}") from error
         raise

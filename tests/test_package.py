@@ -121,7 +121,7 @@ def git_listing(*arguments):
 def test_wheel_is_little_more_than_its_weights(wheel):
     with zipfile.ZipFile(wheel) as archive:
         weights = sum(entry.compress_size for entry in archive.infolist() if entry.filename.endswith(".safetensors"))
-    assert wheel.stat().st_size < weights + 880_000  # the stories in ten languages are 30 kB of it
+    assert wheel.stat().st_size < weights + 900_000  # the stories in ten languages are 30 kB of it
     assert wheel.stat().st_size < 7_500_000
 
 
