@@ -53,3 +53,10 @@ def test_precision_of_fp32_products_by_the_newer_setting(backend, where, said, p
     q, k = torch.randn(1, 1, 2, 16), torch.randn(1, 1, 3, 16)
     out = adaptive_fusion_attention(q, k, k, k, k, torch.ones(1), backend=backend)
     assert out.shape == q.shape
+
+
+def test_queries_without_heads(backend):
+    from layalign import adaptive_fusion_attention
+
+    q, k = torch.randn(1, 0, 2, 16), torch.randn(1, 1, 3, 16)
+    assert adaptive_fusion_attention(q, k, k, k, k, torch.ones(1), backend=backend).shape == q.shape

@@ -1,12 +1,14 @@
 """Loading a saved model and telling it from others; what reads files knows nothing of the model."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from layalign import loading
+from layalign import LayAlignProcessor, loading
 from layalign.loading import fingerprint, load_model, load_tokenizer
 
 
@@ -44,3 +46,21 @@ def test_a_tokenizer_that_is_a_sentencepiece_file_alone(tmp_path, monkeypatch):
         ValueError, match="loaded: a SentencePiece file alone is read with `pip install sentencepiece protobuf`"
     ):
         load_tokenizer("encoder", tmp_path, {})
+
+
+def test_a_model_in_a_subfolder(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "sub")
+    model, processor = load_model(tmp_path, device="cpu", subfolder="sub")
+    assert model(**processor("what is this")).logits.isfinite().all()
+    with pytest.raises(ValueError, match=r"the folder .*other holds no model|no such folder: .*other"):
+        load_model(tmp_path, device="cpu", subfolder="other")
+
+
+def test_an_encoders_tokenizer_without_padding(bases, tmp_path):
+    """A decoder-only encoder's: the mask hides what is padded."""
+    tokenizer = AutoTokenizer.from_pretrained(str(bases / "llm"))
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    processor = LayAlignProcessor.from_bases(tmp_path, bases / "llm")
+    mask = processor(["what", "what is this"])["encoder_attention_mask"]
+    assert mask.sum(1).tolist() == sorted(mask.sum(1).tolist()) and not mask.bool().all()
