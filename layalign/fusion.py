@@ -32,10 +32,6 @@ UNCOVERED = (
 
 # Of an attention function's arguments, those that say what a query sees (MiniMax-M3's blocks) or add to scores.
 _NOT_COVERED = ("block_indices", "indices", "position_bias", "sinks")
-NO_DROPOUT = (
-    "{}: attention dropout of {} in training mode, which the fused attention does not have; call llm.eval(), or load the LLM with "
-    "attention_dropout=0 (GPT-2: attn_pdrop=0)"
-)
 
 
 class FusionMask(NamedTuple):
@@ -87,7 +83,12 @@ class CrossStates:
         layers: indices of the L fused layers.
         backend: of the fused operator.
         packing: of a row of packed sequences; None: every row is one sequence.
+
+    Attributes:
+        refuses_dropout: whether dropout of attention weights, which the operator has not, is an error in its calls.
     """
+
+    refuses_dropout = False
 
     def __init__(self, cross: CrossInputs | None, layers: Sequence[int], backend: str, packing: Packing | None = None):
         self.keys: Sequence[torch.Tensor] = ()
@@ -260,8 +261,11 @@ def fused_attention(
             f"{type(module).__name__} hands {asked[0]} to its attention function, which LayAlign's fused attention does not cover: "
             "answers would be another LLM's"
         )
-    if fusion is None and kwargs.get("dropout"):
-        raise ValueError(NO_DROPOUT.format(type(module).__name__, kwargs["dropout"]))
+    if kwargs.get("dropout") and (fusion is None or fusion.refuses_dropout):
+        raise ValueError(
+            f"{type(module).__name__}: attention dropout of {kwargs['dropout']} in training mode, which the fused attention does not have; "
+            "call llm.eval(), or load the LLM with attention_dropout=0 (GPT-2: attn_pdrop=0)"
+        )
     sink = kwargs.get("s_aux")  # transformers' name for attention sinks (gpt-oss)
     index = None if fusion is None else fusion.indices.get(module.layer_idx)
     if fusion is None or index is None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from layalign.fusion import NO_DROPOUT, CrossStates, drop_full
+from layalign.fusion import CrossStates, drop_full
 from layalign.kernels.dispatch import autocast_dtype, malformed
 from layalign.kernels.files import whole_file
 from layalign.modules import Gate
@@ -176,6 +176,8 @@ class OwnCrossStates(CrossStates):
         fusion: whose.
     """
 
+    refuses_dropout = True
+
     def __init__(self, prepared: PreparedCross, fusion: Fusion):
         super().__init__(None, (), fusion.backend)
         self.keys, self.values = prepared.keys, prepared.values
@@ -184,13 +186,7 @@ class OwnCrossStates(CrossStates):
         self.gates = fusion.gates
 
     def gate(self, module: Any, call: Mapping[str, Any]) -> torch.Tensor:
-        """The gate of a fused layer's call, as CrossStates has it.
-
-        Raises:
-            ValueError: dropout of attention weights, which the operator has not.
-        """
-        if call.get("dropout"):
-            raise ValueError(NO_DROPOUT.format(type(module).__name__, call["dropout"]))
+        """The gate of a fused layer's call, as CrossStates has it."""
         made = call.get("fusion_gate")
         return self.gates[self.indices[module.layer_idx]](None) if made is None else made
 

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from layalign.generation.lines import Line, read_lines
+from layalign.generation.mixin import chosen_setting
 from layalign.generation.texts import BATCH_SIZE, MAX_NEW_TOKENS, Answerer
 from layalign.journal import Check, Journal, Record
 from layalign.loading import check_model_path, fingerprint, load_model
@@ -135,12 +136,10 @@ def generate_texts(
         raise ValueError(f"engine: got {engine!r}, takes {' or '.join(ENGINES)}")
     lines = read_lines(texts, file)
     check_model_path(model_path)
-    config = answering.get("generation_config")
-    length = getattr(config, "max_new_tokens", None) or MAX_NEW_TOKENS
+    length = chosen_setting("max_new_tokens", answering) or MAX_NEW_TOKENS
     answering = {"max_new_tokens": length, "prompt": DEFAULT_PROMPT, **answering}
     loading = {name: answering.pop(name) for name in LOADING if name in answering}
-    beams = answering.get("num_beams") or getattr(config, "num_beams", None) or 1
-    stream = stream and beams == 1 and engine == "transformers"
+    stream = stream and chosen_setting("num_beams", answering) in (None, 1) and engine == "transformers"
     drawn_together = answering.get("batch_size", BATCH_SIZE) if seed is not None and engine == "transformers" else None
     asking = Asking(lang, seed, on_bad_line == "skip", None if engine == "transformers" else engine, drawn_together)
     refuse([line for line in lines if line.wrong], asking.skip)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
 from layalign import compatibility, fusion
@@ -25,6 +26,13 @@ UNSUPPORTED = {
 }
 _SAYING_NOTHING = {"guidance_scale": 1, "min_length": 0}
 NO_PAGES = "transformers' paged cache packs requests into one row and drops their cross states"
+
+
+def chosen_setting(name: str, given: Mapping[str, Any], own: GenerationConfig | None = None) -> Any:
+    """A setting of a call of generate: its own argument, that of the `generation_config` given, or the model's own; None where none has
+    one."""
+    chosen = given.get(name, getattr(given.get("generation_config"), name, None))
+    return getattr(own, name, None) if chosen is None else chosen
 
 
 class LayAlignGenerationMixin(GenerationMixin):
@@ -103,8 +111,7 @@ class LayAlignGenerationMixin(GenerationMixin):
 
     def _setting(self, name: str, kwargs: dict[str, Any]) -> Any:
         """A setting of a call of generate: its own argument, that of the configuration given, or the model's."""
-        given = kwargs.get(name, getattr(kwargs.get("generation_config"), name, None))
-        return getattr(self.generation_config, name, None) if given is None else given
+        return chosen_setting(name, kwargs, self.generation_config)
 
     def _check_way_of_decoding(self, rows: int, kwargs: dict[str, Any]) -> None:
         def setting(name: str) -> Any:

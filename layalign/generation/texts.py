@@ -10,6 +10,7 @@ import torch
 from transformers.utils import logging
 
 from layalign.generation.batches import Asked, asked_together, languages_of, listed, longest_first
+from layalign.generation.mixin import chosen_setting
 from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
 from layalign.sequence import kept_columns, last_column
 from layalign.source_languages import check_languages
@@ -45,7 +46,7 @@ class BatchedAnswerer(ABC):
         # What the caller's configuration says counts; an argument of the same name would win over it in transformers.
         config = generate_kwargs.get("generation_config")
         if max_new_tokens is None:
-            max_new_tokens = getattr(config, "max_new_tokens", None) or MAX_NEW_TOKENS
+            max_new_tokens = chosen_setting("max_new_tokens", generate_kwargs) or MAX_NEW_TOKENS
         check_count("max_new_tokens", max_new_tokens)
         if generate_kwargs.get("max_length") is not None:
             raise ValueError(
@@ -79,9 +80,8 @@ class BatchedAnswerer(ABC):
         Raises:
             ValueError: a text that cannot be answered, or several sequences a text.
         """
-        config = self._arguments.get("generation_config") or self.model.generation_config
-        returned = self._arguments.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1
-        if returned != 1:
+        returned = chosen_setting("num_return_sequences", self._arguments, self.model.generation_config)
+        if returned not in (None, 1):
             raise ValueError(
                 f"num_return_sequences: got {returned}, takes 1 where there is one answer a text; `sequences` gives all"
             )

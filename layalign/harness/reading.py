@@ -69,9 +69,8 @@ class ReadingAnswerer(Answerer):
     def _pair(self, prompt: str | None, said: str, together: bool) -> tuple[list[int], list[int]]:
         """Ids of the prompt and of the continuation, of which there is at least one."""
         if together and prompt is not None:
-            cut = len(
-                prompt.rstrip()
-            )  # a tokenizer joins white space to the word after it, as the harness' own pairs have it
+            # A tokenizer joins white space to the word after it: so have it the harness' own pairs.
+            cut = len(prompt.rstrip())
             prompt, said = prompt[:cut], prompt[cut:] + said
             whole, length = self._ids(prompt + said), len(self._ids(prompt))
             length = min(length, len(whole) - 1)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from layalign import mapped
 from layalign.kernels.files import read_json
 from layalign.published import read_tensors
 from layalign.saving import Weights
@@ -99,7 +100,7 @@ class LangBridge:
         for name, value in own.items():
             tied.setdefault(value.data_ptr(), []).append(name)
         theirs = {name: self._of_base(role, module, tied[value.data_ptr()], value.shape) for name, value in own.items()}
-        if all(_same(value, theirs[name]) for name, value in own.items()):
+        if all(mapped.equal(theirs[name], value) for name, value in own.items()):
             return False
         with torch.no_grad():
             for name, value in own.items():
@@ -144,12 +145,6 @@ def renamed(state: Weights, names: Mapping[str, str], origin: str) -> Weights:
             trained[ours + name.removeprefix(theirs)] = state[name]
     trained["adapter.boundary"] = trained["adapter.boundary"].flatten()
     return trained
-
-
-def _same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Whether they are equal in the one's dtype that has fewer bits."""
-    narrow = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
-    return torch.equal(ours.to(narrow).cpu(), theirs.to(narrow))
 
 
 def _state(folder: Path) -> Weights:
