@@ -73,6 +73,8 @@ def main() -> None:
             raise
         _end(f"{error.filename}: {(error.strerror or type(error).__name__).lower()}; choose another place")
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for this
+            _end(f"{str(error).splitlines()[0]} A smaller batch_size takes less; what was saved before is as it was")
         reason = disk_error(error)
         if reason is None:
             raise

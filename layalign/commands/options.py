@@ -73,7 +73,11 @@ class Running:
     """How a command runs a model: an option for each field."""
 
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Texts at a time: 16, and 64 with --engine vllm. It changes no answer.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Texts at a time: 16, and 64 with --engine vllm. It changes answers only as bf16 and fp16 round.",
+        ),
     ] = None
     encoder_max_length: Annotated[
         int | None,

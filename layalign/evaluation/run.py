@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,8 +23,9 @@ from layalign.evaluation.processes import JOB, RECORDS, Key, Processes, answered
 from layalign.evaluation.runs import RESULTS, read_run, write_against
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
 from layalign.kernels.files import read_json, write_json, write_text
-from layalign.prompts import TASK_PROMPT
+from layalign.prompts import DEFAULT_PROMPT, TASK_PROMPT
 from layalign.tasks import load_tasks
+from layalign.tasks.prompts import SAME_TEXT
 from layalign.tasks.registry import Data, LoadedTask
 from layalign.tasks.task import Problem, Record, Task
 from layalign.versions import versions
@@ -81,7 +83,7 @@ def evaluate(
     processes = Processes.here()
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     loaded = load_tasks(tasks, data, languages, limit)
-    prompts = {name: _prompt(settings.prompt, task) for name, (task, _) in loaded.items()}
+    prompts = {name: _prompt(system, task) for name, (task, _) in loaded.items()}
     problems = [problem for _, found in loaded.values() for problem in found]
     system.check(dict.fromkeys(problem["lang"] for problem in problems))
     folder = Path(output) if output else Path("runs") / "evaluate" / re.sub(r"[^\w.-]+", "-", system.name)
@@ -168,8 +170,11 @@ def _left(loaded: Mapping[str, LoadedTask], kept: Collection[Key], size: int) ->
     return left
 
 
-def _prompt(prompt: str | None, task: Task) -> str | None:
+def _prompt(system: System, task: Task) -> str | None:
     """What a system is to load for a task."""
+    prompt = system.settings.prompt
+    if prompt == DEFAULT_PROMPT and getattr(system, "shots", False) and task.prompt == SAME_TEXT:
+        return SAME_TEXT  # such a question ends in "Answer:" or "Label:", and examples end in the default prompt's "Answer:"
     if prompt != TASK_PROMPT:
         return prompt
     if task.prompt is None:
@@ -189,15 +194,20 @@ def _check(answerer: BatchedAnswerer, problems: Sequence[Problem]) -> None:
 def _task_results(name: str, task: Task, records: list[Record]) -> dict[str, Any]:
     chosen = [record for record in records if record["task"] == name]
     scores = task.scoring.scores(chosen)
-    counts: dict[str, int] = {}
-    for record in chosen:
-        counts[record["lang"]] = counts.get(record["lang"], 0) + 1
+    counts = Counter(record["lang"] for record in chosen)
+    cut = Counter(record["lang"] for record in chosen if record.get("cut"))
+    notes = list(task.scoring.notes()) if hasattr(task.scoring, "notes") else []
+    if cut:
+        said = ", ".join(f"{lang} {count} of {counts[lang]}" for lang, count in cut.items())
+        notes.append(f"Answers that max_new_tokens cut, scored by what stands there: {said}.")
     return {
         "accuracy": scores,
         "summary": {scorer: report.summarize(by_language, task.groups) for scorer, by_language in scores.items()},
         "intervals": comparison.intervals(chosen, task.scoring, task.groups),
-        "counts": counts,
-        **{said: getattr(task.scoring, said)() for said in ("signatures", "notes") if hasattr(task.scoring, said)},
+        "counts": dict(counts),
+        **({"cut": dict(cut)} if cut else {}),
+        **({"signatures": task.scoring.signatures()} if hasattr(task.scoring, "signatures") else {}),
+        **({"notes": notes} if notes else {}),
     }
 
 

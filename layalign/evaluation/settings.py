@@ -10,7 +10,7 @@ class GenerationSettings:
     """What an evaluation and an analysis of a saved model have in common.
 
     Attributes:
-        batch_size: texts at a time, longest first; changes the speed and no answer.
+        batch_size: texts at a time, longest first; changes the speed, and answers only as bfloat16 and float16 round.
         max_new_tokens: of an answer; an analysis writes none.
         encoder_max_length: questions are cut to so many of the encoder's tokens; None: too long a one is refused.
         prompt: what the LLM reads, by name or as a template, see `layalign.prompts.chosen_prompt`.

@@ -10,6 +10,7 @@ import torch
 from transformers.utils import logging
 
 from layalign.generation.batches import Asked, asked_together, languages_of, listed, longest_first
+from layalign.generation.logits import label_loglikelihoods, watched
 from layalign.generation.mixin import chosen_setting
 from layalign.prompts import DEFAULT_PROMPT, checked_prompt, chosen_prompt, fill_prompt, fill_prompts
 from layalign.sequence import kept_columns, last_column
@@ -57,6 +58,7 @@ class BatchedAnswerer(ABC):
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.new_tokens = 0
+        self._cut: list[bool] = []
         ends = getattr(config, "eos_token_id", None) or model.generation_config.eos_token_id
         self._ends = _end_tokens(generate_kwargs.get("eos_token_id", ends), tokenizer)
         self._pad = next(iter(self._ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -96,6 +98,7 @@ class BatchedAnswerer(ABC):
         languages = languages_of(langs, len(texts))
         extra = {} if streamer is None else {"streamer": streamer}
         answers: list[list[str]] = [[] for _ in texts]
+        self._cut = [False] * len(texts)
         for places in longest_first([len(text) for text in texts], self.batch_size):
             chosen = asked_together(texts, languages, places)
             with torch.inference_mode():
@@ -103,6 +106,7 @@ class BatchedAnswerer(ABC):
                 rows = getattr(found, "sequences", found).cpu()  # of return_dict_in_generate too
             for place, group in zip(places, rows.view(len(places), -1, rows.shape[1]), strict=True):
                 answers[place] = [self._decode(row) for row in group]
+                self._cut[place] = any(self._is_cut(row) for row in group)
         return answers
 
     def check(
@@ -124,6 +128,11 @@ class BatchedAnswerer(ABC):
         for place, text in enumerate(texts):
             if reason := self.unanswerable(text):
                 raise ValueError(f"{name(place)}: {reason}")
+        self.check_languages(langs)
+
+    @abstractmethod
+    def check_languages(self, langs: Sequence[str] | None) -> None:
+        """Raises ValueError for a language that is not known where it has to be; None: they are not told."""
 
     def unanswerable(self, text: str) -> str | None:
         """Why one text cannot be answered; None if it can."""
@@ -171,13 +180,14 @@ class BatchedAnswerer(ABC):
         return [[next(numbers) for _ in given] for given in choices]
 
     def details(self, texts: Sequence[str], langs: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """What else a record says of the answer to each text: JSON values by name, none here.
+        """What else a record says of the answer to each text: JSON values by name, here {"cut": True} where it has no end.
 
         Args:
-            texts: one str each.
+            texts: those of the last call; of others nothing is known.
             langs: the language of each text, as for a call.
         """
-        return [{} for _ in texts]
+        known = self._cut if len(self._cut) == len(texts) else [False] * len(texts)
+        return [{"cut": True} if cut else {} for cut in known]
 
     @abstractmethod
     def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
@@ -190,6 +200,11 @@ class BatchedAnswerer(ABC):
     def _decode(self, row: torch.Tensor) -> str:
         """The answer in one row (new,) of token ids, without white space around it."""
         return self._written(row).strip()
+
+    def _is_cut(self, row: torch.Tensor) -> bool:
+        """Whether one row (new,) ends because it was long enough: rows that end before the others are padded."""
+        ended = bool(torch.isin(row, torch.tensor(self._ends, dtype=row.dtype)).any())
+        return len(row) >= self._arguments["max_new_tokens"] and not ended and int(row[-1]) != self._pad
 
     def _written(self, row: torch.Tensor) -> str:
         """The text of one row (new,) of token ids, up to its end of sequence; what follows that is padding."""
@@ -206,7 +221,7 @@ class Answerer(BatchedAnswerer):
         model: a LayAlignForConditionalGeneration.
         processor: its LayAlignProcessor.
         max_new_tokens: the most tokens of an answer; None: as a `generation_config` that is given says, else 256.
-        batch_size: texts at a time; it changes the speed and no answer.
+        batch_size: texts at a time; it changes the speed, and answers only as bfloat16 and float16 round.
         prompt: what the LLM reads beside the encoder, by name or as a template, see `layalign.prompts.chosen_prompt`; the
             processor's by default.
         encoder_max_length: questions are cut to so many of the encoder's tokens; None: a question of more than the encoder
@@ -245,16 +260,6 @@ class Answerer(BatchedAnswerer):
                 "the LLM reads no prompt, and this model's task stage had one: prompt='default' is what it was trained with"
             )
 
-    def check(
-        self,
-        texts: Sequence[str],
-        name: Callable[[int], str] = "texts[{}]".format,
-        langs: Sequence[str] | None = None,
-    ) -> None:
-        """As for any texts, and their languages."""
-        super().check(texts, name, langs)
-        self.check_languages(langs)
-
     def check_languages(self, langs: Sequence[str] | None) -> None:
         """Raises ValueError for a language that the encoder or the prompt has no name for."""
         spoken = dict.fromkeys(langs or ())
@@ -283,7 +288,7 @@ class Answerer(BatchedAnswerer):
         return (self.processor.encoder_template or "{text}").replace("{text}", text)
 
     def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
-        return self.model.generate(**self._batch(asked), **arguments)
+        return watched(self.model, **self._batch(asked), **arguments)
 
     def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
         batch = self._batch(asked, target=answers)
@@ -326,15 +331,21 @@ class LLMAnswerer(BatchedAnswerer):
         **generate_kwargs: Any,
     ):
         super().__init__(llm, tokenizer, max_new_tokens, batch_size, generate_kwargs)
+        self._own_specials = True  # whether the tokenizer adds what it adds; a chat template says all itself
         if add_bos and tokenizer.bos_token_id is None:
             raise ValueError("add_bos: the tokenizer has no beginning-of-sequence token")
         self.prompt_template = checked_prompt(prompt_template, "prompt_template")
         self.add_bos = add_bos
 
+    def check_languages(self, langs: Sequence[str] | None) -> None:
+        """Raises ValueError for a language that the prompt has no name for."""
+        for lang in dict.fromkeys(langs or ()):
+            fill_prompt(self.prompt_template, "", lang)
+
     def _generate(self, asked: Asked, **arguments: Any) -> torch.Tensor:
         ids, mask = self._padded(self._prompts(asked))
         arguments = last_column(self.model) | arguments
-        return self.model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, ids.shape[1] :]
+        return watched(self.model, input_ids=ids, attention_mask=mask, **arguments)[:, ids.shape[1] :]
 
     def _loglikelihoods(self, asked: Asked, answers: list[str]) -> torch.Tensor:
         pairs = self._pairs(asked, answers)
@@ -365,19 +376,13 @@ class LLMAnswerer(BatchedAnswerer):
 
     def _prompt(self, prompt: str) -> list[int]:
         """Token ids without the end of sequence that some tokenizers add."""
-        ids = self.tokenizer(prompt)["input_ids"]
+        ids = self.tokenizer(prompt, add_special_tokens=self._own_specials)["input_ids"]
         if ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
         bos = self.tokenizer.bos_token_id
         if (self.add_bos and ids[:1] != [bos]) or not ids:
             ids = [self._pad if bos is None else bos, *ids]
         return ids
-
-
-def label_loglikelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(B,) sums over the labels (B, C), -100 where there is none, of the logs of their probability by logits (B, C, V)."""
-    losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
-    return -losses.double().sum(1)
 
 
 def _end_tokens(own: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

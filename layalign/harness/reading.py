@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BatchFeature, StoppingCriteriaList
 
+from layalign.generation.logits import label_loglikelihoods, watched
 from layalign.generation.stopping import EndsWith
-from layalign.generation.texts import Answerer, label_loglikelihoods
+from layalign.generation.texts import Answerer
 
 
 class Read(NamedTuple):
@@ -29,7 +30,7 @@ class ReadingAnswerer(Answerer):
         if until:
             arguments["stopping_criteria"] = StoppingCriteriaList([EndsWith(self.tokenizer, until)])
         with torch.inference_mode():
-            rows = self.model.generate(**self._of(reads), **arguments).cpu()
+            rows = watched(self.model, **self._of(reads), **arguments).cpu()
         return [self._written(row) for row in rows]
 
     def scored(self, reads: Sequence[Read], said: Sequence[str], together: bool) -> list[tuple[float, bool]]:

@@ -137,6 +137,7 @@ class PromptedLLM(LLMAnswerer):
             )
             prompt_template = rendered.removeprefix(tokenizer.bos_token or "")
         super().__init__(llm, tokenizer, prompt_template, **generate_kwargs)
+        self._own_specials = not self._chat
         self._next = None
         if shots and not self._chat:
             head = self.prompt_template.partition("{text}")[0]
@@ -185,7 +186,9 @@ class PromptedLLM(LLMAnswerer):
         pairs = []
         for prompt, said in zip(self._filled(asked), answers, strict=True):
             whole = self._prompt(prompt + _space_after(prompt) + said)
-            length = min(len(self._prompt(prompt)), len(whole) - 1)
+            # A tokenizer joins spaces to the word after them: they are the answer's, or all of its first token were the prompt's.
+            alone = prompt[: max(len(prompt.rstrip()), prompt.rfind("\n") + 1)]
+            length = min(len(self._prompt(alone)), len(whole) - 1)
             pairs.append((whole[:length], whole[length:]))
         return pairs
 

@@ -16,6 +16,7 @@ from layalign.spelling import check_count
 from layalign.systems.folders import fingerprint, seq2seq_config
 from layalign.systems.llm import LLM, PromptedLLM
 from layalign.systems.translator import Translator
+from layalign.tasks.prompts import parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,10 @@ class TranslatingLLM(PromptedLLM):
         self.translator, self.target = translator, target
         self._kept: dict[tuple[str, str | None], str] = {}
 
+    def check_languages(self, langs: Sequence[str] | None) -> None:
+        """Of what the LLM reads: translations."""
+        super().check_languages([self.target])
+
     def sequences(
         self, texts: Iterable[str], streamer: Any = None, langs: Sequence[str] | None = None
     ) -> list[list[str]]:
@@ -109,22 +114,29 @@ class TranslatingLLM(PromptedLLM):
         return super().loglikelihoods(self.translations(texts, langs), choices, [self.target] * len(texts))
 
     def details(self, texts: Sequence[str], langs: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """{"translation": what the LLM was given} of each text."""
-        return [{"translation": translation} for translation in self.translations(texts, langs)]
+        """As for any answerer, and {"translation": what the LLM was given} of each text."""
+        found = zip(super().details(texts, langs), self.translations(texts, langs), strict=True)
+        return [said | {"translation": translation} for said, translation in found]
 
     def translations(self, texts: Sequence[str], langs: Sequence[str] | None = None) -> list[str]:
-        """What the LLM reads for each text; each is translated once. A text whose translation is empty is read as it is.
+        """What the LLM reads for each text; each is translated once, a question with choices part by part, so that the LLM reads the
+        published prompt. A part whose translation is empty is read as it is.
 
         Raises:
             ValueError: as for a `Translator`.
         """
         spoken: Sequence[str | None] = [None] * len(texts) if langs is None else langs
-        keys = list(zip(texts, spoken, strict=True))
+        taken = [parts(text) for text in texts]
+        keys = [(part, lang) for pieces, lang in zip(taken, spoken, strict=True) for part in pieces[1::2]]
         new = [key for key in dict.fromkeys(keys) if key not in self._kept]
         same = language_code(self.target)
         self._kept |= {key: key[0] for key in new if key[1] is not None and language_code(key[1]) == same}
         if asked := [key for key in new if key not in self._kept]:
             codes = None if langs is None else [str(lang) for _, lang in asked]
-            found = self.translator([text for text, _ in asked], codes)
+            found = self.translator([part for part, _ in asked], codes)
             self._kept |= {key: translation or key[0] for key, translation in zip(asked, found, strict=True)}
-        return [self._kept[key] for key in keys]
+        said = iter(keys)
+        return [
+            "".join(self._kept[next(said)] if place % 2 else piece for place, piece in enumerate(pieces))
+            for pieces in taken
+        ]

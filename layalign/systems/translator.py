@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from layalign.generation.batches import longest_first
+from layalign.generation.logits import watched
 from layalign.generation.texts import GREEDY
 from layalign.languages import language_code, language_name
 from layalign.limits import position_limit
@@ -116,7 +117,7 @@ class Translator:
             )
         wanted = {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():
-            ids = self.model.generate(**wanted, **self._arguments)
+            ids = watched(self.model, **wanted, **self._arguments)
         # Not every tokenizer counts its languages among the special tokens.
         written = [[token for token in row if token != self._target] for row in ids.tolist()]
         return self.tokenizer.batch_decode(written, skip_special_tokens=True)

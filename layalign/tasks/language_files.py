@@ -123,6 +123,8 @@ class LanguageFiles:
                     if code in of_pattern:
                         raise ValueError(f"data: {of_pattern[code]} and {path} are both {code}, takes one file of each")
                     of_pattern[code] = path
+            if self.target in of_pattern:  # rows are joined by number: all of one kind of file
+                return of_pattern
             found = of_pattern | found
         return found
 

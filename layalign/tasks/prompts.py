@@ -7,6 +7,7 @@ a character of them changes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 # What the LLM reads beside the encoder's tokens; {text} is the question.
@@ -35,6 +36,25 @@ def xcsqa(stem: str, choices: Sequence[str]) -> str:
 def xnli(sentence1: str, sentence2: str) -> str:
     """What encoder and LLM read of a pair of XNLI, premise first."""
     return f"Premise: {sentence1}\nHypothesis: {sentence2}\nLabel:"
+
+
+_PARTS = (
+    re.compile(r"(?P<part>.*)(?P<rest>\nOptions:A\. .*\nAnswer:)", re.DOTALL),
+    re.compile(r"Premise: (?P<part>.*)(?P<rest>\nHypothesis: .*\nLabel:)", re.DOTALL),
+)
+_OPTION = re.compile(r"(\t[A-Z]\. |\nOptions:A\. |\nHypothesis: |\nAnswer:|\nLabel:)")
+
+
+def parts(question: str) -> list[str]:
+    """What a question is made of, the prompt's own words at even places and what a person wrote at odd ones.
+
+    "".join of it is `question`. A question of neither `xcsqa` nor `xnli` is all a person's.
+    """
+    for pattern in _PARTS:
+        if found := pattern.fullmatch(question):
+            first, written, rest = question[: found.start("part")], found["part"], found["rest"]
+            return [first, written, *_OPTION.split(rest)[1:-1]]
+    return ["", question]
 
 
 def letter(place: int) -> str:

@@ -1,7 +1,7 @@
 """Numbers as the world writes them, brought to one spelling before they are read.
 
 Native and full-width digits become ASCII, and so do dashes, spaces and apostrophes of all kinds. Fractions become `n/d`:
-one character, LaTeX's, `4分之3` and `4分の3`. `3万5千`, `1億2000万` are multiplied out. The power of a unit (`25 m2`,
+one character, LaTeX's, `4分之3` and `4分の3`. `3万5千`, `1億2千万`, `1万2,000` are multiplied out. The power of a unit (`25 m2`,
 `cm^3`) goes. A word for a sign (negative, マイナス, 负, ...) becomes one, and so does one for a minus (minus, moins, ...) behind
 a word such as "is" or before degrees; anywhere else it takes something off.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from decimal import Decimal
+from math import prod
 
 _PLAIN = str.maketrans(
     {
@@ -24,7 +25,7 @@ _PLAIN = str.maketrans(
         "\uff1a": ":",
     }
 )
-_LATEX_FRACTION = re.compile(r"(\d?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_LATEX_FRACTION = re.compile(r"(\d?)\\[dt]?frac(?:\{(\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
 _NOT_ASCII_DIGIT = re.compile(r"[^\W\D0-9]")
 _VULGAR = re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215e])")
 _SAID_FRACTION = re.compile("(?:(\\d+)[と又])?(\\d+)分[之の](\\d+)")
@@ -36,9 +37,10 @@ _UNIT_POWER = re.compile(rf"((?<![^\W\d_]){_UNIT}\}}?)\^\{{?[23]\}}?(?!\d)")
 _PART = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 # 千 stands before metric units for kilo: 5千克 are five of them.
 _SCALE = "(?:[億亿万萬]|千(?![克米瓦卡赫字帕兆焦伏吨分])|百(?!分))"
-_SCALED = re.compile(rf"(?<![\d.,/])(?:{_PART}{_SCALE})+(?:\d{{1,4}}(?![\d.,/]))?")
-_SCALED_PART = re.compile(rf"({_PART})([億亿万萬千百]?)")
-_VALUES = {"億": 10**8, "亿": 10**8, "万": 10**4, "萬": 10**4, "千": 1000, "百": 100, "": 1}
+# Behind the last scale what is left over. Digits that are no such rest (4万55555) leave all as it is written.
+_SCALED = re.compile(rf"(?<![\d.,/])(?:{_PART}{_SCALE}+)+(?:(?:\d{{1,4}}|\d,\d{{3}})(?:\.\d+)?)?(?!\d|[.,/]\d)")
+_SCALED_PART = re.compile(rf"({_PART})([億亿万萬千百]*)")
+_HUNDREDS, _MYRIADS = {"千": 1000, "百": 100}, {"億": 10**8, "亿": 10**8, "万": 10**4, "萬": 10**4}
 
 _MINUS_WORD = re.compile(
     r"(?<!\w)(?:(?P<sign>negative|hasi)|minus|moins|menos|минус|মাইনাস|మైనస్) +(?=\W?\d)"
@@ -60,7 +62,7 @@ def plain(text: str) -> str:
     """
     text = text.translate(_PLAIN).replace("{,}", ",")
     text = _NOT_ASCII_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
-    text = _LATEX_FRACTION.sub(lambda found: f"{_after(found[1])}{found[2]}/{found[3]} ", text)
+    text = _LATEX_FRACTION.sub(lambda found: f"{_after(found[1])}{found[2] or found[3]}/{found[4] or found[5]} ", text)
     text = _VULGAR.sub(lambda found: _after(found[1]) + _spelled(found[2]) + " ", text)
     text = _SAID_FRACTION.sub(lambda found: f"{_after(found[1])}{found[3]}/{found[2]} ", text)
     text = _UNIT_POWER.sub(r"\1", _UNIT_DIGIT.sub(r"\1", text))
@@ -78,8 +80,17 @@ def _spelled(fraction: str) -> str:
 
 
 def _multiplied(found: re.Match[str]) -> str:
-    parts = _SCALED_PART.findall(found[0])
-    total = sum((Decimal(number.replace(",", "")) * _VALUES[scale] for number, scale in parts), Decimal(0))
+    """`3千2百万` is (3000 + 200) myriads: 千 and 百 count below the next 万 or 億, and a greater one multiplies all before it."""
+    total = section = Decimal(0)
+    last = 0
+    for number, scales in _SCALED_PART.findall(found[0]):
+        value = Decimal(number.replace(",", "")) * prod(_HUNDREDS.get(scale, 1) for scale in scales)
+        myriads = prod(_MYRIADS.get(scale, 1) for scale in scales)
+        section += value
+        if myriads > 1:
+            total = (total + section) * myriads if myriads > last else total + section * myriads
+            section, last = Decimal(0), myriads
+    total += section
     return format(total.to_integral_value() if total == total.to_integral_value() else total, "f")
 
 

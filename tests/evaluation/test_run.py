@@ -152,8 +152,9 @@ def test_a_task_brings_its_own_loader_and_scoring(call, monkeypatch):
     monkeypatch.setattr(registry, "NAMES", (*registry.NAMES, "echo"))
     results = evaluate(**call | {"tasks": ["mgsm", "echo"]})
     records = {record["task"]: record for record in lines_of(call["output"] / "records.jsonl")}
-    assert list(records["echo"]) == [*problem, "prediction", "length"]
-    assert list(records["mgsm"])[-4:] == ["official", "strict", "official_number", "strict_number"]
+    names = {task: [name for name in record if name != "cut"] for task, record in records.items()}
+    assert names["echo"] == [*problem, "prediction", "length"]
+    assert names["mgsm"][-4:] == ["official", "strict", "official_number", "strict_number"]
     assert results["tasks"]["echo"]["accuracy"] == {"length": {"sw": records["echo"]["length"]}}
     assert results["tasks"]["mgsm"]["counts"] == {"sw": 8, "te": 8}
 

@@ -85,3 +85,33 @@ def test_languages_must_fit_the_texts(loaded):
     for langs in ("sw", ["sw"]):
         with pytest.raises(ValueError, match="takes a code for each of 2 texts"):
             Answerer(*loaded)(["what", "so"], langs=langs)
+
+
+def test_nan_is_no_answer(loaded):
+    """Greedy search takes NaN for the likeliest token, and a question whose answer is 0 would be right by the published scorer."""
+    model, _ = loaded
+    weight = model.adapter.linear2.weight
+    kept = weight.detach().clone()
+    try:
+        weight.data[0, 0] = float("nan")
+        for answerer in (Answerer(*loaded, max_new_tokens=2), Answerer(*loaded, max_new_tokens=2, num_beams=2)):
+            with pytest.raises(ValueError, match="logits are NaN"):
+                answerer(["what is 3", "so"])
+        with pytest.raises(ValueError, match="logits are NaN"):
+            Answerer(*loaded).loglikelihoods(["what"], [["7", "so"]])
+    finally:
+        weight.data.copy_(kept)
+    assert Answerer(*loaded, max_new_tokens=2)(["what is 3"])
+
+
+def test_an_answer_without_an_end_is_known(loaded):
+    model, processor = loaded
+    answerer = Answerer(*loaded, max_new_tokens=3, batch_size=2)
+    answerer(TEXTS)
+    rows = [model.generate(**processor(text), max_new_tokens=3, do_sample=False, pad_token_id=0)[0] for text in TEXTS]
+    cut = [processor.tokenizer.eos_token_id not in row.tolist() for row in rows]
+    assert answerer.details(TEXTS) == [{"cut": True} if one else {} for one in cut]
+    ending = Answerer(*loaded, max_new_tokens=3, eos_token_id=[row[0].item() for row in rows])
+    ending(TEXTS)
+    assert ending.details(TEXTS) == [{}, {}, {}]
+    assert any(cut)

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 
 from layalign.evaluation.settings import GenerationSettings
 from layalign.generation.stopping import EndsWith
@@ -51,6 +53,24 @@ def chat_llm(bases, tmp_path):
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(tmp_path / "chatty")
     return str(tmp_path / "chatty")
+
+
+@pytest.fixture
+def byte_pair_llm(bases, tmp_path):
+    """A copy of the LLM whose tokenizer has pieces with the space before them, and the space alone."""
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    AutoModelForCausalLM.from_pretrained(bases / "llm").save_pretrained(tmp_path / "bytes")
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    letters = [letter for letter in "abcdefghijklmnopqrstuvwxyzL:" + pre_tokenizers.ByteLevel.alphabet()[0]]
+    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=["<s>", "</s>"], initial_alphabet=[*letters, "\u0120"])
+    found.train_from_iterator(["Label: ent ent ent Label: ailment"] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=found, eos_token="</s>")
+    assert len(tokenizer("Label: ")["input_ids"]) > len(tokenizer("Label:")["input_ids"])
+    tokenizer.save_pretrained(tmp_path / "bytes")
+    return str(tmp_path / "bytes")
 
 
 def llm(bases, **options):
@@ -170,6 +190,44 @@ def test_a_choices_tokens_depend_on_what_stands_before_them():
     with torch.no_grad():
         logs = model(ids).logits[0, -2].double().log_softmax(-1)
     assert answerer.loglikelihoods(["2 + 2"], [["4"]]) == [[pytest.approx(logs[ids[0, -1]].item(), rel=1e-5)]]
+
+
+@pytest.mark.parametrize("end", ["", " ", "  "])
+def test_spaces_at_a_prompts_end_are_the_choices(byte_pair_llm, end):
+    """ "Label: " is two tokens with the space apart; before a choice the space is the choice's, and so are all of its pieces."""
+    answerer = LLM(llm=byte_pair_llm, settings=SETTINGS).load("{text} Label:" + end)
+    model, tokenizer = answerer.model, answerer.tokenizer
+    said = (end or " ") + "entailment"
+    before, ids = (tokenizer(text, return_tensors="pt")["input_ids"] for text in ("a b Label:", "a b Label:" + said))
+    assert ids[0, : before.shape[1]].tolist() == before[0].tolist()
+    with torch.no_grad():
+        logs = model(ids).logits[0, before.shape[1] - 1 : -1].double().log_softmax(-1)
+    expected = logs.gather(1, ids[0, before.shape[1] :, None]).sum().item()
+    assert answerer.loglikelihoods(["a b"], [["entailment"]]) == [[pytest.approx(expected, rel=1e-5)]]
+
+
+def test_a_chat_template_says_all_special_tokens_itself(chat_llm):
+    """A tokenizer with a beginning of sequence of its own under a template without one: as apply_chat_template has it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chat_llm)
+    tokenizer.chat_template = CHAT.replace("{{ bos_token }}", "")
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.convert_tokens_to_ids("<s>"))]
+    )
+    tokenizer.save_pretrained(chat_llm)
+    answerer = LLM(llm=chat_llm, settings=SETTINGS).load("chat")
+    own = answerer.tokenizer
+    assert own("what")["input_ids"][0] == own.bos_token_id
+    said = own.apply_chat_template([{"role": "user", "content": "what is 3"}], add_generation_prompt=True)
+    assert answerer._prompt(answerer.prompt("what is 3")) == list(getattr(said, "input_ids", said))
+
+
+def test_a_language_without_a_name_is_refused_before_anything_is_asked(bases):
+    answerer = LLM(llm=str(bases / "llm"), settings=SETTINGS).load("{language} {text}")
+    with pytest.raises(ValueError, match="ace_latn"):
+        answerer.check(["what", "so"], langs=["sw", "ace_latn"])
+    answerer.check(["what", "so"], langs=["sw", "th"])
 
 
 def test_a_prompt_may_hold_what_ends_an_answer(bases):

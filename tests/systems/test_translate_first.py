@@ -7,6 +7,7 @@ from layalign.evaluation.settings import GenerationSettings
 from layalign.generation.texts import LLMAnswerer
 from layalign.systems import TranslateFirst
 from layalign.systems.translator import target_token
+from layalign.tasks import prompts
 
 SETTINGS = GenerationSettings(batch_size=3, max_new_tokens=5, device="cpu")
 TEXTS = ["ni ngapi na 3", "tufaha 4 na 12 plus 3", "what is 3", "ngapi", "so 7 na 8 na 9"]
@@ -42,7 +43,7 @@ def test_nllb_is_told_both_languages(nllb, bases):
         text if lang == "en" else by_hand(nllb, text, codes[lang])[0] or text
         for text, lang in zip(TEXTS, LANGS, strict=True)
     ]
-    assert answerer.details(TEXTS, LANGS) == [{"translation": found} for found in translations]
+    assert [said["translation"] for said in answerer.details(TEXTS, LANGS)] == translations
     assert by_hand(nllb, TEXTS[0], "swh_Latn")[1][1] == answerer.translator.tokenizer.convert_tokens_to_ids("eng_Latn")
     assert by_hand(nllb, TEXTS[0], "swh_Latn")[0] != by_hand(nllb, TEXTS[0], "tha_Thai")[0]
     plain = LLMAnswerer(answerer.model, answerer.tokenizer, "question {text} answer", max_new_tokens=5)
@@ -57,6 +58,25 @@ def test_choices_are_compared_after_the_translation(nllb, bases):
     translations = [kept["translation"] for kept in answerer.details(TEXTS, LANGS)]
     plain = LLMAnswerer(answerer.model, answerer.tokenizer, "question {text} answer", max_new_tokens=5)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(plain.loglikelihoods(translations, choices)))
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        (prompts.xcsqa("ni ngapi", ["tufaha 4", "na 12"]), ["ni ngapi", "tufaha 4", "na 12"]),
+        (prompts.xnli("tufaha na 3", "ni so"), ["tufaha na 3", "ni so"]),
+        ("ni ngapi na 3", ["ni ngapi na 3"]),
+    ],
+)
+def test_the_published_prompt_is_left_around_what_is_translated(nllb, bases, question, said):
+    answerer = system(nllb, bases).load()
+    asked = []
+    answerer.translator = lambda texts, langs: asked.append(texts) or [f"<{text}>" for text in texts]
+    expected = question
+    for text in said:
+        expected = expected.replace(text, f"<{text}>")
+    assert answerer.translations([question], ["sw"]) == [expected]
+    assert asked == [said]
 
 
 def test_each_text_is_translated_once(nllb, bases):

@@ -201,3 +201,18 @@ def test_a_json_list_on_one_line_or_many_is_the_same(tmp_path):
         found.append(load_task("xnli", tmp_path))
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 2
+
+
+def test_sentences_of_dev_are_not_paired_with_those_of_devtest(tmp_path):
+    """Rows are joined by number: a folder with both kinds of files gives those of the target's kind."""
+    for name, lines in {
+        "eng.devtest": ["t0", "t1"],
+        "eng.dev": ["d0", "d1"],
+        "swh.devtest": ["s0", "s1"],
+        "hau.dev": ["h0", "h1"],
+    }.items():
+        write_lines(tmp_path / name, lines)
+    assert [(problem["lang"], problem["answer"]) for problem in load_task("flores", tmp_path)] == [
+        ("sw", "t0"),
+        ("sw", "t1"),
+    ]
