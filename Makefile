@@ -78,7 +78,7 @@ $(VLLM)/.packages: Makefile
 LOWEST := .venv-lowest
 LOWEST_PACKAGES := transformers==5.17.0 triton==3.6.0 "numpy<2.4"
 LOWEST_TESTS := tests/test_transformers.py $(addprefix tests/model/test_,model.py families.py generation_modes.py contract.py arguments.py \
-  fuse.py) $(addprefix tests/kernels/test_,attention_sink.py aligner_library.py)
+  fuse.py) $(addprefix tests/kernels/test_,attention_sink.py aligner_library.py front_end.py)
 lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile $(LOWEST_TESTS)
 

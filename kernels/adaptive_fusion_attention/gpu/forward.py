@@ -57,6 +57,7 @@ class Outputs(NamedTuple):
     cross_out: Rows | None
     self_lse: Tensor | None
     cross_lse: Tensor | None
+    end: None = None  # see NOTATION.md
 
 
 @triton.jit

@@ -24,6 +24,7 @@ class Saved(NamedTuple):
     cross_lse: Tensor
     self_sums: Tensor | None
     cross_sums: Tensor | None
+    end: None = None  # see NOTATION.md
 
 
 @triton.jit(do_not_specialize=["queries"])

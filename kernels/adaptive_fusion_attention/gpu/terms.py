@@ -23,6 +23,7 @@ class Inputs(NamedTuple):
     cross_v: Rows
     gate: Rows
     sink: torch.Tensor | None = None
+    end: None = None  # see NOTATION.md
 
 
 class UsedTiles(NamedTuple):
