@@ -10,7 +10,7 @@ from pathlib import Path
 from layalign.kernels.files import MANIFEST, read_json, regular, sha256_of
 
 # Of saved models: prose, which anyone may edit.
-_PROSE = ".md"
+PROSE = ".md"
 # Ends of the names of files that transformers takes an object from; others may hold a list (modules.json of sentence-transformers).
 _OBJECTS = ("config.json", "tokenizer.json", "index.json", "map.json", "tokens.json")
 
@@ -62,7 +62,7 @@ def check_sealed(folder: str | os.PathLike, weights: bool) -> None:
     def hashed(name: str) -> bool:
         return (weights or not name.endswith(".safetensors")) and not name.startswith("llm/")
 
-    if reason := damage(folder, hashed, lambda name: not name.endswith(_PROSE)):
+    if reason := damage(folder, hashed, lambda name: not name.endswith(PROSE)):
         raise ValueError(f"{folder}: {reason}; restore it, or remove {MANIFEST} there to load the folder as it is now")
 
 

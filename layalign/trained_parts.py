@@ -40,13 +40,15 @@ class TrainedParts(PublishedToHub):
         is frozen."""
         return parts.trained_parameters(self)
 
-    def trained_state_dict(self, state_dict: Weights | None = None) -> Weights:
+    def trained_state_dict(self, state_dict: Weights | None = None, keep: bool = True) -> Weights:
         """What is trained, of a state dict (default: this model's), whole. Where FSDP2 or ZeRO-3 shard it, all processes call this, and it
-        comes to be on the CPU, tensor by tensor: an LLM that is trained may have no room as a whole beside its shards."""
+        comes to be on the CPU, tensor by tensor: an LLM that is trained may have no room as a whole beside its shards. Without `keep` a
+        process takes part and gets nothing: {}."""
         state_dict = self.state_dict(keep_vars=True) if state_dict is None else state_dict
         saved = self._saved_names(state_dict)
         trained = ((name, value) for name, value in state_dict.items() if name in saved)
-        return {name: shards.whole_to_keep(self._at_hand(name, value)).detach() for name, value in trained}
+        whole = ((name, shards.whole_to_keep(self._at_hand(name, value)).detach()) for name, value in trained)
+        return {name: value for name, value in whole if keep}
 
     def _saved_names(self, names: Iterable[str]) -> set[str]:
         """Those of a state dict's names that are of what is trained and saved. Of the encoder each weight is once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def stage_facts(recipe: Recipe) -> list[StageFacts]:
         history = _read(final / HISTORY)
         steps = max((entry.get("step", 0) for entry in history), default=None)
         kept = None
-        if stage.keep == "best" and (best := [entry for entry in history if "eval_loss" in entry]):
+        if stage.keep == "best" and (best := [entry for entry in history if isfinite(entry.get("eval_loss", nan))]):
             lowest = min(best, key=lambda entry: entry["eval_loss"])
             kept = f"the best, of step {lowest.get('step')}: held-out loss {lowest['eval_loss']:.4f}"
         settings = {

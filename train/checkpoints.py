@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,19 +98,22 @@ def newest(folder: str | os.PathLike) -> Path | None:
     return next(reversed(_checkpoints(folder)), None)
 
 
-def prune(folder: str | os.PathLike, keep: int, newest: str | os.PathLike) -> None:
+def prune(folder: str | os.PathLike, keep: int, whole: Container[Path] = ()) -> None:
     """Remove the checkpoints that are older than the `keep` newest whole ones.
 
     Args:
         folder: the checkpoints'.
         keep: at least 1. A damaged one does not count: it is no way back.
-        newest: the one just written, which is not read again.
+        whole: those that this process has written, which are not read again.
     """
     left = keep
     for checkpoint in reversed(_checkpoints(folder)):
         if not left:
-            _remove(checkpoint)
-        elif checkpoint == Path(newest) or damage(checkpoint) is None:
+            try:
+                _remove(checkpoint)
+            except OSError as error:  # such as a file that another host has open; what is new is written all the same
+                logger.warning("%s, which is not needed any more, could not be removed: %s", checkpoint, error)
+        elif checkpoint in whole or damage(checkpoint) is None:
             left -= 1
 
 

@@ -41,9 +41,16 @@ class EngineTrainer(Trainer):
         """Whether this process may hold a part of the model only. It stays so when the stage has ended."""
         return self.engine in SHARDED
 
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether this process keeps whole weights of a sharded model: one of a host's is enough, of an LLM that is trained 27 GB."""
+        return not self.sharded or self.args.should_save
+
     def whole_weights(self) -> Weights:
-        """The trained part, whole, on the CPU. All processes call this together."""
-        return {name: value.detach().cpu() for name, value in self.model.trained_state_dict().items()}
+        """A copy of the trained part, whole, on the CPU; of a sharded one only where it `keeps_whole`, else {}. All processes call this
+        together."""
+        weights = self.model.trained_state_dict(keep=self.keeps_whole)
+        return {name: value.detach().to("cpu", copy=not self.sharded) for name, value in weights.items()}
 
     def give_up_engine(self) -> None:
         """Let go of what the engine holds, so that the next stage's engine begins with another, whole model."""
@@ -169,18 +176,24 @@ class EngineTrainer(Trainer):
         else:
             # As without sharding, by the parameters' order: any number of processes reads it, under DDP or FSDP2.
             state = self.optimizer.state_dict()
-            state["state"] = _each(state["state"], lambda index, value: _on_cpu(shards.whole(value)))
+            state["state"] = _each(state["state"], lambda index, value: self._kept(shards.whole(value)))
             if self.args.should_save:
                 torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
         return None
 
+    def _kept(self, value):
+        if not self.args.should_save:
+            return None
+        return value.cpu() if isinstance(value, torch.Tensor) else value
+
     def _load_optimizer_and_scheduler(self, checkpoint):
         if not self.sharded or checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
         if not self.is_deepspeed_enabled:
-            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            file = Path(checkpoint) / OPTIMIZER_NAME
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
             def mine(index: int, value: Any) -> Any:
@@ -199,7 +212,3 @@ def _each(state, change):
         index: {name: change(index, value) for name, value in sorted(values.items())}
         for index, values in sorted(state.items())
     }
-
-
-def _on_cpu(value):
-    return value.cpu() if isinstance(value, torch.Tensor) else value

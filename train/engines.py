@@ -86,12 +86,16 @@ def check_engine(recipe: Recipe) -> None:
 
 @contextmanager
 def own_environment() -> Iterator[None]:
-    """Put the variables back that transformers and accelerate set for an engine: the next run of this process may be another's."""
+    """Without the variables by which `accelerate launch` sets precision and compilation, which the recipe says. Afterwards those that
+    transformers and accelerate set for an engine are put back: the next run of this process may be another's."""
 
     def ours() -> dict[str, str]:
         return {name: value for name, value in os.environ.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
 
     before = ours()
+    for name in before:
+        if name == "ACCELERATE_MIXED_PRECISION" or name.startswith("ACCELERATE_DYNAMO_"):
+            del os.environ[name]
     try:
         yield
     finally:

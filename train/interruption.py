@@ -57,6 +57,15 @@ class Interruption:
                 # None: a handler that was not set from Python, and cannot be set back from it.
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only remember a signal in this block: what would be lost can be saved soon."""
+        self.deferring = True
+        try:
+            yield
+        finally:
+            self.deferring = False
+
     def agree(self, save: bool = False) -> Agreed:
         """Decide together with the other processes; all of them call this at the same places.
 

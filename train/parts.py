@@ -20,6 +20,11 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
     return alone | own | beside
 
 
+def has_soft_prompts(recipe: Recipe) -> bool:
+    """Whether the LLM reads what an encoder makes of a question as positions of its own."""
+    return recipe.encoder is not None and LayAlignConfig(**model_settings(recipe)).adapter is not None
+
+
 def stage_parts(recipe: Recipe, name: str) -> tuple[str, ...]:
     """The parts that a stage trains: those of its `train`; else all that the recipe trains, but in the translation stage no base and
     no LoRA beside a trained part: they would be moved by soft prompts that say nothing yet.

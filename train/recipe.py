@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema
@@ -86,6 +86,8 @@ _PATH_ALONE = BeforeValidator(
 @dataclass(config=CONFIG, kw_only=True, slots=True)
 class Recipe(Settings):
     """A training run."""
+
+    _inner: ClassVar[Mapping[str, type]] = {"stages.NAME": StageRecipe}
 
     encoder: PathText | None = None
     """Name, folder or `layalign:NAME` of the frozen encoder; without one, an LLM alone is trained (`train_llm` or `lora`)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import (
@@ -85,16 +85,50 @@ def one_or_several(*kinds: type, of: Any) -> BeforeValidator:
     return BeforeValidator(lambda given: [given] if isinstance(given, kinds) else given, json_schema_input_type=schema)
 
 
+# What transformers' TrainingArguments call what has another name here.
+_TRAINERS = {
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "max_steps": "steps",
+    "num_train_epochs": "epochs",
+    "bf16": "precision",
+    "fp16": "precision",
+    "lr_scheduler_type": "schedule",
+    "warmup_steps": "warmup_ratio",
+    "adam_beta1": "betas",
+    "adam_beta2": "betas",
+    "adam_epsilon": "eps",
+    "logging_steps": "log_steps",
+    "eval_strategy": "eval_steps",
+    "evaluation_strategy": "eval_steps",
+    "save_strategy": "save_steps",
+    "save_total_limit": "keep_checkpoints",
+    "load_best_model_at_end": "keep",
+    "group_by_length": "length_grouped",
+    "output_dir": "output",
+    "run_name": "output",
+}
+
+
 @dataclass(config=CONFIG, kw_only=True, slots=True)
 class Settings:
     """What every settings dataclass inherits: an unknown key is refused with the nearest known one."""
+
+    # {where: settings} that keys which are none of these may belong in.
+    _inner: ClassVar[Mapping[str, type]] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _only_known_keys(cls, values: Any) -> Any:
         given = values.kwargs if isinstance(values, ArgsKwargs) else values
+        known = [field.name for field in fields(cls)]
         for key in (given or {}) if isinstance(given, dict) or given is None else {}:
-            check_key(key, [field.name for field in fields(cls)])
+            own = _TRAINERS.get(key, key)
+            for place, inner in {} if {key, own} & {*known} else cls._inner.items():
+                if own in (field.name for field in fields(inner)):
+                    raise ValueError(f"{key}: unknown setting here; it belongs in a stage, as {place}.{own}")
+            check_key(key, known)
         return values
 
 
@@ -128,7 +162,17 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: a text that is none.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506, it is a SafeLoader
+    try:
+        return _apart(yaml.load(text, Loader=_Loader))  # noqa: S506, it is a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("an alias stands inside of what it stands for") from None
+
+
+def _apart(value: Any) -> Any:
+    """A value without parts in common: what aliases (*name) stand for is one object, and an override of one would be all theirs."""
+    if isinstance(value, dict):
+        return {key: _apart(inner) for key, inner in value.items()}
+    return [_apart(inner) for inner in value] if isinstance(value, list) else value
 
 
 def build(cls: type[Built], values: Any) -> Built:
@@ -159,6 +203,8 @@ def check_key(key: Any, known: Sequence[str]) -> None:
     """
     if key in known:
         return
+    if (own := _TRAINERS.get(key)) in known:
+        raise ValueError(f"{key}: unknown setting; it is {own} here")
     raise ValueError(f"{key}: unknown setting{did_you_mean_or_known(key, known)}")
 
 

@@ -10,13 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from layalign.base_models import write_down
 from layalign.configuration import STAGES
-from layalign.folders import damage
+from layalign.folders import PROSE, damage
 from layalign.kernels.files import write_json
 from layalign.loading import load_encoder, load_llm
 from layalign.model import LayAlignForConditionalGeneration
@@ -105,7 +106,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
                 gc.collect()
                 model, _ = build(recipe)
                 train_stage_parts(model, recipe, before)
-                load_trained_part(model, weights, before)
+                final = Path(recipe.output) / before / "final"  # the first process alone has them
+                load_trained_part(model, read_trained(final, model.config), str(final))
             before = name
             history[name], weights = run_stage(name, recipe, model, processor, callbacks, interruption, data.pop(name))
         if together.is_main_process:
@@ -174,7 +176,7 @@ def run_stage(
     folder = Path(recipe.output) / name
     final = folder / "final"
     train_stage_parts(model, recipe, name)
-    if damage(final) is None:
+    if data is None and _whole(final):
         load_trained_part(model, read_trained(final, model.config), str(final))
         return json.loads((final / HISTORY).read_text(encoding="utf-8")), None
 
@@ -185,29 +187,33 @@ def run_stage(
     collator = PackedCollator() if stage.packing else Collator(*padding)
     if stage.gradient_checkpointing:
         _checkpointing(model, "enable")
+    interruption = interruption or Interruption()
     trainer = StageTrainer(model, name, recipe, folder, data, collator, callbacks, interruption)
     if trainer.is_world_process_zero():
         keep_samples(Path(recipe.output), data, processor)
-    weights = trainer.run(newest_valid(folder))
-    if weights is None:
-        # Under bf16, accelerate has wrapped forward in autocast; the next stage and the caller get the plain one back.
-        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-        # With the mark that unwrapping leaves, accelerate would not wrap the model again: the next stage would run in fp32.
-        model.__dict__.pop("_is_accelerate_prepared", None)
-    if stage.gradient_checkpointing:
-        _checkpointing(model, "disable")
+    checkpoint = _first_says(lambda: newest_valid(folder))
+    # Until the result is written, which may take minutes: nothing else holds the steps since the last checkpoint.
+    with interruption.deferred():
+        weights = trainer.run(checkpoint)
+        if weights is None:
+            # Under bf16, accelerate has wrapped forward in autocast; the next stage and the caller get the plain one back.
+            trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+            # With the mark that unwrapping leaves, accelerate would not wrap the model again: the next stage would run in fp32.
+            model.__dict__.pop("_is_accelerate_prepared", None)
+        if stage.gradient_checkpointing:
+            _checkpointing(model, "disable")
 
-    history = [_plain(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    if trainer.is_world_process_zero():
-        with sealed_folder(final) as partial:
-            model.save_pretrained(partial, state_dict=weights)
-            write_json(partial / HISTORY, history)
-            write_json(partial / LANGUAGES, sorted(data.train.by_language()))
-        sweep(folder)
-    trainer.accelerator.wait_for_everyone()
+        history = [_plain(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+        if trainer.is_world_process_zero():
+            with sealed_folder(final) as partial:
+                model.save_pretrained(partial, state_dict=weights)
+                write_json(partial / HISTORY, history)
+                write_json(partial / LANGUAGES, sorted(data.train.by_language()))
+            sweep(folder)
+        trainer.accelerator.wait_for_everyone()
     trainer.give_up_engine()
     # Told after the last step: what the stage has come to is its checkpoint.
-    if interruption is not None and (number := interruption.agree().signal_number):
+    if number := interruption.agree().signal_number:
         interruption.leave(number, f"{name} has ended, and the same command goes on with what follows")
     return history, weights
 
@@ -216,7 +222,7 @@ def _read_data(
     name: str, recipe: Recipe, model: LayAlignForConditionalGeneration, processor: LayAlignProcessor
 ) -> StageData | None:
     """What a stage is trained on; None of one that has ended."""
-    if damage(Path(recipe.output) / name / "final") is None:
+    if _whole(Path(recipe.output) / name / "final"):
         return None
     with heard_by_all():
         data = read_stage_data(name, recipe, processor)
@@ -239,6 +245,21 @@ def _check_positions(name, data, model):
                 f"stages.{name}: {kind} {taken.argmax()} of {len(records)} (counted from 0) takes {taken.max()} positions of the LLM, "
                 f"which has {limit}; lower source_max_length or target_max_length"
             )
+
+
+def _whole(folder):
+    """Whether a stage's or the run's result is there, as it was written but for what its card says, which anyone may edit."""
+    reason = damage(folder, looked_at=lambda name: not name.endswith(PROSE)) if folder.exists() else ""
+    if reason:
+        logger.warning("%s is not as it was written, and is made again: %s", folder, reason)
+    return reason is None
+
+
+def _first_says(find):
+    """What `find` gives in the first process, in all: a disk that one host cannot read may not send it another way."""
+    with heard_by_all():
+        found = find() if PartialState().is_main_process else None
+    return gather_object([found])[0]
 
 
 def _unlike_the_first(here):
@@ -281,7 +302,7 @@ def save_model(
         weights: the trained part of a model that is sharded; None: the model has it.
     """
     folder = Path(recipe.output) / "model"
-    if damage(folder) is None:
+    if _whole(folder):
         return
     with sealed_folder(folder) as partial:
         model.save_pretrained(partial, state_dict=weights)

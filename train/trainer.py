@@ -5,6 +5,7 @@ work per step.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from layalign.train.data.collate import Collator, PackedCollator, StageData
     from layalign.train.recipe import Recipe
     from layalign.train.stage_recipe import StageRecipe
+
+logger = logging.getLogger(__name__)
 
 _BEST = "best.safetensors"
 
@@ -72,6 +75,7 @@ class StageTrainer(StageLoaders, EngineTrainer):
         self._token_batches = token_batches(self.stage, data.train, self._order, processes(recipe).num_processes)
         self.stage_name, self._checkpoints_in = name, Path(folder)
         self._save_into: Path | None = None
+        self._written: set[Path] = set()
         self._interruption, self._agreed = interruption or Interruption(), Agreed()
         self._resumed_from: Path | None = None
         self._begun_at = 0
@@ -101,7 +105,8 @@ class StageTrainer(StageLoaders, EngineTrainer):
             checkpoint: where to go on from; None: from the beginning.
 
         Returns:
-            these weights, where the model is sharded and has no place for them as a whole; else None.
+            these weights, where the model is sharded and has no place for them as a whole, in the first process (others: none of
+            them); else None.
 
         Raises:
             SystemExit: a signal; what was reached is saved.
@@ -110,11 +115,7 @@ class StageTrainer(StageLoaders, EngineTrainer):
         if checkpoint is not None:
             self.refuse_other_engine(checkpoint, self.stage.global_batch_size is not None)
         self._resumed_from = checkpoint
-        self._interruption.deferring = True
-        try:
-            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        finally:
-            self._interruption.deferring = False
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if self.sharded:
             return self.whole_weights() if self._best is None else self._best
         if self._best is not None:
@@ -137,7 +138,7 @@ class StageTrainer(StageLoaders, EngineTrainer):
 
     def remember_best(self) -> None:
         """Keep the present weights as the best."""
-        self._best = {name: value.clone() for name, value in self.whole_weights().items()}
+        self._best = self.whole_weights()
 
     def take_up(self) -> None:
         """What a checkpoint of ours holds beside the Trainer's own state, and an evaluation that it still owes."""
@@ -146,7 +147,9 @@ class StageTrainer(StageLoaders, EngineTrainer):
         if self._resumed_from is None:
             return
         if (self._resumed_from / _BEST).exists():
-            self._best = load_file(self._resumed_from / _BEST)
+            # Copies: a mapped file of an old checkpoint could not be removed everywhere (NFS, Windows).
+            best = load_file(self._resumed_from / _BEST) if self.keeps_whole else {}
+            self._best = {name: value.clone() for name, value in best.items()}
         running = json.loads((self._resumed_from / RUNNING).read_text(encoding="utf-8"))
         sums = running["loss_sums"]
         # Of other processes than these only the mean is of use, which is all that is ever logged.
@@ -253,7 +256,9 @@ class StageTrainer(StageLoaders, EngineTrainer):
                     save_file(self._best, partial / name / _BEST)
                 seal(partial / name)
                 publish(partial / name, self._checkpoints_in / name)
-                prune(self._checkpoints_in, self.stage.keep_checkpoints, self._checkpoints_in / name)
+        if self.args.should_save:
+            self._written.add(self._checkpoints_in / name)
+            prune(self._checkpoints_in, self.stage.keep_checkpoints, self._written)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -276,6 +281,13 @@ class StageTrainer(StageLoaders, EngineTrainer):
                 if moved:
                     optimizer.add_param_group({**group, "params": moved, "lr": rate})
         return optimizer
+
+    def _get_learning_rate(self):
+        """That of the first group that trains something: those that `create_optimizer` has emptied stay, for checkpoints' sake."""
+        if self.is_deepspeed_enabled:
+            return super()._get_learning_rate()
+        groups = zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True)
+        return next(rate for group, rate in groups if group["params"])
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the Trainer's estimate walks over all parameters at every step, and takes them all for trained."""
@@ -327,6 +339,14 @@ def _arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     arguments = TrainingArguments(**values | engine_arguments(recipe, stage, model))
+    if arguments.n_gpu > 1:
+        # The Trainer would share each call out over all of them (DataParallel), unseen by all that counts examples.
+        logger.warning(
+            "%d GPUs are visible and one is used; torchrun --nproc-per-node %d -m layalign ... trains with all",
+            arguments.n_gpu,
+            arguments.n_gpu,
+        )
+        vars(arguments)["_n_gpu"] = 1
     if arguments.device.type == "cpu":
         # Several processes have "cpu:0", where transformers 5.17 cannot load an optimizer's state to.
         vars(arguments)["_setup_devices"] = torch.device("cpu")

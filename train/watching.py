@@ -51,6 +51,7 @@ class Watch:
         self.warnings: list[tuple[int, str]] = []
         self._tokens: torch.Tensor | int = 0
         self._intervals: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._first_step_alone: bool | None = None  # None: nothing has been logged yet
         self._warned: set[str] = set()
         self._gates: dict[int, list[torch.Tensor]] | None = None
         self._paused = self._evaluation = 0.0
@@ -60,12 +61,15 @@ class Watch:
         """Count time from here: a stage begins, or goes on, at a step."""
         self._logged_at, self._logged_step, self._paused = time.monotonic(), step, 0.0
         self._intervals.clear()
+        self._first_step_alone = None
         # Now and not before: an engine may have replaced the parameters. Looked for once: it takes milliseconds.
         self._gates = gates_of(self.model)
 
     def count(self, batch: Mapping[str, Any]) -> None:
         """Add the real tokens of a batch, the encoder's and the LLM's: one kernel each, which nobody waits for."""
         for mask, ids in _MASKS.items():
+            if self.model.encoder is None and ids == "encoder_input_ids":
+                continue  # nobody reads them
             if mask in batch:
                 self._tokens = self._tokens + batch[mask].sum()
             elif ids in batch:
@@ -102,9 +106,10 @@ class Watch:
         figures: dict[str, float] = {}
         if steps > 0 and seconds > 0:
             figures["tokens_per_second"] = int(gather(tokens).sum()) / seconds
-            # The first steps compile and allocate: they tell only as long as there are no others.
-            if len(self._intervals) == 1 and self._intervals[0][0] == 1:
+            # The first step compiles and allocates: it tells only as long as there are no others.
+            if self._first_step_alone:
                 self._intervals.clear()
+            self._first_step_alone = self._first_step_alone is None and steps == 1
             self._intervals.append((steps, seconds))
             figures["remaining_seconds"] = self._remaining(state)
         return figures | gate_figures(gates_of(self.model) if self._gates is None else self._gates)

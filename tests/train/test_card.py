@@ -26,6 +26,8 @@ def test_the_best_weights_are_called_that(bases, tmp_path):
     assert settings["weights"] == "the best, of step 2: held-out loss 1.5000"
     assert settings["held-out loss at the end"] == "2.5000"
     assert facts(bases, tmp_path, **given).settings["weights"] is None
+    broken = given | {"history": [{"step": 1, "eval_loss": float("nan")}, *history]}
+    assert facts(bases, tmp_path, keep="best", **broken).settings["weights"] == settings["weights"]
 
 
 def test_a_folder_below_the_data_is_no_dataset_of_the_hub(bases, tmp_path):

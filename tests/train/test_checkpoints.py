@@ -84,10 +84,10 @@ def test_an_interrupted_write_leaves_the_old_folder(folder):
 
 
 def test_prune_keeps_the_newest(folder):
-    prune(folder, 2, folder / "checkpoint-200")
+    prune(folder, 2, {folder / "checkpoint-200"})
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-10", "checkpoint-200"]
     shutil.rmtree(folder / "checkpoint-200")
-    prune(folder, 2, folder / "checkpoint-10")
+    prune(folder, 2, {folder / "checkpoint-10"})
     assert [path.name for path in folder.iterdir()] == ["checkpoint-10"]
 
 
@@ -95,6 +95,6 @@ def test_prune_does_not_count_damaged_ones(folder):
     """A run that went on from step 10, as 200 was damaged, has written 15: 10 and 15 are its way back."""
     shutil.copytree(folder / "checkpoint-10", folder / "checkpoint-15")
     flip(folder / "checkpoint-200")
-    prune(folder, 1, folder / "checkpoint-15")
+    prune(folder, 1, {folder / "checkpoint-15"})
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-15", "checkpoint-200"]
     assert newest_valid(folder).name == "checkpoint-15"

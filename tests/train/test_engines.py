@@ -312,6 +312,7 @@ def test_the_environment_is_put_back(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "1")
     before = dict(os.environ)
     with own_environment():
+        assert "ACCELERATE_MIXED_PRECISION" not in os.environ
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "bf16"}
         del os.environ["FSDP_VERSION"]
     assert dict(os.environ) == before

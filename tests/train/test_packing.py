@@ -167,6 +167,15 @@ def losses(history, kind="loss"):
     return np.array([entry[kind] for stage in ("translation", "task") for entry in history[stage] if kind in entry])
 
 
+@pytest.mark.parametrize("changes", [{"encoder": None, "train_llm": True}, {"model": {"adapter": None}}])
+def test_a_question_that_the_llm_does_not_read_takes_no_place_in_a_budget(settings, changes):
+    """Of an LLM alone, or without an adapter. The longest record here has 11 positions of text, and a question of 5 tokens."""
+    del settings["stages"]["translation"], settings["stages"]["task"]["batch_size"]
+    settings["stages"]["task"] |= {"packing": True, "batch_tokens": 12, "global_batch_size": 4, "steps": 2}
+    history = train(build_settings(Recipe, settings | changes)).history["task"]
+    assert len([entry for entry in history if "loss" in entry]) == 2
+
+
 def test_packed_with_a_batch_size_is_the_padded_run(uneven):
     """The same batches: losses, gradient norms and held-out losses to rounding."""
     padded = train(uneven("padded", {"batch_size": 8})).history

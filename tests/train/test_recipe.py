@@ -174,6 +174,38 @@ def test_overrides_reach_every_level_and_make_missing_ones(recipe_file):
     assert recipe.stages["translation"].prompt == "to {language}=en"
 
 
+def test_an_override_of_what_aliases_share_is_its_own_stages(recipe_file):
+    text = yaml.safe_load(recipe_file.read_text())
+    shared = text["stages"]["task"].pop("data")
+    text["stages"]["translation"]["data"] = text["stages"]["task"]["data"] = shared
+    recipe_file.write_text(yaml.safe_dump(text))
+    assert "&id001" in recipe_file.read_text()
+    recipe = load_recipe(recipe_file, ["stages.task.data.limit=3"])
+    assert [recipe.stages[name].data[0].limit for name in ("translation", "task")] == [None, 3]
+    recipe_file.write_text("stages: &all {task: *all}\n")
+    with pytest.raises(ValueError, match="not readable as YAML"):
+        load_recipe(recipe_file)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "stages.task.per_device_train_batch_size=4",
+            "per_device_train_batch_size: unknown setting; it is batch_size here",
+        ),
+        ("stages.task.max_steps=4", "max_steps: unknown setting; it is steps here"),
+        ("max_steps=4", "max_steps: unknown setting here; it belongs in a stage, as stages.NAME.steps"),
+        ("learning_rate=4", "learning_rate: unknown setting here; it belongs in a stage, as stages.NAME.learning_rate"),
+        ("output_dir=x", "output_dir: unknown setting; it is output here"),
+    ],
+)
+def test_names_of_transformers_trainer_are_told_apart(recipe_file, override, message):
+    with pytest.raises(ValueError) as caught:
+        load_recipe(recipe_file, [override])
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

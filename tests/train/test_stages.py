@@ -88,6 +88,15 @@ def test_the_optimizer_holds_the_trained_part_only(settings):
     assert seen == {"same": True, "settings": ("AdamW", (0.8, 0.999), 1e-8, 3e-7)}
 
 
+def test_the_logged_rate_is_one_that_something_is_trained_at(settings):
+    """A rate of the LLM's own leaves the groups empty that had it before."""
+    values = only(settings, "task") | {"encoder": None, "train_llm": True}
+    history = train(recipe(values, steps=2, llm_learning_rate=1e-3, schedule="constant", warmup_ratio=0)).history[
+        "task"
+    ]
+    assert {entry["learning_rate"] for entry in history if "loss" in entry} == {1e-3}
+
+
 @pytest.mark.parametrize("stage", ["translation", "task"])
 def test_accumulated_steps_equal_one_big_batch(settings, stage):
     """Targets of unequal length: a mean of means would differ. In the translation stage the first token counts too."""

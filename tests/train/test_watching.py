@@ -4,12 +4,13 @@ import copy
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
-from layalign.train import stages
+from layalign.train import stages, watching
 from layalign.train.checkpoints import newest_valid
 from layalign.train.recipe import Recipe
 from layalign.train.settings import build
@@ -98,6 +99,33 @@ def test_tokens_are_the_real_ones(task, monkeypatch):
         batch = processor([record["source"]], prompt=[f"answer : {record['source']}"], target=[record["target"]])
         tokens += batch["encoder_attention_mask"].sum().item() + batch["attention_mask"].sum().item()
     assert counted == [tokens, tokens]
+
+
+def test_the_time_left_is_not_that_of_the_last_step_alone(monkeypatch):
+    """With a log a step too: of the first ten, all but the first count."""
+    now = [0.0]
+    monkeypatch.setattr(watching.time, "monotonic", lambda: now[0])
+    bare = SimpleNamespace(aligner=None, config=None, encoder=None)
+    watch, left = watching.Watch("task", SimpleNamespace(eval_steps=None), bare), []
+    watch.begin(0)
+    for step, seconds in enumerate([5, 1, 1, 1, 10, 1], 1):
+        now[0] += seconds
+        figures = watch.figures(SimpleNamespace(global_step=step, max_steps=100), lambda tokens: tokens)
+        left.append(figures["remaining_seconds"])
+    assert left == pytest.approx([99 * 5, 98, 97, 96, 95 * 13 / 4, 94 * 14 / 5])
+
+
+def test_questions_that_nobody_reads_are_no_tokens(task, monkeypatch):
+    counted = []
+    monkeypatch.setattr(
+        watching.Watch,
+        "count",
+        lambda self, batch, count=watching.Watch.count: (
+            count(self, batch) or counted.append((int(self._tokens), int(batch["attention_mask"].sum())))
+        ),
+    )
+    run(task | {"encoder": None, "train_llm": True}, steps=1)
+    assert counted and counted[0][0] == counted[0][1]
 
 
 def test_the_held_out_loss_is_told_by_language(task):

@@ -55,6 +55,7 @@ class EncodedRecords(torch.utils.data.Dataset):
     Attributes:
         questions, texts, prompt_lengths, languages, language_names: as given.
         mixture: how many records of each language an epoch has; None: every record once.
+        soft: whether the LLM reads a question as soft prompts; without an adapter it takes no position there.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class EncodedRecords(torch.utils.data.Dataset):
         self.languages = np.zeros(len(prompt_lengths), np.uint16) if languages is None else languages
         self.language_names, self._content = tuple(language_names), content
         self.mixture: Mixture | None = None
+        self.soft = True
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -80,7 +82,7 @@ class EncodedRecords(torch.utils.data.Dataset):
     @property
     def lengths(self) -> np.ndarray:
         """(n,) positions each record takes in the LLM."""
-        return self.questions.lengths() + self.texts.lengths()
+        return self.questions.lengths() + self.texts.lengths() if self.soft else self.texts.lengths()
 
     def by_language(self) -> dict[str, np.ndarray]:
         """The places of each language's records, of those that have any, in alphabetical order; those without one are "unknown"."""
@@ -97,7 +99,9 @@ class EncodedRecords(torch.utils.data.Dataset):
         content = hashlib.sha256(self.digest().encode() + np.ascontiguousarray(index, np.int64).tobytes()).hexdigest()
         questions, texts = self.questions._replace(chosen=index), self.texts._replace(chosen=index)
         languages = self.languages[index]
-        return EncodedRecords(questions, texts, self.prompt_lengths[index], languages, self.language_names, content)
+        found = EncodedRecords(questions, texts, self.prompt_lengths[index], languages, self.language_names, content)
+        found.soft = self.soft
+        return found
 
     def digest(self) -> str:
         """Hash of all token ids and languages, which tells whether the data is still what a run began with."""

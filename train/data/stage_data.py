@@ -21,6 +21,7 @@ from layalign.train.data.encoding import RecordEncoder, bar, encode_records
 from layalign.train.data.mixing import mixture
 from layalign.train.data.sources import report_skipped, stream_sources
 from layalign.train.data.token_store import FORMAT, StoreWriter, stored
+from layalign.train.parts import has_soft_prompts
 from layalign.train.processes import processes
 from layalign.train.run_folder import check_data
 
@@ -64,9 +65,11 @@ def read_stage_data(name: str, recipe: Recipe, processor: LayAlignProcessor) -> 
     folder = Path(recipe.output) / name
     unwanted = None if recipe.decontaminate is None else evaluation_texts(recipe.decontaminate, recipe.data_root)
     records, skipped = _prepared(stage.data, recipe, encoder, name, unwanted)
+    records.soft = has_soft_prompts(recipe)
     held_out = None
     if stage.eval_data:
         held_out = _prepared(stage.eval_data, recipe, encoder, f"{name} evaluation", None).records
+        held_out.soft = records.soft
     elif stage.hold_out:
         if stage.hold_out >= len(records):
             raise ValueError(

@@ -27,7 +27,7 @@ from layalign.train.data.mixing import mixture
 from layalign.train.data.sources import Line, stream_sources
 from layalign.train.engines import read_deepspeed
 from layalign.train.loaders import AROUND, order_of, token_batches
-from layalign.train.parts import model_settings, stage_parts
+from layalign.train.parts import has_soft_prompts, model_settings, stage_parts
 from layalign.train.plan.cost import GPU_OVERHEAD, Batch, arithmetic, memory, sharded, sizes_of
 from layalign.train.plan.machine import Machine, this_machine
 from layalign.train.processes import precision_of
@@ -295,7 +295,9 @@ def _encode(name, recipe, sample, processor, notes):
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # how many of a sample are cut is of no use
     try:
-        return encode_records(sample, RecordEncoder(processor, recipe.stages[name], recipe.llm_input[name]))
+        records = encode_records(sample, RecordEncoder(processor, recipe.stages[name], recipe.llm_input[name]))
+        records.soft = has_soft_prompts(recipe)
+        return records
     except ValueError as error:
         notes.append(f"{name}: {error}")
         return None
