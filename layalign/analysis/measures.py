@@ -48,8 +48,13 @@ def by_layer(states: Mapping[str, torch.Tensor]) -> dict[str, dict[str, list[flo
 
 def layer_similarity(states: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """(E, E): mean cosine between the states of two layers for the same text; states {lang: (E, N, D)}."""
-    rows = normalize(torch.cat(list(states.values()), 1), dim=-1)
-    return torch.einsum("ind,jnd->ij", rows, rows) / rows.shape[1]
+    # Language by language: all of FLORES' 101 of a large encoder are 21 GB, of which two copies would be made.
+    sums, count = [], 0
+    for part in states.values():
+        rows = normalize(part, dim=-1)
+        sums.append(torch.einsum("ind,jnd->ij", rows, rows).double())
+        count += rows.shape[1]
+    return (torch.stack(sums).sum(0) / count).float()
 
 
 def components(states: Mapping[str, torch.Tensor]) -> dict[str, Any]:

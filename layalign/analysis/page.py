@@ -19,7 +19,8 @@ FIGURES = {
         "Languages near English",
         "Figure 4",
         "Cosine of the mean-pooled states of the LLM's last layer with those of the same text in English. The black line is the mean "
-        "cosine with English of other meanings: only what is above it tells of the meaning.",
+        "cosine with English of other meanings: only what is above it tells of the meaning. An LLM alone reads the text in the prompt "
+        "of the model that it is of, where that has one: a prompt's words bring all texts nearer to each other.",
     ),
     "components": (
         "Languages in two principal components",

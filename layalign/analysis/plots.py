@@ -152,15 +152,15 @@ def plot_ratio(systems: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[
     for place, (name, (layers, ratio)) in enumerate(systems.items()):
         columns = list(zip(*ratio.values(), strict=True))
         means, mark = [sum(column) / len(column) for column in columns], _mark(place)
-        axes.plot(layers, means, label=legible(name), **mark)
+        axes.plot(layers, means, label=_title(name, 44), **mark)
         axes.fill_between(layers, [*map(min, columns)], [*map(max, columns)], color=mark["color"], alpha=0.15)
     axes.set_ylim(bottom=0)
     _whole_ticks(axes)
     axes.set_xlabel("LLM layer")
     axes.set_ylabel("|gate x cross-attention| / |self-attention|")
-    axes.set_title(f"Weight of the cross-attention, mean and range of {len(ratio)} languages")
+    axes.set_title(_title(f"Weight of the cross-attention, mean and range of {len(ratio)} languages", 52))
     axes.grid(color=GRID)
-    axes.legend(frameon=False)
+    _legend_below(figure, axes)
     save_figure(figure, path)
 
 

@@ -39,6 +39,9 @@ Parallel = Mapping[str, Sequence[str]]
 Analysed = LayAlignModel | LLM | PublishedBaseline
 Model = str | PathLike | System
 DEFAULT_PAIR = TokenPair()
+_BARE = "{text}"
+# The place of an LLM that is read alone, and the template that it reads texts in, if any.
+_Alone = tuple[str, str | None]
 
 
 class _Asked(NamedTuple):
@@ -103,8 +106,8 @@ def analyze(
             if config.encoder_config is not None:
                 pair.check_depth(encoder_depth(config.encoder_config), label)
     found: dict[str, dict[str, Any]] = {}
-    llms: dict[str, str] = {}
-    alone: dict[str, tuple[str, dict[str, Any]]] = {}
+    llms: dict[str, _Alone] = {}
+    alone: dict[_Alone, tuple[str, dict[str, Any]]] = {}
     for label, system in systems.items():
         if progress and len(systems) > 1:
             print(f"{label}:")
@@ -112,7 +115,7 @@ def analyze(
         if record is not None:
             found[label] = record
         gc.collect()  # the next one needs the room
-    names = labels([name for name, _ in alone.values()], list(alone))
+    names = labels([name for name, _ in alone.values()], [place for place, _ in alone])
     if len(alone) == 1 and found:
         names = ["LLM alone"]
     names = [f"{name} (the LLM)" if name in found else name for name in names]
@@ -164,16 +167,16 @@ def _joined_name(systems: Mapping[str, Analysed]) -> str:
 
 
 def _analyzed(
-    label: str, given: Analysed, asked: _Asked, alone: dict[str, tuple[str, dict[str, Any]]]
-) -> tuple[dict[str, Any] | None, str]:
-    """What is measured of a system, None where it is an LLM alone, and the place of its LLM, which is read alone and goes to `alone`
-    unless it is there.
+    label: str, given: Analysed, asked: _Asked, alone: dict[_Alone, tuple[str, dict[str, Any]]]
+) -> tuple[dict[str, Any] | None, _Alone]:
+    """What is measured of a system, None where it is an LLM alone, and how its LLM is read alone, which goes to `alone` unless it is
+    there.
 
     Args:
         label: its name.
         given: the system.
         asked: of it.
-        alone: {place: (name, what was measured)} of the LLMs so far.
+        alone: {(place, template): (name, what was measured)} of the LLMs so far.
     """
     system = replace(given)  # what it loads goes with it
     settings, parallel = system.settings, asked.parallel
@@ -204,13 +207,17 @@ def _analyzed(
         else:
             name, place = f"{Path(base).name} alone", base
     place = os.path.realpath(place) if Path(place).exists() else place
-    if place not in alone:
+    # Words of a template bring all texts nearer to each other: an LLM is beside a model what it is behind the same.
+    template = None if record is None or answerer.prompt == _BARE else answerer.prompt
+    if template is not None:
+        name += f", {label}'s prompt"
+    if (place, template) not in alone:
         no_encoder = dict.fromkeys(("encoder_layers", "encoder_english", "tokens"), "no encoder")
         without = no_encoder | dict.fromkeys(("ratio", "aligner", "gates"), "no aligner")
-        found = measured_alone(llm, answerer.tokenizer, parallel, **reading)
-        described = {"kind": "LLM alone", "place": place, "llm": place, "run": run}
-        alone[place] = name, described | found | {"without": without}
-    return record, place
+        found = measured_alone(llm, answerer.tokenizer, parallel, template=template, **reading)
+        described = {"kind": "LLM alone", "place": place, "llm": place, "run": run | {"prompt": template}}
+        alone[place, template] = name, described | found | {"without": without}
+    return record, (place, template)
 
 
 def _described(system: LayAlignModel | PublishedBaseline, model: LayAlignForConditionalGeneration) -> dict[str, Any]:
@@ -300,7 +307,9 @@ def measured_alone(
 ) -> dict[str, dict[str, Any]]:
     """{"english", "components"} of a causal LLM that reads the texts itself, under the name "llm"; settings: of `llm_states`."""
     states = {
-        lang: llm_states(llm, tokenizer, rows, progress=f"{lang}, LLM alone" if progress else None, **settings)
+        lang: llm_states(
+            llm, tokenizer, rows, lang=lang, progress=f"{lang}, LLM alone" if progress else None, **settings
+        )
         for lang, rows in parallel.items()
     }
     return {"english": {"llm": measures.against_english(states)}, "components": {"llm": measures.components(states)}}

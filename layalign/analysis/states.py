@@ -75,12 +75,23 @@ def llm_states(
     *,
     batch_size: int = 16,
     progress: str | None = None,
+    template: str | None = None,
+    lang: str | None = None,
 ) -> torch.Tensor:
-    """The states (N, Dl) of a causal LLM that reads the texts itself, behind its beginning-of-sequence token if it has one."""
+    """The states (N, Dl) of a causal LLM that reads the texts itself, behind its beginning-of-sequence token if it has one.
+
+    Args:
+        llm, tokenizer: the LLM and its tokenizer.
+        texts: N texts.
+        batch_size, progress: as of `joined_states`.
+        template: what it reads of each, with {text} and perhaps {language}; None: the text alone.
+        lang: the texts' language, for templates that name it.
+    """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
     def read(chosen):
-        rows = [torch.tensor(bos + tokenizer(text, add_special_tokens=False)["input_ids"]) for text in chosen]
+        filled = chosen if template is None else fill_prompts(template, chosen, lang and [lang] * len(chosen))
+        rows = [torch.tensor(bos + tokenizer(text, add_special_tokens=False)["input_ids"]) for text in filled]
         ids = pad_sequence(rows, batch_first=True).to(llm.device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(llm.device)
         out = llm(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False, logits_to_keep=1)

@@ -64,8 +64,9 @@ def several(folder, bases):
 def test_models_are_told_apart_and_each_llm_is_read_once(several, bases):
     results, _ = several
     systems = results["systems"]
-    assert list(systems) == ["tiny in a", "tiny in b", "bare", "open", "LLM alone"]
-    assert systems["LLM alone"]["place"] == str(bases / "llm")
+    assert list(systems) == ["tiny in a", "tiny in b", "bare", "open", "llm alone, tiny in a's prompt", "llm alone"]
+    assert {systems[name]["place"] for name in list(systems)[4:]} == {str(bases / "llm")}
+    assert [systems[name]["run"]["prompt"] for name in list(systems)[4:]] == ["question {text} answer", None]
     assert systems["bare"]["without"] == dict.fromkeys(("ratio", "aligner", "gates"), "no aligner")
     assert systems["open"]["without"] == {"gates": "no gates (gate: none)"}
     assert systems["bare"]["trained"].keys() == {"adapter"}
@@ -118,7 +119,7 @@ def test_the_ratio_of_each_is_that_of_its_own_branches(name, several, folder, mo
 def test_side_by_side_is_as_alone(several, folder, undrawn, tmp_path):
     alone = analyze(folder / "b" / "tiny", texts=folder / "texts", output=tmp_path / "x", settings=CPU, progress=False)
     assert alone["systems"]["tiny"] == several[0]["systems"]["tiny in b"]
-    assert alone["systems"]["LLM alone"] == several[0]["systems"]["LLM alone"]
+    assert alone["systems"]["LLM alone"] == several[0]["systems"]["llm alone"]
 
 
 def rebuilt(rows, keys, value=-1):
@@ -288,7 +289,7 @@ def test_models_are_called_as_they_are_to_be(folder, undrawn, tmp_path):
     result = CliRunner().invoke(app, ["analyze", *words, *given])
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    assert list(found["systems"]) == ["with an aligner", "bare", "LLM alone"]
+    assert list(found["systems"]) == ["with an aligner", "bare", "llm alone, with an aligner's prompt", "llm alone"]
     assert found["systems"]["with an aligner"]["place"] == str(folder / "a" / "tiny")
 
 

@@ -90,6 +90,10 @@ def test_the_llm_alone_reads_the_text_alone(loaded, texts):
     ids = torch.tensor([[1, *processor.tokenizer(rows[2])["input_ids"]]])
     expected = model.llm(input_ids=ids, output_hidden_states=True).hidden_states[-1].mean(1)[0]
     torch.testing.assert_close(found[2], expected, rtol=1e-4, atol=1e-5)
+    within = llm_states(model.llm, processor.tokenizer, rows, template="question {text} answer")
+    ids = torch.tensor([[1, *processor.tokenizer(f"question {rows[2]} answer")["input_ids"]]])
+    expected = model.llm(input_ids=ids, output_hidden_states=True).hidden_states[-1].mean(1)[0]
+    torch.testing.assert_close(within[2], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_ratio_is_that_of_the_two_branches(loaded, texts, monkeypatch):

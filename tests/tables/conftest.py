@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from layalign.evaluation.settings import GenerationSettings
+from layalign.train.tables import runs
 from layalign.train.tables.asking import Asking
 from layalign.train.tables.runs import Sources
 from tests.conftest import WORDS
@@ -24,6 +25,11 @@ def token_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAYALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def looked_up_anew():
+    runs._why_not.cache_clear()
 
 
 def recipe_values(name):

@@ -15,7 +15,8 @@ from layalign.train.recipe import Recipe
 from layalign.train.settings import build
 from layalign.train.stages import train
 from layalign.train.tables import make, runs
-from layalign.train.tables.runs import entries, merged, row_values, third, training_of
+from layalign.train.tables.rows import merged, row_values, third
+from layalign.train.tables.runs import entries, training_of
 from layalign.train.tables.table import COUNTED, WORDS, load_table, table_numbers
 from tests.tables.conftest import recipe_values
 
@@ -267,3 +268,63 @@ def test_what_changes_no_number_makes_no_new_run(tmp_path):
     assert training_of({**plain, "progress": True, "parallel": "none"}, tmp_path / "elsewhere").key == key
     assert training_of({**plain, "seed": 1}, tmp_path).key != key
     assert training_of({**plain, "data_root": "other"}, tmp_path).key == key
+
+
+def made_over(values, tmp_path, number, *names):
+    """{row: its entry} over a recipe."""
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(values))
+    own = make.Sources(output=tmp_path / "tables", recipes=dict.fromkeys(load_table(number).recipes, str(file)))
+    return {entry.row.name: entry for entry in entries(load_table(number), own, list(names) or None)}
+
+
+def test_a_row_begins_with_nothing_that_is_not_its_own(tmp_path):
+    """A recipe that starts from a translation stage's part: without that stage the row were LayAlign's own run, and others have no use
+    for the part."""
+    values = recipe_values("math")
+    del values["stages"]["translation"]
+    found = made_over({**values, "init_from": "warm"}, tmp_path, 4)
+    assert found["LayAlign"].training.recipe.init_from.path == "warm"
+    assert found["w/o LLM Input"].training.recipe.init_from.path == "warm"
+    assert found["w/o Translation Stage"].training.recipe.init_from is None
+    assert found["w/o Translation Stage"].training.key != found["LayAlign"].training.key
+    for name in ("w/o Adapter", "w/o Layer-Wise Aligner"):
+        assert "init_from: what the recipe begins with is trained under other settings" in found[name].missing
+
+
+@pytest.mark.parametrize("beside", [{"lora": {"rank": 2}}, {"train_encoder": "embeddings"}, {"train_llm": True}])
+def test_the_translation_stage_alone_is_that_of_the_whole_row(beside, tmp_path):
+    """What that stage does not train is no part of it."""
+    found = made_over(recipe_values("math") | beside, tmp_path, 4, "LayAlign", "w/o Task Stage")
+    assert found["w/o Task Stage"].missing is None
+    assert found["w/o Task Stage"].training.key == found["LayAlign"].training.after.key
+
+
+def test_an_llm_that_is_trained_as_a_whole_has_no_lora(tmp_path, bases):
+    found = made_over(recipe_values("math") | {"lora": {"rank": 2}}, tmp_path, 2, "MetaMath-Mul")
+    assert found["MetaMath-Mul"].missing is None and found["MetaMath-Mul"].recipe.lora is None
+
+
+def test_one_row_that_cannot_be_made_stops_no_other(sources, asking, quick, monkeypatch, capsys):
+    def failing(recipe, callbacks):
+        if recipe.model.get("encoder_states") == "last":
+            raise ValueError("the loss is nan\nand so on")
+        return train(recipe, callbacks)
+
+    monkeypatch.setattr(make, "train", failing)
+    with pytest.raises(ValueError, match="the loss is nan"):
+        make.make_table(load_table(7), sources, asking, progress=False)
+    rows = {row["name"]: row for row in json.loads((sources.output / "table_07.json").read_text())["parts"][0]["rows"]}
+    assert rows["LayAlign-LR"]["measured"] is None
+    assert rows["LayAlign-LR"]["why"] == "it could not be made: the loss is nan"
+    assert rows["LayAlign"]["measured"] is not None
+    assert "table 7: LayAlign-LR, MGSM: the loss is nan" in capsys.readouterr().err
+
+
+def test_a_base_is_looked_for_once(sources, monkeypatch):
+    """Without a network each look takes half a minute, and a row is looked at again after every other one."""
+    looked = []
+    monkeypatch.setattr(runs, "read_config", lambda place, role: looked.append(place))
+    for _ in range(3):
+        list(entries(load_table(2), sources))
+    assert looked and len(looked) == len(set(looked))

@@ -1,5 +1,6 @@
 """Rows over several seeds: means, spreads and what lies beyond them, and that each seed is a training of its own."""
 
+import itertools
 import json
 import statistics
 
@@ -8,7 +9,7 @@ import pytest
 from layalign.kernels.files import InUse
 from layalign.train.tables import make
 from layalign.train.tables.runs import Sources
-from layalign.train.tables.seeds import apart, over_seeds
+from layalign.train.tables.seeds import apart, by_luck, over_seeds
 from layalign.train.tables.table import load_table, table_numbers
 from layalign.train.tables.text import table_text
 from tests.tables.test_command import printed
@@ -24,19 +25,36 @@ def test_means_spreads_and_what_lies_beyond_them():
     assert rows[0]["measured"] == [2.5, "words"]
     assert rows[0]["spread"] == [pytest.approx(statistics.stdev([1, 2, 4.5])), None]
     # One of a's seeds is above one of LayAlign's.
-    assert list(apart(rows)) == [("a", -3.5, False), ("b", 0.5, False)]
+    assert list(apart(rows)) == [("a", -3.5, False, 3), ("b", 0.5, False, 3)]
     rows += [
         line("c", 1.0, 2.0, 3.9),
         {"name": "llm", "published": [1.0, ""], "measured": [8.1, ""]},
         line("d", 1.0, 2.0),
     ]
     rows += [{"name": "absent", "published": [1.0, ""], "measured": None, "why": "it is not here"}]
-    assert list(apart(rows))[2:] == [("c", pytest.approx(-3.7), True), ("llm", pytest.approx(2.1), True)]
+    # Over the seeds that both have: of d's two, of e's one nothing can be said.
+    rows.append(line("e", 1.0))
+    found = list(apart(rows))[2:]
+    assert found[:2] == [("c", pytest.approx(-3.7), True, 3), ("llm", pytest.approx(2.1), True, 0)]
+    assert found[2:] == [("d", -3.5, True, 2), ("e", 0.0, False, 1)]
     part = {"name": "MGSM", "task": "mgsm", "file": "held_out.jsonl", "columns": ["avg", "source"], "rows": rows}
     text = table_text({"table": 4, "title": "t", "section": "s", "scorer": "official", "parts": [part]})
     assert "|  | here, 3 seeds | 2.5 | words |\n|  | ± | 1.8 |  |" in text
-    assert "- c: Avg. -3.7, every seed's figure lies on one side of all of the other's" in text
-    assert "- a: Avg. -3.5, within what seeds differ by" in text and "Beside LayAlign:" in text
+    said = "every seed's figure lies on one side of all of the other's, which"
+    assert f"- c: Avg. -3.7, {said} 3 seeds each would be by luck in 1 of 10 rows" in text
+    assert f"- d: Avg. -3.5, {said} 2 seeds each would be by luck in 1 of 3 rows" in text
+    assert "- llm: Avg. +2.1, on one side of every seed of LayAlign\n" in text
+    assert "- e: not compared, there are no two seeds of both" in text
+    assert "- a: Avg. -3.5, within what seeds differ by" in text
+    assert "Beside LayAlign, over the seeds that both have:" in text
+
+
+def test_how_often_rows_lie_apart_by_luck():
+    """Counted over all orders of the figures of two rows that nothing but luck tells apart."""
+    for seeds in (2, 3):
+        orders = list(itertools.combinations(range(2 * seeds), seeds))
+        ends = sum(max(own) < seeds or min(own) >= seeds for own in orders)
+        assert by_luck(seeds) == pytest.approx(ends / len(orders))
 
 
 def test_rows_are_compared_by_answers_and_not_by_what_is_counted():
@@ -209,7 +227,9 @@ def test_rows_that_are_not_made_yet_are_not_called_unasked(sources, recipes, ask
     with pytest.raises(ValueError, match="killed"):
         printed(*words_of(sources, recipes, asking), "--seeds", "0")
     text = file.read_text(encoding="utf-8")
-    assert "- LayAlign: as published only; not made yet" in text and "| here |" in text and "±" not in text
+    assert (
+        "- LayAlign: as published only; it could not be made: killed" in text and "| here |" in text and "±" not in text
+    )
 
 
 def test_averages_over_some_of_their_languages_say_so(sources, recipes, asking):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 
 from layalign.evaluation.output import check_output
 from layalign.kernels.files import InUse, write_json, write_text
+from layalign.spelling import first_line
 from layalign.train.plan.cost import sizes_of
 from layalign.train.plan.plan import empty_model
 from layalign.train.recipe import Recipe
@@ -57,7 +59,8 @@ def make_table(
         ...}]}]}; over seeds as `over_seeds` has it.
 
     Raises:
-        ValueError: a recipe, data, problems or bases that are missing or wrong, or several processes.
+        ValueError: a recipe, data, problems or bases that are missing or wrong, or several processes. What one row meets while it is
+            made is raised when the others are.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -90,6 +93,7 @@ def make_table(
                 with suppress(InUse):  # another one reads it too, or is still at it
                     known[seed] = measure(entry, own, asking, progress=False)
 
+    failed: list[ValueError] = []
     left = []
     for own, entry in of_seeds:
         if _name(entry) in asked and entry.missing is None:
@@ -118,6 +122,12 @@ def make_table(
                 if progress:
                     print(f"left to another process for now: {error}", flush=True)
                 put_off.append((own, entry))
+            except (
+                ValueError
+            ) as error:  # the row's own, most likely: the others are made, and it is said again at the end
+                print(f"table {table.number}: {entry.name}{own.said_seed}: {error}", file=sys.stderr, flush=True)
+                lines[_name(entry)]["why"] = f"it could not be made: {first_line(error)}"
+                failed.append(error)
             else:
                 write()
         if len(put_off) == len(left):
@@ -132,6 +142,8 @@ def make_table(
     drawn = sources.output / f"table_{table.number:02}.png"
     if progress and drawn.exists():
         print(f"accuracy against trained parameters: {drawn}")
+    if failed:
+        raise failed[0]
     return result
 
 

@@ -8,30 +8,28 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from layalign.configuration import STAGES, encoder_depth
+from layalign.configuration import STAGES
 from layalign.folders import damage
 from layalign.kernels.files import read_json
 from layalign.loading import read_config, resolve
 from layalign.prompts import DEFAULT_PROMPT, TASK_PROMPT
 from layalign.saving import LLM_FOLDER
 from layalign.spelling import first_line
-from layalign.tasks import find_task
-from layalign.tasks.prompts import TRANSLATION
 from layalign.train.data.stage_data import data_identity
 from layalign.train.parts import stage_parts
-from layalign.train.recipe import Recipe, load_recipe, read_recipe
+from layalign.train.recipe import Recipe, load_recipe
 from layalign.train.run_folder import digest
 from layalign.train.settings import build
+from layalign.train.tables.rows import of_the_translation_stage, row_values
 from layalign.train.tables.table import Part, Row, Table
 
 MARKER = "tables.json"
-THIRDS = ("first third", "middle third", "last third")
 
 
 def no_callbacks(recipe: Recipe) -> Sequence[TrainerCallback]:
@@ -224,83 +222,6 @@ def entry(row: Row, part: Part, sources: Sources) -> Entry:
     )
 
 
-def row_values(row: Row, part: Part, sources: Sources) -> dict[str, Any]:
-    """The recipe of a row, unchecked.
-
-    Raises:
-        ValueError: a recipe that cannot be read, or that has no place for the row's settings.
-    """
-    values = merged(read_recipe(sources.recipe_of(row, part), sources.overrides), row.settings)
-    if row.settings.get("encoder") is not None:
-        values["encoder"] = sources.base(row.settings["encoder"])
-    if row.stages is not None:
-        if lacking := [name for name in row.stages if name not in values["stages"]]:
-            raise ValueError(f"stages: the row is of the {lacking[0]} stage, which the recipe has not")
-        values["stages"] = {name: values["stages"][name] for name in row.stages}
-    _without_what_the_row_has_not(values, row)
-    model = values["model"]
-    for key, widening in (("adapter_width", row.adapter_widening), ("aligner_width", row.aligner_widening)):
-        if widening is not None:
-            model[key] = widening * read_config(resolve(values["encoder"]), "encoder").hidden_size
-    if row.states is not None:
-        model |= {"encoder_states": "all", "encoder_layers": third(row.states, values["encoder"])}
-    reads = {"translation": False, "task": True} | dict(values.get("llm_input") or {})
-    published = {"translation": TRANSLATION, "task": find_task(part.task).prompt}
-    for name, stage in values["stages"].items():
-        if reads.get(name) and stage.get("prompt") is None and (prompt := published[name]):
-            values["stages"][name] = {**stage, "prompt": prompt.replace("{text}", "{source}")}
-    return values
-
-
-def _without_what_the_row_has_not(values: dict[str, Any], row: Row) -> None:
-    """Take out of a recipe what it says of parts that a row leaves out, and of states that a row chooses otherwise."""
-    chosen = row.settings.get("model", {})
-    model = values["model"] = dict(values.get("model") or {})
-    gone: list[str] = []
-    if "encoder" in row.settings and row.settings["encoder"] is None:
-        values.pop("train_encoder", None)
-        gone.append("encoder")
-    if "adapter" in chosen:
-        model.pop("adapter_width", None)
-        gone += [] if chosen["adapter"] else ["adapter"]
-    if "aligner" in chosen:
-        model.pop("aligner_width", None)
-        gone += [] if chosen["aligner"] else ["aligner", "gates"]
-        for name in () if chosen["aligner"] else ("encoder_layers", "llm_layers", "gate"):
-            model.pop(name, None)
-    if "encoder_states" in chosen and chosen["encoder_states"] not in ("all", "mean"):
-        model.pop("encoder_layers", None)
-    for name, stage in values["stages"].items():
-        trained = stage.get("train") or []
-        left = [part for part in ([trained] if isinstance(trained, str) else trained) if part not in gone]
-        rates = {"encoder_learning_rate": None} if "encoder" in gone else {}
-        values["stages"][name] = {**stage, "train": left or None, **rates}
-
-
-def third(which: str, encoder: str) -> list[int]:
-    """A third of the states that LayAlign mixes: the embeddings' output and all layers' but the last.
-
-    Args:
-        which: of THIRDS.
-        encoder: the encoder's folder or name.
-
-    Raises:
-        ValueError: an encoder of fewer than three layers.
-    """
-    depth, place = encoder_depth(read_config(resolve(encoder), "encoder")), THIRDS.index(which)
-    if depth < 3:
-        raise ValueError(f"states: {encoder} has {depth} layers, of which there is no {which}")
-    return list(range(round(depth * place / 3), round(depth * (place + 1) / 3)))
-
-
-def merged(values: Any, others: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings with others' values in their place."""
-    found = dict(values) if isinstance(values, Mapping) else {}
-    for key, value in others.items():
-        found[key] = merged(found.get(key), value) if isinstance(value, Mapping) else copy.deepcopy(value)
-    return found
-
-
 def training_of(values: Mapping[str, Any], output: Path) -> Training:
     """The runs that a recipe takes: the translation stage is one of its own, which all rows share that do not differ in it.
 
@@ -317,11 +238,7 @@ def training_of(values: Mapping[str, Any], output: Path) -> Training:
     parts = stage_parts(recipe, "translation")
     if {"llm", "encoder"} & set(parts) and "task" in recipe.stages:  # no trained part would carry a base over
         return _training(values, None, output)
-    first = {key: value for key, value in values.items() if key not in ("lora", "train_llm", "train_encoder")}
-    first |= {"lora": recipe.lora} if "lora" in parts else {}
-    first |= {"train_llm": True} if "llm" in parts else {}
-    first |= {"train_encoder": recipe.train_encoder} if "encoder" in parts else {}
-    first |= {
+    first = of_the_translation_stage(values, recipe) | {
         "stages": {"translation": values["stages"]["translation"]},
         "llm_input": {"translation": recipe.llm_input["translation"]},
     }
@@ -360,14 +277,16 @@ def _prompt(row: Row, recipe: Recipe, plain: Recipe) -> str:
 
 def _not_here(name: str, recipe: Recipe) -> str | None:
     """Why the paper's own recipe is not to be had here, where others have been given in place of the rest."""
+    bases = {role: place for role, place in (("encoder", recipe.encoder), ("llm", recipe.llm)) if place is not None}
+    reason = next(filter(None, (_why_not(role, place) for role, place in bases.items())), None)
     try:
-        for role, place in (("encoder", recipe.encoder), ("llm", recipe.llm)):
-            if place is not None:
-                read_config(resolve(place), role)
-        recipe.check_files()
+        if reason is None:
+            recipe.check_files()
     except ValueError as error:
-        return f"the recipe {name} is the paper's: {_shortly(error)}; --recipe {name}=RECIPE gives another"
-    return None
+        reason = _shortly(error)
+    return (
+        None if reason is None else f"the recipe {name} is the paper's: {reason}; --recipe {name}=RECIPE gives another"
+    )
 
 
 def _shortly(error: ValueError) -> str:
@@ -376,8 +295,15 @@ def _shortly(error: ValueError) -> str:
 
 def _missing(role: str, name: str, place: str) -> str | None:
     """Why a base that a row names is not to be had here."""
+    reason = _why_not(role, place)
+    return None if reason is None else f"{reason}; --base {name}=FOLDER says where it is"
+
+
+@cache
+def _why_not(role: str, place: str) -> str | None:
+    """Why a base is not to be had; asked once, as without a network the hub is tried for half a minute."""
     try:
         read_config(resolve(place), role)
     except ValueError as error:
-        return f"{_shortly(error)}; --base {name}=FOLDER says where it is"
+        return _shortly(error)
     return None

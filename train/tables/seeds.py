@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def over_seeds(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -54,32 +55,48 @@ def _placeless(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in ("folder", "evaluation")}
 
 
-def apart(rows: Sequence[Mapping[str, Any]], column: int = 0) -> Iterator[tuple[str, float, bool]]:
-    """How rows differ from the reference.
+class Apart(NamedTuple):
+    """How a row differs from the reference: the difference of means over `seeds` seeds that both have, and whether every figure of one lies
+    on the same side of all of the other's. seeds: 0 of a row that is not trained, 1 of one that cannot be compared yet."""
+
+    name: str
+    difference: float
+    beyond: bool
+    seeds: int
+
+
+def apart(rows: Sequence[Mapping[str, Any]], column: int = 0) -> Iterator[Apart]:
+    """How rows differ from the reference, where that has two seeds or more.
 
     Args:
-        rows: of one part of a table, each over the same two or more seeds, or untrained with one figure; others are passed over.
+        rows: of one part of a table; those without figures are passed over.
         column: whose figures.
-
-    Returns:
-        (name, difference of means, whether every seed's figure is on the same side of all of the other's).
     """
     other = next((row for row in rows if row.get("reference") and len(row.get("seeds") or ()) > 1), None)
     if other is None or not _numbers(_figures(other, column)):
         return
-    theirs = _figures(other, column)
     for row in rows:
-        own = _figures(row, column)
-        # A row whose seeds are not all made yet waits.
-        if row is other or not _numbers(own) or (row.get("seeds") and row["seeds"].keys() != other["seeds"].keys()):
+        if row is other or not _numbers(_figures(row, column)):
+            continue
+        both = sorted(other["seeds"].keys() & row["seeds"].keys(), key=int) if row.get("seeds") else None
+        own, theirs = _figures(row, column, both), _figures(other, column, both)
+        if both is not None and len(both) < 2:
+            yield Apart(row["name"], 0.0, False, 1)
             continue
         difference = statistics.fmean(own) - statistics.fmean(theirs)
-        yield row["name"], difference, max(own) < min(theirs) or min(own) > max(theirs)
+        beyond = max(own) < min(theirs) or min(own) > max(theirs)
+        yield Apart(row["name"], difference, beyond, 0 if both is None else len(both))
 
 
-def _figures(row: Mapping[str, Any], column: int) -> list[Any]:
+def by_luck(seeds: int) -> float:
+    """How often all figures of one row would lie on one side of all of another's if nothing but the seeds, so many each, told them
+    apart: 2 n! n! / (2 n)!."""
+    return 2 / math.comb(2 * seeds, seeds)
+
+
+def _figures(row: Mapping[str, Any], column: int, seeds: Sequence[str] | None = None) -> list[Any]:
     if row.get("seeds"):
-        return [line["measured"][column] for line in row["seeds"].values()]
+        return [line["measured"][column] for seed, line in row["seeds"].items() if seeds is None or seed in seeds]
     return [] if row["measured"] is None else [row["measured"][column]]
 
 

@@ -9,7 +9,7 @@ from layalign.evaluation.report import AVERAGES
 from layalign.figures import markdown_table
 from layalign.tasks.registry import find_task
 from layalign.train.plan.text import duration
-from layalign.train.tables.seeds import apart
+from layalign.train.tables.seeds import apart, by_luck
 from layalign.train.tables.table import COUNTED, WORDS, Table
 
 HEADINGS = {
@@ -67,12 +67,20 @@ def _differences(part: Mapping[str, Any]) -> Iterator[str]:
     place = next((place for place, column in enumerate(part["columns"]) if column not in (*COUNTED, *WORDS)), None)
     found = [] if place is None else list(apart(part["rows"], place))
     beside = next((row["name"] for row in part["rows"] if row.get("reference")), None)
-    yield f"± is the sample standard deviation over seeds.{f' Beside {beside}:' if found else ''}"
+    yield f"± is the sample standard deviation over seeds.{f' Beside {beside}, over the seeds that both have:' if found else ''}"
     if found:
         yield ""
-    for name, difference, beyond in found:
-        how = "every seed's figure lies on one side of all of the other's" if beyond else "within what seeds differ by"
-        yield f"- {name}: {heading(part['columns'][place])} {difference:+.1f}, {how}"
+    for name, difference, beyond, seeds in found:
+        said = f"{heading(part['columns'][place])} {difference:+.1f}"
+        if seeds == 1:
+            yield f"- {name}: not compared, there are no two seeds of both"
+        elif not beyond:
+            yield f"- {name}: {said}, within what seeds differ by"
+        elif not seeds:
+            yield f"- {name}: {said}, on one side of every seed of {beside}"
+        else:
+            luck = f"which {seeds} seeds each would be by luck in 1 of {round(1 / by_luck(seeds))} rows"
+            yield f"- {name}: {said}, every seed's figure lies on one side of all of the other's, {luck}"
 
 
 def _spread(value: Any, column: str) -> str:

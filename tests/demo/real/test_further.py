@@ -169,6 +169,10 @@ def test_reports_of_two_machines_become_one(data, finished, tmp_path):
     assert weights[0].read_bytes() == weights[1].read_bytes()
     table = (tmp_path / "told" / "README.md").read_text(encoding="utf-8")
     assert "| LayAlign, 2 seeds |" in table and damage(tmp_path / "told") is None
+    with open(tmp_path / "told" / "results.json", "a", encoding="utf-8") as file:
+        file.write(" ")
+    with pytest.raises(ValueError, match=r"told: results\.json .*; runs of other machines are there alone"):
+        ship(output, tmp_path / "shipped", "told")
 
 
 def test_a_trained_translation_stage_is_begun_with(data, finished, tmp_path, capsys):

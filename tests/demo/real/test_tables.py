@@ -78,6 +78,17 @@ def seeds_of_two_machines_are_one_table(output, table, tmp_path):
         ship_tables(tmp_path / "nowhere", report)
     arguments = driver.kept(output / "plan.json")["arguments"]
     driver.keep(output / "plan.json", {"arguments": arguments | {"steps": 99}})
+    (report / "README.md").write_text("a word corrected\n", encoding="utf-8")
+    driver.keep(output / "plan.json", {"arguments": arguments})
+    told = json.loads((ship_tables(output, report) / "table_07.json").read_text())
+    assert list(told["parts"][0]["rows"][0]["seeds"]) == ["0", "1"]
+    for name in ("table_07.json", "arguments.json"):
+        whole = (report / name).read_bytes()
+        (report / name).write_bytes(whole + b" ")
+        with pytest.raises(ValueError, match=f"report: {name} .*; seeds of other machines are there alone"):
+            ship_tables(output, report)
+        (report / name).write_bytes(whole)
+    driver.keep(output / "plan.json", {"arguments": arguments | {"steps": 99}})
     told = json.loads((ship_tables(output, report) / "table_07.json").read_text())
     assert list(told["parts"][0]["rows"][0]["seeds"]) == ["1"]
 

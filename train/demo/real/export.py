@@ -52,7 +52,11 @@ def ship(output: str | Path, target: str | Path = SHIPPED, report: str = REPORT.
     output, target = Path(output), Path(target)
     before = target.with_name(report)
     here = results = _results(output)
-    if damage(before) is None:
+    if (before / "results.json").exists():
+        if reason := damage(before, looked_at=lambda name: name.endswith(".json")):
+            raise ValueError(
+                f"{before}: {reason}; runs of other machines are there alone: restore it, or remove it to begin anew"
+            )
         results = joined(here, _results(before)) or here
     best = best_run(results, SYSTEM)
     if best is None:

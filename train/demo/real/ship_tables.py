@@ -34,13 +34,18 @@ def ship_tables(output: str | Path, target: str | Path = REPORT) -> Path:
     """
     output, target = Path(output), Path(target)
     try:
-        arguments = {name: value for name, value in kept(output / PLAN)["arguments"].items() if name != "data"}
+        arguments = dict(kept(output / PLAN)["arguments"])
+        arguments["data"] = arguments["data"] and "data"  # where it lies is nobody's, whether it is there everybody's
     except (FileNotFoundError, KeyError, TypeError):
         raise ValueError(f"{output} holds no {PLAN} of the real pair's tables") from None
     found = {file.name: read_json(file) for file in sorted((output / "tables").glob("table_*.json"))}
     if not found:
         raise ValueError(f"{output} holds no table that was measured")
-    same = damage(target) is None and read_json(target / ARGUMENTS) == arguments
+    same = (target / ARGUMENTS).exists() and read_json(target / ARGUMENTS) == arguments
+    if same and (reason := damage(target, looked_at=lambda name: name.endswith(".json"))):
+        raise ValueError(
+            f"{target}: {reason}; seeds of other machines are there alone: restore it, or remove it to begin anew"
+        )
     before = {file.name: read_json(file) for file in sorted(target.glob("table_*.json"))} if same else {}
     tables = before | {name: joined(table, before.get(name)) for name, table in found.items()}
     with sealed_folder(target) as fresh:
@@ -57,14 +62,15 @@ def ship_tables(output: str | Path, target: str | Path = REPORT) -> Path:
 
 def _index(shown: list[str], arguments: dict) -> str:
     """All tables on one page."""
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in arguments.items())
+    given = {name: value for name, value in arguments.items() if value is not None}
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
     return f"""# Tables of the paper, over the real pair
 
 multilingual-e5-small and SmolLM2-135M-Instruct in place of the paper's models, held-out problems in place of MGSM;
 {arguments["steps"]} steps of batch {arguments["batch_size"]} a row over both stages, {arguments["questions"]} problems a language. Made by
 
 ```bash
-python -m layalign.train.demo.real.tables --data data {options}
+python -m layalign.train.demo.real.tables {options}
 ```
 
 {chr(10).join(shown)}"""

@@ -25,7 +25,8 @@ from layalign.train.demo.real.ship_tables import ship_tables
 from layalign.train.recipe import read_recipe
 from layalign.train.tables.asking import Asking
 from layalign.train.tables.make import make_table
-from layalign.train.tables.runs import Sources, merged
+from layalign.train.tables.rows import merged
+from layalign.train.tables.runs import Sources
 from layalign.train.tables.table import load_table
 
 TABLES = (4, 7, 11)
