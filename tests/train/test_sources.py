@@ -85,6 +85,34 @@ def test_datasets_are_streamed(tmp_path, parquet, monkeypatch):
     assert not list((tmp_path / "none").rglob("*.arrow")), "nothing was converted first"
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_cells_of_csv_are_the_texts_they_are(tmp_path, monkeypatch, streaming):
+    """Not the numbers, truth values and gaps that pandas takes them for."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    answers = ["007", "12", "3.10", "12345678901234567890123", "True", "None", "NA"]
+    cells = "".join(f"swali {answer},{answer},nan\n" for answer in answers)
+    (tmp_path / "a.csv").write_text(f"source,target,lang\n{cells}swali,,sw\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.csv").write_text(f"\ufeffsource,target,lang\n{cells}")
+    (tmp_path / "folder" / "train_2.csv").write_text('source,target,lang\n"a, b",-0,sw\n', encoding="utf-8")
+    (tmp_path / "tabs").mkdir()
+    (tmp_path / "tabs" / "train.tsv").write_text("source\ttarget\na, b\t1.0\n")
+
+    def rows(path, **settings):
+        return read_sources([DataSource(format="dataset", path=path, streaming=streaming, **settings)], tmp_path)
+
+    found = rows("a.csv", on_bad_line="skip")
+    assert [(record["target"], record["lang"]) for record in found.records] == [(text, "nan") for text in answers]
+    assert len(found.skipped) == 1 and "row 7: field 'target' is empty" in found.skipped[0]
+    assert [record["target"] for record in rows("folder")[0]] == [*answers, "-0"]
+    assert rows("tabs")[0] == [{"source": "a, b", "target": "1.0", "lang": ""}]
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match=r"dataset '.*empty.csv' .*No columns to parse from file"):
+        rows("empty.csv")
+
+
 def test_datasets_that_cannot_be_streamed_are_named(tmp_path, parquet):
     with pytest.raises(ValueError, match=r"split 'dev'\): Bad split: dev"):
         stream(parquet, split="dev")

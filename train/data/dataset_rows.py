@@ -81,7 +81,27 @@ def _opened(source):
         if path.suffix not in _READERS:
             raise ValueError(f"a file called *{path.suffix}; datasets reads {', '.join(_READERS)}")
         arguments = {"path": _READERS[path.suffix], "data_files": source.path}
+    arguments |= _as_texts(arguments)
     return datasets.load_dataset(**arguments, split=source.split, streaming=source.streaming)
+
+
+def _as_texts(arguments):
+    """Settings that leave the cells of CSV the texts they are: 007 would be read as the number 7, and NA and None as nothing.
+
+    {} of any other dataset, and of one whose own card says what its columns are.
+    """
+    import datasets
+    import pandas
+
+    config = (builder := datasets.load_dataset_builder(**arguments)).config
+    if not hasattr(config, "keep_default_na") or builder.info.features is not None:
+        return {}
+    file = next(str(name) for names in config.data_files.values() for name in names)
+    names = pandas.read_csv(file, sep=config.sep, encoding=config.encoding, nrows=0).columns
+    return {
+        "features": datasets.Features({str(name): datasets.Value("string") for name in names}),
+        "keep_default_na": False,
+    }
 
 
 def _below(folder):

@@ -28,7 +28,8 @@ from layalign.train.data.encoding import Chunk
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+# Counted up when the same files and settings give other records than before.
+FORMAT = 2
 INFO = "info.json"
 _LARGE = 100 << 20
 # In the order of `content_hash`.
