@@ -29,7 +29,7 @@ def source_code(tokenizer: Any, lang: str) -> str:
     Args:
         tokenizer: one that takes a source language.
         lang: a two-letter code or English name of `layalign.languages` ("sw", "Swahili"), or the tokenizer's own code
-            ("swh_Latn").
+            ("swh_Latn"), in any case: records hold codes in lower case.
 
     Raises:
         ValueError: it knows no such language.
@@ -42,6 +42,8 @@ def source_code(tokenizer: Any, lang: str) -> str:
         return code
     if FLORES200.get(code) in codes:
         return FLORES200[code]
+    if alike := [known for known in codes if known.lower() == lang.strip().lower()]:
+        return alike[0]
     beginning = [known for known in codes if known.startswith(f"{code}_")]
     if len(beginning) == 1:
         return beginning[0]

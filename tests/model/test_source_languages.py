@@ -10,6 +10,7 @@ from transformers.models.m2m_100.modeling_m2m_100 import M2M100Model
 
 from layalign import LayAlignForConditionalGeneration, LayAlignProcessor
 from layalign.generation.texts import Answerer
+from layalign.languages import language_code
 from layalign.source_languages import source_code, takes_source_language
 from tests.tiny_models import word_tokenizer
 
@@ -39,6 +40,10 @@ def test_codes(nllb):
     assert codes == ["swh_Latn", "swh_Latn", "swh_Latn", "zho_Hans", "yue_Hant"]
     mbart = MBart50Tokenizer(vocab=[(word, 0.0) for word in ("<s>", "<pad>", "</s>", "<unk>", "▁a")])
     assert [source_code(mbart, lang) for lang in ("sw", "th", "de_DE")] == ["sw_KE", "th_TH", "de_DE"]
+    # As records have them.
+    written = ("yor_Latn", "zho_Hant", "kas_Deva", "eng_Latn")
+    assert [source_code(nllb, language_code(lang)) for lang in written] == [*written]
+    assert [source_code(mbart, language_code(lang)) for lang in ("sw_KE", "zh_CN")] == ["sw_KE", "zh_CN"]
     assert not takes_source_language(word_tokenizer("a", end_after_text=True))
     for tokenizer, lang in ((nllb, "xx"), (mbart, "Klingon")):
         with pytest.raises(ValueError, match=f"'{lang}' is no language of this encoder's .*Tokenizer, which has a"):

@@ -7,6 +7,7 @@ import yaml
 
 from layalign.train import recipe as recipe_module
 from layalign.train.data.data_source import DataSource
+from layalign.train.data.sources import read_sources
 from layalign.train.recipe import SHIPPED, InitFrom, Recipe, load_recipe, recipe_schema
 from layalign.train.settings import build, read_yaml
 from layalign.train.stage_recipe import StageRecipe
@@ -253,6 +254,27 @@ def test_a_path_with_a_language_stands_for_one_file_each(tmp_path):
         (f"{tmp_path}/en-th/Thai.th", "th"),
     ]
     assert len(source.files(tmp_path)) == 4
+
+
+def test_a_code_stands_in_paths_as_it_is_written(tmp_path):
+    """OPUS and NLLB call files so; records are compared by the code in lower case, or of two letters."""
+    codes = ["yor_Latn", "swh_Latn", "zh_CN"]
+    for code in codes:
+        (tmp_path / f"NLLB.{code}.txt").write_text("a\n")
+    source = DataSource(format="pairs", path="NLLB.{lang}.txt", target_path="NLLB.zh_CN.txt", languages=codes)
+    assert [path.name for path in source.files(tmp_path)][::2] == [f"NLLB.{code}.txt" for code in codes]
+    assert [record["lang"] for record in read_sources([source], tmp_path)[0]] == ["yor_latn", "sw", "zh_cn"]
+    records = [{"source": "a", "target": "b", "lang": lang} for lang in ("YOR_latn", "sw", "th")]
+    found = read_sources([DataSource(records=records, languages=codes[:2])])[0]
+    assert [record["lang"] for record in found] == ["yor_latn", "sw"]
+
+
+def test_english_names_stand_in_either_path():
+    source = DataSource(format="pairs", path="a.{lang}", target_path="b.{language}", languages=["sw", "deu_Latn"])
+    assert [(part.path, part.target_path) for part in source.located()] == [
+        ("a.sw", "b.Swahili"),
+        ("a.deu_Latn", "b.German"),
+    ]
 
 
 PUBLISHED_LANGUAGES = {"math": 9, "math_english": 9, "math_qwen": 9, "xcsqa": 15, "xnli": 14}

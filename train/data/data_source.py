@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from layalign.languages import language_code, language_name
+from layalign.languages import NAMES, language_code, language_name
 from layalign.train.prompts import check_template
 from layalign.train.settings import CONFIG, Count, PathText, Settings, Switch
 
@@ -23,8 +23,8 @@ class DataSource(Settings):
     """How they are stored: "pairs" (two line-aligned text files), "jsonl" (one JSON object a line), "json" (one list of
     objects), "tsv", "dataset" (a folder or hub name for the `datasets` library) or "records" (in memory)."""
     path: PathText | None = None
-    """The file, folder or name; for pairs the source side. `{lang}` stands for each code of `languages`, `{language}` for its
-    English name. Relative paths start at the recipe's `data_root`."""
+    """The file, folder or name; for pairs the source side. `{lang}` stands for each code of `languages`, written as there,
+    `{language}` for its English name. Relative paths start at the recipe's `data_root`."""
     target_path: PathText | None = None
     """The target side of pairs."""
     records: Any = None
@@ -40,7 +40,7 @@ class DataSource(Settings):
     lang_field: str | None = None
     """Instead, the field that tells it (a code or an English name); by default "lang", where there is one."""
     languages: list[str] | None = None
-    """Only records of these languages (codes)."""
+    """Only records of these languages: codes or English names, in any case."""
     columns: list[str] | None = None
     """Names of a TSV file's columns; None: its first line names them."""
     subset: str | None = None
@@ -81,7 +81,7 @@ class DataSource(Settings):
         if self.languages is not None:
             if not self.languages:
                 raise ValueError("languages: empty list")
-            self.languages = [language_code(language) for language in self.languages]
+            self.languages = [_written(language) for language in self.languages]
         for name in ("source", "target"):
             check_template(getattr(self, name), name)
         if self.path is not None:
@@ -99,16 +99,19 @@ class DataSource(Settings):
         return isinstance(self.records, (list, tuple))
 
     def located(self, data_root: str | os.PathLike | None = None) -> list[DataSource]:
-        """This source with its paths below `data_root`, and one source for each language where the path has a placeholder."""
+        """This source with its paths below `data_root`, and one source for each language where a path has a placeholder.
+        Their `languages` are the codes that records are compared by."""
         if self.path is None:
-            return [self]
+            return [self if self.languages is None else replace(self, languages=_codes(self.languages))]
         if not any(check_template(path, "path") for path in (self.path, self.target_path or "")):
             return [self._at(data_root, lambda path: path)]
         located = []
+        english = "{language}" in self.path + (self.target_path or "")
         for code in self.languages or ():
-            names = {"lang": code, "language": language_name(code) if "{language}" in self.path else code}
+            names = {"lang": code, "language": language_name(language_code(code)) if english else code}
             part = self._at(data_root, lambda path, names=names: path.format(**names))
-            located.append(replace(part, lang=None if self.lang_field else code, languages=[code]))
+            (compared,) = languages = _codes([code])
+            located.append(replace(part, lang=None if self.lang_field else compared, languages=languages))
         return located
 
     def files(self, data_root: str | os.PathLike | None = None) -> list[Path]:
@@ -123,7 +126,19 @@ class DataSource(Settings):
             below = Path(data_root or ".").expanduser() / path
             return str(path if self.format == "dataset" and not below.exists() else below)
 
-        return replace(self, path=place(self.path), target_path=self.target_path and place(self.target_path))
+        target_path = self.target_path and place(self.target_path)
+        languages = self.languages and _codes(self.languages)
+        return replace(self, path=place(self.path), target_path=target_path, languages=languages)
+
+
+def _codes(languages):
+    return [language_code(language) for language in languages]
+
+
+def _written(language):
+    """A code as it is written, since files may be called so (NLLB.yor_Latn.txt); that of an English name."""
+    code = language_code(language)
+    return code if language.strip().lower() == NAMES.get(code, "").lower() else language.strip()
 
 
 def _check_records(records):
