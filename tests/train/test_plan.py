@@ -23,6 +23,7 @@ from bench.memory import peak_bytes, saved_bytes
 from layalign.cli import app
 from layalign.model import LayAlignForConditionalGeneration
 from layalign.train import stages
+from layalign.train.loaders import order_of
 from layalign.train.plan.cost import Batch, arithmetic, memory, sizes_of
 from layalign.train.plan.machine import named_machine, this_machine
 from layalign.train.plan.plan import empty_model, make_plan
@@ -231,7 +232,7 @@ def test_tokens_are_those_that_training_reads(settings):
 
 def test_many_records_are_sampled(settings, monkeypatch):
     """Records counted, tokens of some of them: here all records are alike, so that any sample tells the truth."""
-    monkeypatch.setattr("layalign.train.plan.plan.SAMPLE", 5)
+    monkeypatch.setattr("layalign.train.plan.sample.SAMPLE", 5)
     record = {"source": "moja mbili", "target": "one two", "lang": "sw"}
     others = [record | {"lang": "de"}] * 100
     settings["stages"]["task"] |= {
@@ -246,6 +247,54 @@ def test_many_records_are_sampled(settings, monkeypatch):
     assert translation["tokens_an_epoch"] == {"encoder": 900, "llm": 900, "sampled": True}
     assert (translation["examples"], task["examples"]) == (300, 100)
     assert "about 900 of the encoder" in plan_text(plan)
+
+
+@pytest.mark.parametrize("weights", [{"temperature": 0}, {"sw": 1, "de": 0}, {"sw": 0, "de": 1}, {"sw": 1, "de": 8}])
+def test_what_is_planned_of_mixed_languages_is_what_is_read(settings, monkeypatch, weights):
+    """The tokens of an epoch, and its longest batch: long records of one language, behind many short ones of the other."""
+    monkeypatch.setattr("layalign.train.plan.sample.SAMPLE", 40)
+    short, long = (
+        {"source": " ".join(["moja"] * n), "target": "one", "lang": lang} for n, lang in ((2, "sw"), (9, "de"))
+    )
+    settings["stages"]["task"] |= {"data": {"records": [short] * 90 + [long] * 10}, "mixing": weights, "hold_out": 0}
+    recipe = build(Recipe, settings)
+    plan = make_plan(recipe)["stages"]["task"]
+    _, processor = stages.build(recipe)
+    data = stages.read_stage_data("task", recipe, processor).train
+    order = list(order_of(recipe.stages["task"], data, (0,)))
+    assert plan["examples"] == int(data.mixture.counts.sum())
+    assert plan["tokens_an_epoch"]["encoder"] == pytest.approx(data.questions.lengths()[order].sum(), rel=0.1)
+    assert plan["tokens_an_epoch"]["sampled"] == (weights != {"sw": 0, "de": 1})
+    assert plan["longest_batch"]["encoder"] == max(data.questions.lengths()[order])
+
+
+def test_records_held_out_are_not_the_last_of_the_plan(settings):
+    """Short ones first, sorted: the mean of those that are left is that of training."""
+    records = [{"source": " ".join(["moja"] * (1 + n // 8)), "target": "one", "lang": "sw"} for n in range(64)]
+    settings["stages"]["task"] |= {"data": {"records": records}, "hold_out": 40}
+    recipe = build(Recipe, settings)
+    data = stages.read_stage_data("task", recipe, stages.build(recipe)[1]).train
+    assert make_plan(recipe)["stages"]["task"]["tokens_an_epoch"] == {
+        "encoder": int(data.questions.lengths().sum()),
+        "llm": int(data.texts.lengths().sum()),
+        "sampled": False,
+    }
+
+
+@pytest.mark.parametrize("changes", [{}, {"length_grouped": True}, {"packing": True}])
+def test_the_longest_batch_is_of_the_longest_records(settings, monkeypatch, changes):
+    """Two of 300, which a sample of 20 does not hold; packed, one of them among others."""
+    monkeypatch.setattr("layalign.train.plan.sample.SAMPLE", 20)
+    records = [{"source": "moja", "target": "one", "lang": "sw"} for _ in range(300)]
+    for place in (123, 256):
+        records[place] = {"source": " ".join(["moja"] * 9), "target": " ".join(["one"] * 9), "lang": "sw"}
+    settings["stages"]["task"] |= {"data": {"records": records}, "hold_out": 0, "batch_size": 2, **changes}
+    planned = make_plan(build(Recipe, settings))["stages"]["task"]["longest_batch"]
+    assert planned == {
+        "rows": 2,
+        "encoder": 6 if "packing" in changes else 10,  # with </s>
+        "llm": 13 if "packing" in changes else 21,  # prompt and question, too
+    }
 
 
 def _llama():

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,21 +19,17 @@ from layalign.model import LayAlignForConditionalGeneration
 from layalign.processor import LayAlignProcessor
 from layalign.train.data.batches import TokenBatches
 from layalign.train.data.collate import EncodedRecords
-from layalign.train.data.data_source import DataSource
 from layalign.train.data.encoding import RecordEncoder, encode_records
-from layalign.train.data.mixing import mixture
-from layalign.train.data.sources import Line, stream_sources
 from layalign.train.engines import read_deepspeed
 from layalign.train.loaders import AROUND, order_of, token_batches
 from layalign.train.parts import has_soft_prompts, model_settings, stage_parts
 from layalign.train.plan.cost import GPU_OVERHEAD, Batch, arithmetic, memory, sharded, sizes_of
 from layalign.train.plan.machine import Machine, this_machine
+from layalign.train.plan.sample import limit, records
 from layalign.train.processes import precision_of
 from layalign.train.prompts import unread_prompts
 from layalign.train.recipe import Recipe
 from layalign.train.stage_recipe import StageRecipe
-
-SAMPLE = 2000
 
 
 def make_plan(recipe: Recipe, processes: int | None = None, machine: Machine | None = None) -> dict[str, Any]:
@@ -162,11 +156,13 @@ def _stage(name, recipe, sizes, processor, processes, machine, notes):
         accumulation = stage.accumulation(processes)
     except ValueError as error:
         raise ValueError(f"stages.{name}.{error}") from None
-    found, held_out = _records(name, recipe, notes)
-    examples, at_most = (_limit(stage), True) if found is None else (found.epoch, False)
-    encoded = None if found is None or processor is None else _encode(name, recipe, found.sample, processor, notes)
+    found, held_out = records(name, recipe, notes)
+    examples, at_most = (limit(stage), True) if found is None else (found.epoch, False)
+    encoded = outsized = None
+    if found is not None and processor is not None:
+        encoded, outsized = _encode(name, recipe, found, processor, notes)
     if stage.batch_tokens is None:
-        mean, longest = _batches(stage, encoded, recipe.llm_input[name])
+        mean, longest = _batches(stage, encoded, outsized, recipe.llm_input[name])
     else:
         seed = (recipe.seed, sum(name.encode()))
         with_prompt = recipe.llm_input[name]
@@ -186,7 +182,7 @@ def _stage(name, recipe, sizes, processor, processes, machine, notes):
         tokens = {
             "encoder": round(float(source.mean()) * examples),
             "llm": round(float(text.mean()) * examples),
-            "sampled": len(encoded) < examples,
+            "sampled": not found.whole,
         }
     return {
         "examples": examples,
@@ -207,76 +203,12 @@ def _stage(name, recipe, sizes, processor, processes, machine, notes):
     }
 
 
-def _records(name, recipe, notes):
-    """What is trained on, None where it is not there, and how many records are held out."""
-    stage = recipe.stages[name]
-    sources = (*stage.data, *(stage.eval_data or ()))
-    missing = [str(path) for source in sources for path in source.files(recipe.data_root) if not path.is_file()]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        notes.append(f"{name}: data files are missing: {', '.join(missing[:3])}{more}")
-        return None, stage.hold_out or None
-    if recipe.decontaminate is not None:
-        notes.append(f"{name}: decontaminate is not applied here; the examples may be fewer")
-    try:
-        languages, sample = _read(stage.data, recipe.data_root)
-        held_out = _read(stage.eval_data, recipe.data_root)[0].total() if stage.eval_data else stage.hold_out
-    except (ValueError, ImportError) as error:
-        notes.append(f"{name}: the data cannot be read: {error}")
-        return None, stage.hold_out or None
-    count = languages.total()
-    left = count - (0 if stage.eval_data else stage.hold_out)
-    if left <= 0:
-        notes.append(f"{name}: hold_out {stage.hold_out} of {count} records leave none to train on")
-        return None, stage.hold_out
-    if stage.mixing is not None:
-        names = sorted(languages)
-        places = np.repeat(np.arange(len(names)), [languages[code] for code in names])
-        left = min(int(mixture(stage.mixing, places, names, name).counts.sum()), left)
-    return _Found(left, sample[:left]), held_out
-
-
-class _Found(NamedTuple):
-    """Examples of an epoch, and some of them."""
-
-    epoch: int
-    sample: list[Line]
-
-
-def _read(sources: Sequence[DataSource], data_root: str | None) -> tuple[Counter[str], list[Line]]:
-    """How many records of each language there are, and SAMPLE of them, each as likely as any other; never all in memory."""
-    languages: Counter[str] = Counter()
-    sample: list[Line] = []
-    draw = np.random.default_rng(0)
-    for seen, line in enumerate(stream_sources(sources, data_root, lambda _: None)):
-        languages[line.record["lang"]] += 1
-        if seen < SAMPLE:
-            sample.append(line)
-        elif (place := int(draw.integers(seen + 1))) < SAMPLE:
-            sample[place] = line
-    return languages, sample
-
-
 def _engine(recipe: Recipe) -> str:
     """The recipe's engine, with the stage of DeepSpeed."""
     if recipe.parallel != "deepspeed":
         return recipe.parallel
     zero = read_deepspeed(recipe.deepspeed or "zero3").get("zero_optimization", {})
     return f"zero{zero.get('stage', 0)}"
-
-
-def _limit(stage):
-    """The most examples that the recipe takes of data that are not there; None: any number."""
-    count = 0
-    for source in stage.data:
-        parts = len(source.languages or ()) if source.path and "{lang" in source.path else 1
-        if source.limit is not None:
-            count += parts * source.limit
-        elif source.limit_per_language is not None and source.languages:
-            count += len(source.languages) * source.limit_per_language
-        else:
-            return None
-    return max(count - (0 if stage.eval_data else stage.hold_out), 1)
 
 
 def _processor(recipe, notes):
@@ -290,24 +222,30 @@ def _processor(recipe, notes):
         return None
 
 
-def _encode(name, recipe, sample, processor, notes):
+def _encode(name, recipe, found, processor, notes):
+    """The sample and the longest records, tokenised."""
     quiet = logging.getLogger("layalign.train.data.encoding")
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # how many of a sample are cut is of no use
     try:
-        records = encode_records(sample, RecordEncoder(processor, recipe.stages[name], recipe.llm_input[name]))
-        records.soft = has_soft_prompts(recipe)
-        return records
+        encoder = RecordEncoder(processor, recipe.stages[name], recipe.llm_input[name])
+        both = encode_records([*found.sample, *found.longest], encoder)
+        both.soft = has_soft_prompts(recipe)
+        return [both.subset(part) for part in np.split(np.arange(len(both)), [len(found.sample)])]
     except ValueError as error:
         notes.append(f"{name}: {error}")
-        return None
+        return None, None
     finally:
         quiet.setLevel(level)
 
 
-def _batches(stage: StageRecipe, encoded: EncodedRecords | None, with_prompt: bool) -> tuple[Batch, Batch]:
-    """The mean and the longest forward call of an epoch of the sample, filled up as training does it: packed ones are not."""
-    if encoded is None:
+def _batches(
+    stage: StageRecipe, encoded: EncodedRecords | None, outsized: EncodedRecords | None, with_prompt: bool
+) -> tuple[Batch, Batch]:
+    """The mean forward call of an epoch of the sample, filled up as training does it (packed ones are not), and the longest that the
+    longest records make.
+    """
+    if encoded is None or outsized is None:
         most = _most(stage, with_prompt)
         return most, most
     order = np.array(list(order_of(stage, encoded, (0,))))
@@ -315,7 +253,12 @@ def _batches(stage: StageRecipe, encoded: EncodedRecords | None, with_prompt: bo
     sides = _sides(encoded)
     one = np.mean if stage.packing else np.max
     shapes = np.array([[one(values[call]) for values in sides] for call in calls])
-    return Batch(stage.batch_size, *shapes.mean(0)), Batch(stage.batch_size, *shapes[shapes.sum(1).argmax()])
+    mean, together = shapes.mean(0), np.stack(_sides(outsized), 1)
+    if stage.packing and not stage.length_grouped:  # they stand among others, and fill nothing up
+        most = together[together.sum(1).argmax()]
+        together = mean + (most - mean)[None] / stage.batch_size
+    fullest = max(one(together, 0), shapes[shapes.sum(1).argmax()], key=np.sum)
+    return Batch(stage.batch_size, *mean), Batch(stage.batch_size, *fullest)
 
 
 def _budgets(
