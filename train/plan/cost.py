@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _FP32 = 4
 # Bytes a weight: bitsandbytes has an fp32 scale for each 64 weights of 4 bits, for a row of 8.
 _QUANTIZED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
+# Of weights, gradients and optimizer, so many are shared out by an engine: the last first.
+_SHARED = {"fsdp2": 3, "zero3": 3, "zero2": 2}
 # What PyTorch and its libraries take on a GPU beside tensors: context, workspaces, fragments. A round figure.
 GPU_OVERHEAD = 10**9
 
@@ -147,6 +149,7 @@ def memory(
     on_cpu: bool,
     trained: Sequence[str] = ("adapter", "aligner", "gates"),
     quantization: Mapping[str, Any] | None = None,
+    engine: str = "none",
 ) -> dict[str, int]:
     """Bytes of one process by part, at the end of a forward call, where the most is held.
 
@@ -158,8 +161,10 @@ def memory(
         on_cpu: where logits are computed in smaller parts than on a GPU.
         trained: parts that are.
         quantization: of the bases, as a recipe has it.
+        engine: as for `sharded`.
     """
-    wide = 2 if autocast else sizes.llm_bytes
+    llm_bytes = _FP32 if "llm" in trained else sizes.llm_bytes
+    wide = 2 if autocast else llm_bytes
     sources, rows = batch.rows * batch.source, batch.rows * positions(batch, sizes)
     # Frozen linear layers keep no inputs; kept are: both norms in fp32, queries, keys, values, both outputs of the attention with
     # their log-sum-exps, and the gated MLP's three products.
@@ -172,19 +177,22 @@ def memory(
         kept = sizes.encoder_size + 2 * sizes.aligner_width + sizes.llm_size
         fused += 2 * sizes.depth * sources * kept * wide
     adapted = sources * (sizes.encoder_size * 3 + sizes.llm_size) * (2 if autocast else _FP32) if sizes.adapter else 0
-    # Weights that are no bf16 are cast by autocast in each layer, and the copies kept: what is checkpointed keeps one layer's.
-    cast = 2 * sizes.llm_layers if autocast and sizes.llm_bytes == _FP32 else 0
-    if checkpointing:
+    # Weights that are no bf16 are cast by autocast in each layer, and the copies kept: what is checkpointed keeps one layer's, but
+    # those of trained weights autocast itself keeps to its end, where they are not gathered anew for each layer.
+    cast = 2 * sizes.llm_layers if autocast and llm_bytes == _FP32 else 0
+    if checkpointing and ("llm" not in trained or _SHARED.get(engine) == 3):
         cast //= sizes.depth
     # Logits, the same in fp32, their log-softmax, and its gradient.
     at_once = min(batch.rows * batch.target * sizes.vocabulary, max(CPU_LOGITS if on_cpu else LOGITS, sizes.vocabulary))
     logits = at_once * (3 * _FP32 + (wide if wide != _FP32 else 0))
-    if "llm" in trained:  # its linear layers keep their inputs for the gradients of their weights
+    if (
+        "llm" in trained
+    ):  # its layers keep their inputs for the gradients of their weights: norms in fp32, linear ones each its cast
         kept = sizes.depth if not checkpointing else 1
-        layers += kept * wide * (2 * sizes.llm_size + sizes.query + sizes.inner)
+        inputs = (5 if autocast else 2) * sizes.llm_size + sizes.query + sizes.inner
+        layers += kept * (2 * _FP32 * sizes.llm_size + wide * inputs)
     encoder_bytes = _FP32 if "encoder" in trained else sizes.encoder_bytes
     weights = _base_bytes("encoder", sizes.encoder, sizes.encoder_layers, encoder_bytes, quantization)
-    llm_bytes = _FP32 if "llm" in trained else sizes.llm_bytes
     weights += _base_bytes("llm", sizes.llm, sizes.llm_layers, llm_bytes, quantization)
     return {
         "weights": int(weights) + sizes.trained * _FP32,
@@ -195,25 +203,35 @@ def memory(
     }
 
 
-def sharded(parts: dict[str, int], sizes: Sizes, engine: str, processes: int) -> dict[str, int]:
+def sharded(
+    parts: dict[str, int],
+    sizes: Sizes,
+    engine: str,
+    processes: int,
+    trained: Sequence[str] = ("adapter", "aligner", "gates"),
+) -> dict[str, int]:
     """The memory of one process of several that share what they hold.
 
     Args:
         parts: of `memory`.
         sizes: of the model.
-        engine: "fsdp2" or "zero3" shard weights, gradients and optimizer, "zero2" the latter two; any other shards nothing.
+        engine: "fsdp2" or "zero3" shard weights, gradients and optimizer, "zero2" the latter two; any other shards nothing, and "ddp"
+            has a second copy of the gradients, in the buckets that processes exchange.
         processes: that train together.
+        trained: parts that are.
 
     Returns:
         the same parts, and "gathered": the weights that are whole at a time, two layers and what belongs to no layer.
     """
-    shared = {"fsdp2": 3, "zero3": 3, "zero2": 2}.get(engine, 0)
+    shared = _SHARED.get(engine, 0)
     names = ("optimizer", "gradients", "weights")[:shared]
     parts = {name: math.ceil(size / processes) if name in names else size for name, size in parts.items()}
+    if engine == "ddp" and processes > 1:
+        parts["gradients"] *= 2
     if shared == 3:
         llm = 2 * sizes.llm_layers // sizes.depth + sizes.llm - sizes.llm_layers
         encoder = sizes.encoder - sizes.encoder_layers
-        parts["gathered"] = llm * sizes.llm_bytes + encoder * sizes.encoder_bytes
+        parts["gathered"] = llm * (_FP32 if "llm" in trained else sizes.llm_bytes) + encoder * sizes.encoder_bytes
     return parts
 
 

@@ -55,13 +55,17 @@ def make_plan(recipe: Recipe, processes: int | None = None, machine: Machine | N
     if recipe.train_encoder:
         notes.append("train_encoder: what the encoder keeps for its backward pass is not counted in the memory")
     on_cpu = recipe.device == "cpu"
-    machine = machine or this_machine(
-        any(precision_of(recipe, stage) == "bf16" for stage in recipe.stages.values()), on_cpu
-    )
+    # What "auto" leaves to the machine is not left to this one where another is named: all of those multiply in bf16.
+    there = machine is not None and not on_cpu
+    precisions = {
+        name: "bf16" if there and stage.precision == "auto" else precision_of(recipe, stage)
+        for name, stage in recipe.stages.items()
+    }
+    machine = machine or this_machine(set(precisions.values()), on_cpu)
     stages = {}
     for name in STAGES:
         if name in recipe.stages:
-            stages[name] = _stage(name, recipe, sizes, processor, processes, machine, notes)
+            stages[name] = _stage(name, recipe, sizes, processor, processes, machine, precisions[name], notes)
     seconds = [stage["seconds"] for stage in stages.values()]
     return {
         "output": recipe.output,
@@ -82,7 +86,7 @@ def make_plan(recipe: Recipe, processes: int | None = None, machine: Machine | N
         },
         "processes": processes,
         "parallel": recipe.parallel if processes > 1 else "none",
-        "machine": {"name": machine.name, "memory": machine.memory, "flops_per_second": machine.flops_per_second},
+        "machine": {"name": machine.name, "memory": machine.memory, "flops_per_second": dict(machine.flops_per_second)},
         "stages": stages,
         "seconds": None if None in seconds else sum(seconds),
         "notes": notes,
@@ -150,7 +154,7 @@ def steps_of(stage: StageRecipe, examples: int, processes: int) -> int:
     return math.ceil((stage.epochs or 0) * max(math.ceil(calls / stage.accumulation(processes)), 1))
 
 
-def _stage(name, recipe, sizes, processor, processes, machine, notes):
+def _stage(name, recipe, sizes, processor, processes, machine, precision, notes):
     stage = recipe.stages[name]
     try:
         accumulation = stage.accumulation(processes)
@@ -168,14 +172,16 @@ def _stage(name, recipe, sizes, processor, processes, machine, notes):
         with_prompt = recipe.llm_input[name]
         mean, longest, accumulation = _budgets(stage, encoded, examples, with_prompt, processes, seed)
     steps = stage.steps if examples is None else steps_of(stage, examples, processes)
-    autocast, checkpointing = precision_of(recipe, stage) == "bf16", stage.gradient_checkpointing
+    autocast, checkpointing = precision == "bf16", stage.gradient_checkpointing
     parts = stage_parts(recipe, name)
-    held = memory(sizes, longest, autocast, checkpointing, machine.is_cpu, parts, recipe.quantization)
-    held = sharded(held, sizes, _engine(recipe), processes)
-    other = memory(sizes, longest, autocast, not checkpointing, machine.is_cpu, parts)["activations"]
+    engine = _engine(recipe)
+    shape = (sizes, longest, autocast)
+    held = memory(*shape, checkpointing, machine.is_cpu, parts, recipe.quantization, engine)
+    held = sharded(held, sizes, engine, processes, parts)
+    other = memory(*shape, not checkpointing, machine.is_cpu, parts, engine=engine)["activations"]
     overhead = 0 if machine.is_cpu else GPU_OVERHEAD
     operations = arithmetic(sizes, mean, checkpointing, parts) * accumulation
-    seconds = None if steps is None else steps * operations / machine.flops_per_second
+    seconds = None if steps is None else steps * operations / machine.flops_per_second[precision]
     tokens = None
     if encoded is not None:
         source, text = encoded.questions.lengths(), encoded.texts.lengths()
