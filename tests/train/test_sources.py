@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import logging
+import lzma
 
 import pytest
 
@@ -46,93 +47,16 @@ def test_every_format_gives_the_same_records(tmp_path):
     assert read_sources([DataSource(records=GOOD)])[0] == GOOD
 
 
-def test_a_folder_of_files_is_read_by_datasets(tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "train.jsonl").write_text(lines(*GOOD))
-    assert read_sources([DataSource(format="dataset", path=str(folder))])[0] == GOOD
-
-
-def stream(folder, **settings):
-    return read_sources([DataSource(format="dataset", path=str(folder), streaming=True, **settings)])
-
-
-@pytest.fixture
-def parquet(tmp_path):
-    """A folder of two Parquet files of 500 records each."""
-    import datasets
-
-    folder = tmp_path / "parquet"
-    for part in range(2):
-        rows = [{"source": f"neno {part} {row}", "target": "word", "lang": "sw"} for row in range(500)]
-        datasets.Dataset.from_list(rows).to_parquet(folder / f"train-{part:05}-of-00002.parquet", batch_size=100)
-    return folder
-
-
-def test_datasets_are_streamed(tmp_path, parquet, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "none"))
-    (tmp_path / "json").mkdir()
-    (tmp_path / "json" / "train.jsonl").write_text(lines(*GOOD))
-    assert stream(tmp_path / "json")[0] == GOOD
-    assert [record["source"] for record in stream(parquet)[0]][::999] == ["neno 0 0", "neno 1 499"]
-    assert len(stream(parquet, limit=3)[0]) == 3
-    assert len(stream(parquet / "train-00001-of-00002.parquet")[0]) == 500
-    assert not list((tmp_path / "none").rglob("*.arrow")), "nothing was converted first"
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_cells_of_csv_are_the_texts_they_are(tmp_path, monkeypatch, streaming):
-    """Not the numbers, truth values and gaps that pandas takes them for."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    answers = ["007", "12", "3.10", "12345678901234567890123", "True", "None", "NA"]
-    cells = "".join(f"swali {answer},{answer},nan\n" for answer in answers)
-    (tmp_path / "a.csv").write_text(f"source,target,lang\n{cells}swali,,sw\n")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "train.csv").write_text(f"\ufeffsource,target,lang\n{cells}")
-    (tmp_path / "folder" / "train_2.csv").write_text('source,target,lang\n"a, b",-0,sw\n', encoding="utf-8")
-    (tmp_path / "tabs").mkdir()
-    (tmp_path / "tabs" / "train.tsv").write_text("source\ttarget\na, b\t1.0\n")
-
-    def rows(path, **settings):
-        return read_sources([DataSource(format="dataset", path=path, streaming=streaming, **settings)], tmp_path)
-
-    found = rows("a.csv", on_bad_line="skip")
-    assert [(record["target"], record["lang"]) for record in found.records] == [(text, "nan") for text in answers]
-    assert len(found.skipped) == 1 and "row 7: field 'target' is empty" in found.skipped[0]
-    assert [record["target"] for record in rows("folder")[0]] == [*answers, "-0"]
-    assert rows("tabs")[0] == [{"source": "a, b", "target": "1.0", "lang": ""}]
-    (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(ValueError, match=r"dataset '.*empty.csv' .*No columns to parse from file"):
-        rows("empty.csv")
-
-
-def test_datasets_that_cannot_be_streamed_are_named(tmp_path, parquet):
-    with pytest.raises(ValueError, match=r"split 'dev'\): Bad split: dev"):
-        stream(parquet, split="dev")
-    with pytest.raises(ValueError, match=r"row 0: no field 'source'; fields: a"):
-        (tmp_path / "other").mkdir()
-        (tmp_path / "other" / "train.jsonl").write_text('{"a": 1}\n')
-        stream(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"cannot be read on after 1 rows|split 'train'\): "):
-        (tmp_path / "other" / "train.jsonl").write_text('{"source": "a", "target": "b"}\n{"source": \n')
-        stream(tmp_path / "other")
-    file = parquet / "train-00001-of-00002.parquet"
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(
-        ValueError, match=r"dataset '.*' \(subset None, split 'train'\): cannot be read on after 500 rows"
-    ):
-        stream(parquet)
-    with pytest.raises(ValueError, match=r"a file called \*.md; datasets reads .parquet"):
-        (tmp_path / "a.md").write_text("")
-        stream(tmp_path / "a.md")
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_files_are_read_as_what_they_hold(tmp_path, pack):
+    assert read(tmp_path, pack(lines(*GOOD).encode()))[0] == GOOD
+    assert read(tmp_path, pack(json.dumps(GOOD).encode()), "data.json")[0] == GOOD
+    assert (
+        read(tmp_path, pack(b"\xef\xbb\xbfsource\ttarget\tlang\nmoja\tone\tsw\nmbili\ttwo\tsw"), "data.tsv")[0] == GOOD
+    )
+    assert read_pairs(tmp_path, pack(b"moja\nmbili\n"), b"one\ntwo")[0] == GOOD
+    with pytest.raises(ValueError, match=r"a.sw has 3 lines and .*a.en 1"):
+        read_pairs(tmp_path, pack(b"a\nb\nc"), pack(b"a\n"))
 
 
 def test_a_long_list_is_decoded_piece_by_piece(tmp_path, monkeypatch):
@@ -222,9 +146,22 @@ BAD_FILES = [
     ("a.tsv", b"source\ttarget\n\xc3(\tb\n", {}, "a.tsv:2: not UTF-8 (byte 1 of the line)"),
     ("a.tsv", "source\ttarget\tsource\na\tb\tc\n", {}, "a.tsv:1: columns ['source'] are there more than once"),
     ("a.tsv", "source\ttarget\n\n", {}, "a.tsv:2: 1 columns, expected 2"),
-    ("a.tsv", gzip.compress(b"source\ttarget\n"), {}, "a.tsv: is compressed (gzip); unpack it"),
-    ("a.jsonl", gzip.compress(lines(*GOOD).encode()), {"on_bad_line": "skip"}, "a.jsonl: is compressed (gzip)"),
-    ("a.json", bz2.compress(json.dumps(GOOD).encode()), {}, "a.json: is compressed (bzip2)"),
+    ("a.tsv", b"(\xb5/\xfdxx", {}, "a.tsv: is compressed (zstd); unpack it"),
+    ("a.json", b"PK\x03\x04", {}, "a.json: is compressed (zip)"),
+    ("a.jsonl", gzip.compress(lines(*GOOD).encode())[:-9], {}, "a.jsonl: cannot be read: Compressed file ended before"),
+    (
+        "a.json",
+        bz2.compress(json.dumps(GOOD).encode())[:-9],
+        {},
+        "a.json: cannot be read: Compressed file ended before",
+    ),
+    (
+        "a.tsv",
+        lzma.compress(b"source\ttarget\n" * 99)[:40] + b"x" * 40,
+        {},
+        "a.tsv: cannot be read: Corrupt input data",
+    ),
+    ("a.jsonl", gzip.compress(b"{\n"), {}, "a.jsonl:1: not JSON"),
     ("a.jsonl", lines(*GOOD).encode("utf-16"), {}, "a.jsonl:1: not UTF-8 (byte 1 of the line)"),
     ("a.jsonl", '{"source": "\\ud83d", "target": "b"}\n', {}, "a.jsonl:1: field 'source' holds a surrogate"),
     (

@@ -1,5 +1,6 @@
 """The cache of tokenised records: shared, whole or not there, and of constant memory."""
 
+import gzip
 import json
 import os
 import signal
@@ -99,6 +100,18 @@ def test_what_was_tokenised_is_shared_and_what_differs_is_not(cached_recipe, mon
         assert read(cached_recipe, value).train.digest() != first.train.digest()
         assert len(folders(cached_recipe)) == number
     assert folder in folders(cached_recipe)
+
+
+def test_rows_of_packed_files_are_not_counted_beforehand(cached_recipe, monkeypatch):
+    """Their bytes hold other line feeds than the text: the bar of progress would be of as many."""
+    source = Path(load_recipe(cached_recipe).stages["task"].data[0].path)
+    key, totals = stage_data._key, []
+    monkeypatch.setattr(stage_data, "_key", lambda *given: (found := key(*given), totals.append(found[1]))[0])
+    plain = read(cached_recipe)
+    source.write_bytes(gzip.compress(source.read_bytes()))
+    packed = read(cached_recipe)
+    assert totals == [10, None]
+    assert packed.train.digest() == plain.train.digest()
 
 
 def test_it_is_found_by_content_not_by_place(cached_recipe, tmp_path, caplog):

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # What `datasets` calls the readers of single files.
 _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow", ".txt": "text"}
+# Which it unpacks, by their names.
+_PACKED = (".gz", ".bz2", ".xz")
 
 
 def dataset_rows(source: DataSource) -> Iterator[tuple[str, Any]]:
@@ -78,9 +80,10 @@ def _opened(source):
         return datasets.load_from_disk(source.path)[source.split]
     arguments = {"path": source.path, "name": source.subset}
     if path.is_file():
-        if path.suffix not in _READERS:
-            raise ValueError(f"a file called *{path.suffix}; datasets reads {', '.join(_READERS)}")
-        arguments = {"path": _READERS[path.suffix], "data_files": source.path}
+        suffix = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
+        if suffix not in _READERS:
+            raise ValueError(f"a file called *{suffix}; datasets reads {', '.join(_READERS)}")
+        arguments = {"path": _READERS[suffix], "data_files": source.path}
     arguments |= _as_texts(arguments)
     return datasets.load_dataset(**arguments, split=source.split, streaming=source.streaming)
 

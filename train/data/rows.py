@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import gzip
 import json
+import lzma
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
 
 from layalign.train.data.dataset_rows import dataset_rows
 
@@ -15,7 +20,10 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 20
 # Where a block ends inside a literal, a number or an escape, json's error stands so far from the end at most.
 _LITERAL = 12
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"PK\x03\x04": "zip"}
+# By how a file begins: what opens it, and what is not opened.
+_PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_COMPRESSED = {b"(\xb5/\xfd": "zstd", b"PK\x03\x04": "zip"}
+_LONGEST_BEGIN = 6
 
 
 class BadLine(ValueError):
@@ -51,6 +59,15 @@ def count_lines(path: str) -> int:
     return count + (last != b"\n")
 
 
+def is_packed(path: str) -> bool:
+    """Whether a file is packed by gzip, bzip2 or xz: its own line feeds are not those of the text within.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return _opener(path) is not open
+
+
 def json_value(text: str) -> Any:
     """The value that a text of JSON stands for.
 
@@ -65,11 +82,23 @@ def json_value(text: str) -> Any:
         raise BadLine(f"JSON that cannot be held: {error}") from None
 
 
-def _open(path):
+def _opener(path):
     try:
-        return open(path, "rb")
+        with open(path, "rb") as file:
+            begin = file.read(_LONGEST_BEGIN)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    return next((opener for magic, opener in _PACKED.items() if begin.startswith(magic)), open)
+
+
+@contextmanager
+def _open(path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, or of what gzip, bzip2 or xz packed into it."""
+    try:
+        with _opener(path)(path, "rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _lines(path):
@@ -92,7 +121,7 @@ def _lines(path):
 def _refuse_compressed(path, begin):
     for magic, name in _COMPRESSED.items():
         if begin.startswith(magic):
-            raise ValueError(f"{path}: is compressed ({name}); unpack it, or read it with format dataset")
+            raise ValueError(f"{path}: is compressed ({name}); unpack it, or pack it with gzip, bzip2 or xz")
 
 
 def _pair_rows(source):

@@ -19,6 +19,7 @@ from layalign.train.data.dataset_rows import dataset_files
 from layalign.train.data.decontamination import EvaluationTexts, evaluation_texts
 from layalign.train.data.encoding import RecordEncoder, bar, encode_records
 from layalign.train.data.mixing import mixture
+from layalign.train.data.rows import is_packed
 from layalign.train.data.sources import report_skipped, stream_sources
 from layalign.train.data.token_store import FORMAT, StoreWriter, stored
 from layalign.train.parts import has_soft_prompts
@@ -215,7 +216,8 @@ def _content(part: DataSource, progress: bool, name: str) -> tuple[list[str], in
         files, elsewhere = dataset_files(part)
         return [_hash(file, progress, name)[0] for file in files] + elsewhere, None
     hashes, counts = zip(*(_hash(Path(path), progress, name) for path in _paths([part])), strict=True)
-    return list(hashes), None if part.format == "json" else counts[0]
+    counted = part.format != "json" and not is_packed(part.path or "")
+    return list(hashes), counts[0] if counted else None
 
 
 def _hash(path: Path, progress: bool, name: str) -> tuple[str, int]:
