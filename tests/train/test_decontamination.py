@@ -107,6 +107,36 @@ def test_tasks_and_files_are_read(tmp_path):
         evaluation_texts(Decontamination(tasks=["msvamp"], data="."), tmp_path)
 
 
+def test_what_stands_in_a_prompt_is_found_by_itself(tmp_path):
+    """Stem, premise and hypothesis of fewer words than a run; not an option of a word or two, which is anybody's."""
+    stem = "Where would you find a sharp pencil in an office"
+    options = ["desk drawer", "next to the lake", "oven", "car", "tree"]
+    premise, hypothesis = "The man in the red hat walked slowly to the old", "他走向一座建筑物"
+    choices = [{"label": label, "text": text} for label, text in zip("ABCDE", options, strict=True)]
+    question = {"id": "1", "question": {"stem": stem, "choices": choices}, "answerKey": "A"}
+    pair = {"sentence1": premise, "sentence2": hypothesis, "gold_label": "neutral", "language": "zh"}
+    caused = {
+        "premise": "Mees pani kätte valed kingad",
+        "choice1": "Ta vahetas need välja",
+        "choice2": "Tuli",
+        "label": 0,
+    }
+    for file, content in (
+        ("x-csqa/sw/dev.jsonl", question),
+        ("xnli/test.json", [pair]),
+        ("xcopa/et/test.et.jsonl", caused | {"question": "effect"}),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(json.dumps(content) + "\n")
+    found = evaluation_texts(build(Decontamination, {"tasks": ["xcsqa", "xnli", "xcopa"], "data": str(tmp_path)}))
+    copied = [f"{stem}?", premise, hypothesis, caused["premise"], caused["choice1"], options[1]]
+    assert [match and match.kind for match in found.matches(copied)] == ["exact"] * 6
+    assert found.matches(["Desk drawer", "Oven", "Tuli", "Options", "What happened as a result?"]) == [None] * 5
+    wholes = [item.text for item in found.items if "\n" in item.text]
+    assert len(wholes) == 3 and all(found.matches(wholes))
+    assert {(item.origin, item.lang) for item in found.items} == {("xcsqa", "sw"), ("xnli", "zh"), ("xcopa", "et")}
+
+
 def test_a_stage_is_trained_without_them_and_says_so(settings, records, tmp_path, caplog):
     (tmp_path / "exam.txt").write_text(f"{records[2]['source']} !\n{records[5]['target']}\nunrelated\n")
     settings |= {"data_root": str(tmp_path), "decontaminate": {"files": "exam.txt"}, "cache": str(tmp_path / "cache")}

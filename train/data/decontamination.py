@@ -20,9 +20,13 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from layalign.tasks import prompts
 from layalign.tasks.registry import find_task, load_task
+from layalign.tasks.xcopa import ASKED
 from layalign.train.settings import CONFIG, PathText, Settings, one_or_several
 
+# Of a prompt's parts, those of fewer words are options that any text may be ("desk drawer").
+_FEWEST_WORDS = 3
 # Parts of a word that a character stands for, of _WORD.
 _WORD = 4
 _WEIGHTS = {
@@ -39,7 +43,8 @@ class Decontamination(Settings):
     """Evaluation sets whose texts no stage may train on."""
 
     tasks: Annotated[list[str], one_or_several(str, of=str)] | None = None
-    """Names of tasks ("mgsm", "msvamp", ...): their questions, and the reference translations of flores."""
+    """Names of tasks ("mgsm", "msvamp", ...): their questions (of xcsqa, xnli and xcopa stem, premise, hypothesis and longer options
+    by themselves, too), and the reference translations of flores."""
     data: PathText | None = None
     """Folder or name that the tasks' files are read from, as for `layalign evaluate --data`; below `data_root`, if it is
     there."""
@@ -139,7 +144,7 @@ class EvaluationTexts:
 
     def identity(self) -> str:
         """Hash of the texts and of how they are compared."""
-        return hashlib.sha256(json.dumps([2, self.ngram, self.items]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([3, self.ngram, self.items]).encode()).hexdigest()
 
 
 def evaluation_texts(settings: Decontamination, data_root: str | os.PathLike | None = None) -> EvaluationTexts:
@@ -163,12 +168,25 @@ def evaluation_texts(settings: Decontamination, data_root: str | os.PathLike | N
         except ValueError as error:
             raise ValueError(f"decontaminate.tasks: {task}: {error}") from None
         for problem in problems:
-            items.append(Item(task, problem["lang"], problem["index"], problem["question"]))
+            texts = [problem["question"], *_parts(problem["question"])]
+            items += [Item(task, problem["lang"], problem["index"], text) for text in texts]
             if task == "flores":
                 items.append(Item(task, "", problem["index"], str(problem["answer"])))
     for file in settings.located(data_root):
         items += [Item(file.name, lang, index, text) for index, (lang, text) in enumerate(_file_texts(file))]
     return EvaluationTexts(items, settings.ngram)
+
+
+def _parts(question: str) -> list[str]:
+    """What stands in a task's prompt of a person's own: a copy of it alone is no copy of the whole, and may be short of a run of words."""
+    written = prompts.parts(question)[1::2]
+    if written == [question]:
+        return []
+    # Of XCOPA's English question behind each premise, what is before it.
+    for asked in ASKED.values():
+        written[0] = written[0].removesuffix(f" {asked}")
+    plain = _Plain()
+    return [part for part in written if _words(plain(part)) >= _FEWEST_WORDS]
 
 
 def _file_texts(file: Path) -> Iterator[tuple[str, str]]:
@@ -207,6 +225,17 @@ class _Plain(dict):
         return self[code]
 
 
+def _units(text: str) -> tuple[list[str], list[int]]:
+    """The words of a text of `_Plain`, and characters of scripts without spaces, and what each counts, of _WORD."""
+    units = _UNSPACED.sub(lambda found: f" {found[0]} ", text).split()
+    return units, [_WORD if not _UNSPACED.match(unit) else 1 if _LIGHT.match(unit) else 2 for unit in units]
+
+
+def _words(text: str) -> float:
+    """How many words a text of `_Plain` has."""
+    return sum(_units(text)[1]) / _WORD
+
+
 def _windows(text: str, ngram: int) -> Iterator[str]:
     """Runs of `ngram` words of a text of `_Plain`, one from each word on, or each character of a script without spaces."""
     if not _UNSPACED.search(text):
@@ -214,8 +243,7 @@ def _windows(text: str, ngram: int) -> Iterator[str]:
         for start in range(len(words) - ngram + 1):
             yield " ".join(words[start : start + ngram])
         return
-    units = _UNSPACED.sub(lambda found: f" {found[0]} ", text).split()
-    weights = [_WORD if not _UNSPACED.match(unit) else 1 if _LIGHT.match(unit) else 2 for unit in units]
+    units, weights = _units(text)
     ends = np.cumsum(weights)
     begins = ends - weights
     last = np.searchsorted(ends, begins + ngram * _WORD)
