@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 
 from layalign import LayAlignProcessor
 from layalign.train.data import stage_data, token_store
@@ -188,6 +189,40 @@ def test_the_one_that_waits_goes_on_when_the_first_is_killed(cached_recipe, star
     out, said = second.communicate()
     assert second.returncode == 0, said
     assert out.strip() == read(cached_recipe).train.digest()
+
+
+def test_an_entry_is_looked_through_without_the_lock(cached_recipe, monkeypatch):
+    """So all that waited for it do so at once; what was put in its place meanwhile is looked through, too."""
+    digest = read(cached_recipe).train.digest()
+    (folder,) = folders(cached_recipe)
+    seen = []
+
+    def damage(path, found=token_store.damage):
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        try:
+            with lock.acquire(timeout=0):
+                seen.append("free")
+        except Timeout:
+            seen.append("held")
+        reason = found(path)
+        if len(seen) == 1 and exchanged:
+            (folder / "manifest.json").write_text("{}")
+        return reason
+
+    monkeypatch.setattr(token_store, "damage", damage)
+    exchanged = False
+    assert read(cached_recipe).train.digest() == digest and seen == ["free"]
+    exchanged = not seen.clear()
+    assert read(cached_recipe).train.digest() == digest and seen == ["free", "held"]
+    assert json.loads((folder / "manifest.json").read_text())["files"], "it was made anew"
+
+
+def test_what_is_being_made_is_no_entry(cached_recipe):
+    """It is sealed before it is called as it will be, and would be taken from under its maker by a clearing."""
+    read(cached_recipe)
+    (folder,) = folders(cached_recipe)
+    folder.rename(folder.with_name(f".{folder.name}.host.1.partial"))
+    assert token_store.entries(folder.parent) == []
 
 
 def test_a_run_that_failed_leaves_no_tokens(cached_recipe):

@@ -117,28 +117,47 @@ def stored(
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cache: {folder.parent} cannot be made: {error.strerror}; {_OTHERWISE}") from error
-    with _locked(folder, name if waiting else "") as alone:
-        if folder.exists():
-            reason = damage(folder)
-            if reason is None:
-                os.utime(folder / MANIFEST)  # so that the clearing knows what is in use
-                logger.info("%s: tokenised before, %s", name, folder)
-                return _opened(folder)
-            logger.warning("%s: the cached tokens in %s are of no use and made anew: %s", name, folder, reason)
-        partial = folder.with_name(f".{key}.{socket.gethostname()}.{os.getpid()}.partial")
-        try:
-            _make(folder, partial, name, make, alone)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        level = logging.WARNING if size >= _LARGE else logging.INFO
-        told = "%s: %.1f MB of tokens are now in %s, for other runs too; `layalign cache` lists them, `layalign cache --clear` removes them"
-        logger.log(level, told, name, size / 1e6, folder)
-        return _opened(folder)
+    whole, looked_through = None, False
+    while True:
+        with _locked(folder, name if waiting and not looked_through else "") as alone:
+            if not folder.exists():
+                return _made(folder, name, make, alone)
+            if looked_through:
+                reason = None if whole is not None and whole == _manifest(folder) else damage(folder)
+                if reason is None:
+                    os.utime(folder / MANIFEST)  # so that the clearing knows what is in use
+                    logger.info("%s: tokenised before, %s", name, folder)
+                    return _opened(folder)
+                logger.warning("%s: the cached tokens in %s are of no use and made anew: %s", name, folder, reason)
+                return _made(folder, name, make, alone)
+        # Without the lock: all that waited for it would read the whole entry one after the other.
+        manifest = _manifest(folder)
+        whole, looked_through = manifest if damage(folder) is None else None, True
 
 
 _OTHERWISE = "set cache, or the environment variable LAYALIGN_CACHE, to a folder with room"
+
+
+def _made(folder, name, make, alone):
+    partial = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    try:
+        _make(folder, partial, name, make, alone)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    level = logging.WARNING if size >= _LARGE else logging.INFO
+    told = "%s: %.1f MB of tokens are now in %s, for other runs too; `layalign cache` lists them, `layalign cache --clear` removes them"
+    logger.log(level, told, name, size / 1e6, folder)
+    return _opened(folder)
+
+
+def _manifest(folder):
+    """What an entry's manifest says, which no other has: when it was made is hashed in it, too. None: it cannot be read."""
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError:
+        return None
 
 
 def _make(folder, partial, name, make, alone):
@@ -213,6 +232,8 @@ def entries(cache: str | os.PathLike) -> list[Entry]:
     found = []
     for manifest in Path(cache).glob(f"*/{MANIFEST}"):
         folder = manifest.parent
+        if folder.name.startswith("."):  # sealed, and not yet called as it will be
+            continue
         try:
             info = json.loads((folder / INFO).read_text(encoding="utf-8"))
             what = f"{info['records']} records, {info['name']}: {', '.join(info['paths'][:2])}"
