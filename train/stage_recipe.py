@@ -81,7 +81,7 @@ class StageRecipe(Settings):
     keep_checkpoints: Count = 2
     """So many stay, the newest ones."""
     length_grouped: Switch = False
-    """Batches of similar length."""
+    """Batches of similar length; `batch_size` then has a say in which examples share a step."""
     packing: Switch = False
     """The examples of a forward call lie end to end and none is filled up: the same losses with less work where lengths differ."""
     batch_tokens: Count | None = None
