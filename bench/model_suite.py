@@ -62,12 +62,8 @@ class Compared:
         return kind(self.encoder, llm, self.batch, self.trained.copied(dtype), **settings)
 
     def exact(self, call: Call, kind: Callable = Published, **settings: Any) -> Results:
-        """`call` of a system in fp64."""
-        system = self.system(kind, exact=True, **settings)
-        system.llm.gradient_checkpointing_enable({"use_reentrant": False})
-        # Checkpointing saves a GPU's memory: the graph of a 7B LLM in fp64 would not fit.
-        system.llm.train(self.llm.device.type == "cuda")
-        return call(system)
+        """`call` of a system in fp64, by one path on every device."""
+        return call(self.system(kind, exact=True, **settings))
 
     def as_bare(self, kind: Callable) -> Any:
         """A system of that kind, Missing where it computes something else than the bare LLM."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForTextEncoding, LlamaConfig, MT5Config, PreTrainedModel
 
 from bench.cases import Case
@@ -167,7 +168,7 @@ def twin(module: PreTrainedModel) -> PreTrainedModel:
 
 def in_fp64(llm: PreTrainedModel) -> PreTrainedModel:
     """A copy that computes in fp64. Its layers share the weights of `llm` and hold fp64 copies of them while they run only: those of
-    a 7B LLM together take 54 GB."""
+    a 7B LLM together take 54 GB. So for gradients each layer runs once more in the backward pass, which casts them again."""
     shared = {id(weight) for layer in llm.model.layers for weight in layer.parameters()}
     copied = _over(
         llm,
@@ -183,7 +184,11 @@ def _over(module, weight_of):
 
 
 def _casting(layer, forward):
-    """`forward` of a layer with frozen weights, which are fp64 within."""
+    """`forward` of a layer with frozen weights, which are fp64 within, checkpointed where gradients are wanted.
+
+    Not by transformers' own checkpointing: that asks for train mode, drops the cache in it, and in some versions runs what lies
+    within `forward` again without the cast.
+    """
 
     def cast_forward(*arguments, **options):
         own = [
@@ -197,7 +202,12 @@ def _casting(layer, forward):
             for module, name, weight in own:
                 module._parameters[name] = weight
 
-    return cast_forward
+    def checkpointed(*arguments, **options):
+        if torch.is_grad_enabled():
+            return checkpoint(cast_forward, *arguments, use_reentrant=False, **options)
+        return cast_forward(*arguments, **options)
+
+    return checkpointed
 
 
 _CPU = {"device": "cpu", "dtype": torch.float32, "vocabulary": 8192, "width": 576, "inner": 1536, "heads": 9}

@@ -57,6 +57,15 @@ def test_where_the_published_way_fails_the_best_of_the_others_measures():
     assert "cannot be judged" in alone["ours"].error and not alone["ours"].seconds
 
 
+def test_a_broken_reference_measures_nobody():
+    """Else what errs as much as the exact result itself would count as right."""
+    works = {"published": right, "ours": right}
+    found = measure(works, lambda: [5 * X.double()], "published", torch.device("cpu"), EFFORT)
+    for name in works:
+        assert found[name].error.startswith(f"{name} cannot be judged: published errs by 6.00e-01"), found[name].error
+        assert not found[name].seconds
+
+
 def test_an_error_in_a_later_round():
     calls = iter(range(100))
 
@@ -103,11 +112,20 @@ def test_a_failing_set_up_is_run_once(run_bench, tmp_path, monkeypatch):
     assert "3 failed" in done.stdout and done.stdout.count("54 GB") >= 3
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_fp64_a_layer_at_a_time(training):
+@pytest.fixture
+def ragged():
+    return dataclasses.replace(CASES["training_step"]["gpu_llama_3_8b"].small(), device="cpu", ragged=True)
+
+
+def generation(system):
+    """Of given tokens: the cache is in use."""
+    return system.forced(torch.arange(3, 11).view(2, 4), 4)
+
+
+@pytest.mark.parametrize("call", [train, prefill, generation])
+def test_fp64_a_layer_at_a_time(call, ragged):
     """The same bits as of a whole fp64 copy, and the layers' weights are those of the LLM before and after."""
-    case = dataclasses.replace(CASES["training_step"]["gpu_llama_3_8b"].small(), device="cpu", ragged=True)
-    compared, call = Compared(case, training), train if training else prefill
+    compared = Compared(ragged, training=call is train)
     found = compared.exact(call, eager=False)
     whole = copy.deepcopy(compared.llm).double()
     exact = Published(compared.encoder, whole, compared.batch, compared.trained.copied(torch.float64), eager=False)
@@ -117,3 +135,19 @@ def test_fp64_a_layer_at_a_time(training):
     shared = zip(llm.model.layers.parameters(), compared.llm.model.layers.parameters(), strict=True)
     assert all(mine.data_ptr() == theirs.data_ptr() for mine, theirs in shared)
     assert llm.dtype == torch.float64 and compared.llm.dtype == torch.bfloat16
+
+
+def test_no_layer_keeps_fp64_weights_for_the_backward(ragged):
+    """On every device: a 7B LLM's would not fit a GPU, and no CPU would run what is a GPU's alone."""
+    compared = Compared(ragged, training=True)
+    weights = [weight.double() for weight in compared.llm.model.layers.parameters() if weight.ndim == 2]
+    weights += [weight.t() for weight in weights]
+    kept = []
+
+    def keep(tensor):
+        kept.append(any(tensor.shape == weight.shape and torch.equal(tensor, weight) for weight in weights))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        compared.exact(train, eager=False)
+    assert kept and not any(kept)
