@@ -156,14 +156,16 @@ class FirstLight:
     def _run_command(self, step: Step, seconds: float) -> tuple[str, str | None, dict[str, int]]:
         if self.options.rehearse is not None:
             return "done", "left out of a rehearsal", {}
-        log = self.work / f"{step.name}.log"
-        process = supervise.start(step.command, log)
+        log, errors = self.work / f"{step.name}.log", self.work / f"{step.name}-errors.log"
+        process = supervise.start(step.command, log, errors)  # apart: a bar's text has no end of line before a result
         try:
             status = "done" if process.wait(seconds) == 0 else "failed"
         except subprocess.TimeoutExpired:
             status = "cut"
         supervise.end(process)
         said, figures = compiled(log.read_text(errors="replace"))
+        if status == "failed" and not figures["failing"]:
+            said = f"{said}; {supervise.last_line(errors)}"
         return status, f"out of time; {said}" if status == "cut" else said, figures
 
 

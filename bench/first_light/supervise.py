@@ -68,7 +68,7 @@ class Run:
         else:
             self.unnamed += 1
         if self.unnamed == UNNAMED or self.starts == STARTS:
-            self.given_up = f"given up: pytest {why}; {_last_line(self.log)}"
+            self.given_up = f"given up: pytest {why}; {last_line(self.log)}"
             return False
         self.start()
         return True
@@ -132,11 +132,12 @@ def attempts_of(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[dic
     )
 
 
-def start(command: Sequence[str], log: Path) -> subprocess.Popen:
-    """A process in a session of its own, with its output at the end of `log`."""
+def start(command: Sequence[str], log: Path, errors: Path | None = None) -> subprocess.Popen:
+    """A process in a session of its own, with its output at the end of `log`. errors: the same for its standard error, by default
+    `log` too."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as output:
-        process = _start(command, output)
+    with open(log, "ab") as output, open(errors or log, "ab") as error_output:
+        process = _start(command, output, error_output)
     _running.add(process)
     return process
 
@@ -160,13 +161,12 @@ def pytest_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--tb=short", *arguments]
 
 
-def _start(command: Sequence[str], output: IO[bytes]) -> subprocess.Popen:
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-    )
+def _start(command: Sequence[str], output: IO[bytes], errors: IO[bytes]) -> subprocess.Popen:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True)
 
 
-def _last_line(log):
+def last_line(log: Path) -> str:
+    """Of what a process said."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].strip() if lines else "it said nothing"
 

@@ -11,10 +11,10 @@ import torch
 
 from bench.attempts import read_lines, settle
 from bench.first_light import record as records
-from bench.first_light.__main__ import parsed
+from bench.first_light.__main__ import FirstLight, parsed
 from bench.first_light.candidates import launching, named
 from bench.first_light.record import Record
-from bench.first_light.stages import stages
+from bench.first_light.stages import Step, stages
 from bench.first_light.supervise import Outcome, Run, attempts_of, pytest_command, supervise
 from layalign.kernels import autotuning, plans
 from layalign.kernels.launch import LaunchConfig
@@ -62,6 +62,17 @@ def test_losing(case):
         if (reason := attempts.why_not("ours")) is not None:
             pytest.fail(reason, pytrace=False)
         attempts.end_if_lost("ours", "fails: illegal address")
+"""
+
+COMPILING = """
+import json, sys
+for index in range(4):
+    sys.stderr.write(f"\\r{index}/4 calls |##")
+    sys.stderr.flush()
+    for variant in ("plain", "causal"):
+        spilled = {"spill_bytes": 8, "failures": ["8 bytes spilled"]} if variant == "plain" else {"spill_bytes": 0, "failures": []}
+        print(json.dumps({"kernel": f"kernel_{index}", "variant": variant} | spilled), flush=True)
+sys.exit(1)
 """
 
 
@@ -202,6 +213,17 @@ def test_steps_have_names_of_their_own():
     assert FIRST == ["compile", "smoke", "kernels", "host cost", "models"]
     options = parsed(["--from", "B", "--b-seconds", "60"])
     assert (options.first, options.last, options.b_seconds) == ("B", "C", 60)
+
+
+def test_a_bar_takes_no_line_of_what_was_compiled(tmp_path):
+    """It has no end of line, so that the first result after each of its steps stands behind it on a terminal."""
+    run = FirstLight(parsed(["--results", str(tmp_path)]))
+    step = Step(name="compile", what="", command=[sys.executable, "-c", COMPILING])
+    status, said, figures = run._run_command(step, 60)
+    assert status == "failed" and said.startswith("8 kernels, 4 that fail a gate; kernel_0 plain: 8 bytes spilled")
+    assert figures == {"kernels": 8, "without_figures": 0, "failing": 4, "spill_bytes": 32}
+    broken = Step(name="compile again", what="", command=[sys.executable, "-c", "raise SystemExit('no such option')"])
+    assert run._run_command(broken, 60)[:2] == ("failed", "0 kernels, 0 that fail a gate; no such option")
 
 
 @pytest.mark.slow
