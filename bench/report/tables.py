@@ -93,7 +93,7 @@ def replace_section(text: str, section: str) -> str:
 
 
 def described(results: Results) -> str:
-    """Machine, versions, days and commits, in one paragraph."""
+    """Machine, versions, days and commits, in one paragraph; of no row, that nothing was measured."""
     machine = results.machine
     cpu = machine.get("cpu", {}).get("brand_raw") or "processor unknown"
     parts = [f"{cpu}, {machine['cores']} cores, {machine['torch_threads']} threads"]
@@ -103,6 +103,8 @@ def described(results: Results) -> str:
         parts += [f"at most {machine['gpu_clock_most_mhz']} MHz"] if "gpu_clock_most_mhz" in machine else []
     parts += [f"{name} {version}" for name, version in machine["versions"].items() if version]
     parts += [f"Python {machine['python_version']}"] if "python_version" in machine else []
+    if not results.rows:
+        return f"{'; '.join(parts)}. Not measured: no row has a figure."
     days, commits = sorted({row.date for row in results.rows}), list(dict.fromkeys(row.commit for row in results.rows))
     when = f"{days[0]} to {days[-1]}" if len(days) > 1 else days[0]
     state = f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"

@@ -186,6 +186,17 @@ def test_a_record_is_of_one_gpu_and_one_state_of_the_sources(tmp_path, monkeypat
     assert "other sources" in Record(tmp_path / "a", "GPU X").forgot
 
 
+def test_a_report_of_failures_alone(tmp_path, crafted):
+    """Where every kernel failed, that is what the run has to say."""
+    path = crafted(tmp_path / "gpu-x" / "benchmarks.json", kind="gpu-x", gpu=True)
+    content = json.loads(path.read_text())
+    failure = {"fullname": "bench/test_decode.py::test_decode[gpu_c_mha-triton]", "error": "triton fails: no image"}
+    path.write_text(json.dumps(content | {"benchmarks": [], "failures": [failure]}))
+    assert "Not measured: no row has a figure." in Record(tmp_path, "GPU X").report(stages(1, 1))
+    assert "triton fails: no image" in (tmp_path / "gpu-x" / "results.md").read_text()
+    assert "Not measured" in (tmp_path / "first_light.md").read_text()
+
+
 def test_a_candidate_is_launched_and_no_other_kernel_changed():
     shipped, other = (LaunchConfig(block_m=m, block_n=64, warps=4, stages=2) for m in (64, 128))
     seen = []
