@@ -93,15 +93,17 @@ def end_if_lost(name: str, why: str) -> None:
 
 
 def device_lost() -> bool:
-    """Whether the GPU, should this process use one, fails whatever it is asked."""
+    """Whether the GPU, should this process use one, fails whatever it is asked, or a CUDA graph whose capture failed has left its
+    stream current or the random numbers of the device to itself: all that follows would fail by it."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize()
+        torch.rand(1, device="cuda")
+        return torch.cuda.current_stream() != torch.cuda.default_stream()
     except Exception:  # of whatever kind the broken context makes it
         return True
-    return False
 
 
 def settle(folder: Path, why: str, everywhere: bool = True, name: str | None = None) -> str | None:

@@ -5,11 +5,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from bench.attempts import read_lines, settle
+from bench.attempts import device_lost, read_lines, settle
 from bench.first_light import record as records
 from bench.first_light.__main__ import FirstLight, parsed
 from bench.first_light.candidates import launching, named
@@ -167,6 +168,21 @@ def test_a_lost_device_ends_the_process_after_its_test(tmp_path, monkeypatch):
         "four": ("failed", "ours fails: illegal address"),
     }
     assert [line["case"] for line in read_lines(run.folder / "broken.jsonl")] == ["three", "four"], "each on its own"
+
+
+def test_a_failed_capture_loses_the_device(monkeypatch):
+    """It may leave its stream current, or the generator capturing, on a GPU that answers."""
+    monkeypatch.setitem(sys.modules, "torch", gpu := Mock())
+    gpu.cuda.is_initialized.return_value = False
+    assert not device_lost()
+    gpu.cuda.is_initialized.return_value = True
+    gpu.cuda.current_stream.return_value = gpu.cuda.default_stream.return_value
+    assert not device_lost()
+    gpu.rand.side_effect = RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+    assert device_lost()
+    gpu.rand.side_effect = None
+    gpu.cuda.current_stream.return_value = "the capture's"
+    assert device_lost()
 
 
 def test_a_record_is_of_one_gpu_and_one_state_of_the_sources(tmp_path, monkeypatch):
