@@ -25,8 +25,9 @@ REHEARSAL = ["-p", "bench.first_light.rehearsal"]
 
 
 def parsed(words: list[str]) -> argparse.Namespace:
-    """The options."""
-    names = [stage.name for stage in stages(1, 1)]
+    """The options. Stages in the wrong order, and a step that is none of theirs, end the program: else nothing would run, and well."""
+    everything = stages(1, 1)
+    names = [stage.name for stage in everything]
     parser = argparse.ArgumentParser(prog="python -m bench.first_light", description=__doc__)
     parser.add_argument("--from", dest="first", default=names[0], choices=names, help="stage to begin with")
     parser.add_argument("--to", dest="last", default=names[-1], choices=names, help="stage to end with")
@@ -38,10 +39,18 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8, help="processes that share the GPU for tests")
     parser.add_argument("--limit", type=float, help="seconds of one attempt at most, for all steps")
     parser.add_argument("--rehearse", metavar="FAULTS", help="on a pretended GPU: see bench/first_light/rehearsal.py")
-    for stage in stages(1, 1):
+    for stage in everything:
         option = f"--{stage.name.lower()}-seconds"
         parser.add_argument(option, type=float, default=stage.seconds, help=f"of stage {stage.name}")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    between = everything[names.index(options.first) : names.index(options.last) + 1]
+    if not between:
+        parser.error(f"stage {options.last} comes before stage {options.first}")
+    steps = [step.name for stage in between for step in stage.steps]
+    options.only = [name.strip() for name in options.only.split(",") if name.strip()]
+    if unknown := [name for name in options.only if name not in steps]:
+        parser.error(f"--only: {', '.join(unknown)} is no step of these stages, which have {', '.join(steps)}")
+    return options
 
 
 class FirstLight:
@@ -97,7 +106,7 @@ class FirstLight:
             say(f"{step.name}: {summary(outcome)}")
 
     def _asked(self, step: Step) -> bool:
-        return not self.options.only or step.name in self.options.only.split(",")
+        return not self.options.only or step.name in self.options.only
 
     def _run_step(self, step: Step, seconds: float, before: Outcome) -> Outcome:
         start = time.monotonic()

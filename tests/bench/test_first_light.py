@@ -240,6 +240,21 @@ def test_steps_have_names_of_their_own():
     assert FIRST == ["compile", "smoke", "kernels", "host cost", "models"]
     options = parsed(["--from", "B", "--b-seconds", "60"])
     assert (options.first, options.last, options.b_seconds) == ("B", "C", 60)
+    assert parsed(["--only", "smoke, host cost,"]).only == ["smoke", "host cost"] and parsed([]).only == []
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--only", "smoke,kernel"], "--only: kernel is no step of these stages, which have compile, smoke, kernels,"),
+        (["--only", "smoke", "--from", "B"], "--only: smoke is no step of these stages, which have gpu tests,"),
+        (["--from", "C", "--to", "A"], "stage A comes before stage C"),
+    ],
+)
+def test_a_run_of_nothing_is_refused(words, why, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parsed(words)
+    assert why in capsys.readouterr().err
 
 
 def test_a_bar_takes_no_line_of_what_was_compiled(tmp_path):
