@@ -20,7 +20,7 @@ from layalign.kernels.adaptive_fusion_attention import adaptive_fusion_attention
 
 KERNELS = ("forward", "key_value_gradients", "query_gradients")
 CASE = CASES["gpu_b_mha"]
-MOST = 40  # candidates of a kernel
+MOST = 64  # candidates of a kernel, known only where its GPU is
 LIKE = "published eager"
 
 
@@ -43,8 +43,23 @@ def launching(kernel, config, seen=None):
 
 def named(config):
     """A configuration in a few words."""
-    words = [f"{config.block_m}x{config.block_n}", f"{config.warps} warps", f"{config.stages} stages"]
-    return " ".join([*words, *(["descriptors"] if config.descriptors else [])])
+    tile = f"{config.block_m}x{config.block_n}" + (f"x{config.block_k}" if config.block_k else "")
+    words = [tile, f"{config.warps} warps", f"{config.stages} stages"]
+    return " ".join([*words, *(name for name in ("descriptors", "ahead") if getattr(config, name))])
+
+
+def all_of(kernel, candidates):
+    """As a tuple, in which each has a row.
+
+    Raises:
+        ValueError: two have one name, or there are more than tests.
+    """
+    names = {named(config) for config in candidates}
+    if len(names) < len(candidates):
+        raise ValueError(f"{kernel}: {len(candidates)} candidates have {len(names)} names")
+    if len(names) > MOST:
+        raise ValueError(f"{kernel}: {len(candidates)} candidates have tests for {MOST}")
+    return tuple(candidates)
 
 
 def attend(kernel, config, seen, inputs, grad):
@@ -77,7 +92,7 @@ def candidates_of():
         if kernel not in found:
             seen = []
             attend(kernel, None, seen, *given(kernel))
-            found[kernel] = tuple(seen)
+            found[kernel] = all_of(kernel, seen)
         return found[kernel]
 
     return candidates

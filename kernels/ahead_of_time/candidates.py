@@ -1,9 +1,10 @@
 """What other launch configurations of one kernel compile to and are predicted to take: a program for whoever designs it.
 
-python -m layalign.kernels.ahead_of_time.candidates forward 128x128x8x3xd 64x64x4x3 --arch sm_90 --head-dim 128 --variant causal
+python -m layalign.kernels.ahead_of_time.candidates forward 128x128x8x3xd 64x64x4x3 --model h200 --head-dim 128 --variant causal
 python -m layalign.kernels.ahead_of_time.candidates key_value_gradients 64x128x8x2 --sizes B8 H32/8 S1024 T512
 
-A configuration is rows x columns x warps x stages, with xkNUMBER for a product's inner size and xd for descriptors.
+A configuration is rows x columns x warps x stages, with xkNUMBER for a product's inner size, xd for descriptors, and xa behind
+it to start a tile ahead.
 """
 
 from __future__ import annotations

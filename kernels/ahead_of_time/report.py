@@ -123,7 +123,7 @@ def _config(line):
     config = line["config"]
     tile = "x".join(str(config[name]) for name in ("block_m", "block_n", "block_k") if name in config)
     words = [tile, f"{config['warps']} warps", f"{config['stages']} stages"]
-    return " ".join([*words, *(["descriptors"] if config.get("descriptors") else [])])
+    return " ".join([*words, *(name for name in ("descriptors", "ahead") if config.get(name))])
 
 
 def _report_call(call, sources, refresh, gpu=None):

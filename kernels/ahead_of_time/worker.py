@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from ..launch import LaunchConfig, compiled_for, recording
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
-_SHOWN = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "DESCRIPTORS")  # of what a kernel is compiled for
+_SHOWN = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "DESCRIPTORS", "AHEAD")  # of what a kernel is compiled for
 _ACCESS_BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 

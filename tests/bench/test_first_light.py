@@ -8,17 +8,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-import torch
 
 from bench.attempts import device_lost, read_lines, settle
 from bench.first_light import record as records
 from bench.first_light.__main__ import FirstLight, parsed
-from bench.first_light.candidates import launching, named
 from bench.first_light.record import Record
 from bench.first_light.stages import Step, stages
 from bench.first_light.supervise import Outcome, Run, attempts_of, pytest_command, supervise
-from layalign.kernels import autotuning, plans
-from layalign.kernels.launch import LaunchConfig
 
 ROOT = Path(__file__).parents[2]
 FIRST = [step.name for step in stages(1, 1)[0].steps]
@@ -211,27 +207,6 @@ def test_a_report_of_failures_alone(tmp_path, crafted):
     assert "Not measured: no row has a figure." in Record(tmp_path, "GPU X").report(stages(1, 1))
     assert "triton fails: no image" in (tmp_path / "gpu-x" / "results.md").read_text()
     assert "Not measured" in (tmp_path / "first_light.md").read_text()
-
-
-def test_a_candidate_is_launched_and_no_other_kernel_changed():
-    shipped, other = (LaunchConfig(block_m=m, block_n=64, warps=4, stages=2) for m in (64, 128))
-    seen = []
-    with launching("forward", other, seen):
-        assert autotuning.enabled()
-        assert autotuning.tuned("forward", {}, [shipped, other], None) == other
-        assert autotuning.tuned("query_gradients", {}, [shipped, other], None) == shipped
-    assert seen == [shipped, other] and not autotuning.enabled()
-    assert named(other) == "128x64 4 warps 2 stages"
-
-
-def test_no_plan_repeats_another_candidate(monkeypatch):
-    """A call's plan knows nothing of the configuration that is forced on the next like it."""
-    monkeypatch.setattr(plans, "enabled", True)
-    arguments, config = (torch.ones(4), torch.ones(4), 1, 2), LaunchConfig(block_m=64, block_n=64, warps=4, stages=2)
-    assert plans.Plans().describe(arguments, None) is not None
-    with launching("forward", config):
-        assert plans.Plans().describe(arguments, None) is None
-    assert plans.Plans().describe(arguments, None) is not None
 
 
 def test_steps_have_names_of_their_own():

@@ -180,6 +180,8 @@ def test_failing_kernels_are_lines_and_the_rest_goes_on():
     assert compile_report.describe(spilling) == (
         "product_kernel (sm_80 broken head_dim 128 bfloat16 length 1000, 128 4 warps 2 stages)"
     )
+    ahead = spilling | {"config": spilling["config"] | {"descriptors": True, "ahead": True}}
+    assert compile_report.describe(ahead).endswith("4 warps 2 stages descriptors ahead)")
 
 
 def test_meta_tensors_are_specialised_as_real_ones(toys):
