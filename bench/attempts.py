@@ -8,6 +8,7 @@ ended their process, which are not tried again: their rows fail with the reason.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -19,7 +20,8 @@ from typing import Any
 import pytest
 
 LOST = 77  # exit status of a process whose GPU answers no longer, as after an illegal address
-_WIDTH = 2000  # of `now`, which is written over in place
+_WIDTH = 2000  # bytes of `now`, which is written over in place
+_LONGEST = 200  # characters of the name of a case or of an implementation
 _attempts: Attempts | None = None
 
 
@@ -47,7 +49,7 @@ def case(name: str) -> Iterator[None]:
         yield
         return
     before = _attempts.now
-    _attempts.enter(**before, case=name)
+    _attempts.enter(**before, case=_short(name))
     try:
         yield
     finally:
@@ -61,7 +63,7 @@ def trying(name: str) -> Iterator[None]:
         yield
         return
     before = _attempts.now
-    _attempts.enter(**before | {"name": name})
+    _attempts.enter(**before | {"name": _short(name)})
     try:
         yield
     finally:
@@ -77,7 +79,7 @@ def why_not(name: str) -> str | None:
         return None
     now = _attempts.now
     for one in _attempts.broken:
-        if one["name"] == name and one["group"] == now.get("group"):
+        if one["name"] == _short(name) and one["group"] == now.get("group"):
             if one.get("case") == now.get("case"):
                 return f"{name} {one['why']}"
             if one["everywhere"]:
@@ -115,7 +117,7 @@ def settle(folder: Path, why: str, everywhere: bool = True, name: str | None = N
         now = json.loads((folder / "now").read_bytes() or b"{}")
     except (FileNotFoundError, ValueError):
         return None
-    name = name or now.get("name")
+    name = _short(name) if name else now.get("name")
     (folder / "now").write_bytes(_padded({}))
     if not now:
         return None
@@ -225,11 +227,16 @@ def _append(path, line):
         file.write(json.dumps(line) + "\n")
 
 
+def _short(name):
+    """A name of any length in few characters, the same in this process and in the files, where the next one looks it up."""
+    if len(name) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: _LONGEST - len(digest) - 1]} {digest}"
+
+
 def _padded(what):
-    text = json.dumps(what)
-    if len(text) >= _WIDTH:  # an id of such a length says enough by its beginning
-        text = json.dumps({name: str(value)[:300] for name, value in what.items()})
-    return text.ljust(_WIDTH).encode()
+    return json.dumps(what).ljust(_WIDTH).encode()
 
 
 def _leave():

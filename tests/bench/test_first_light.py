@@ -9,7 +9,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from bench.attempts import device_lost, read_lines, settle
+from bench import attempts
+from bench.attempts import Attempts, device_lost, read_lines, settle
 from bench.first_light import record as records
 from bench.first_light.__main__ import FirstLight, parsed
 from bench.first_light.record import Record
@@ -164,6 +165,20 @@ def test_a_lost_device_ends_the_process_after_its_test(tmp_path, monkeypatch):
         "four": ("failed", "ours fails: illegal address"),
     }
     assert [line["case"] for line in read_lines(run.folder / "broken.jsonl")] == ["three", "four"], "each on its own"
+
+
+@pytest.mark.parametrize("length", [20, 200, 201, 4000])
+def test_a_long_name_is_found_again(tmp_path, monkeypatch, length):
+    """The next process looks for what it calls the case, whose id may hold every launch candidate."""
+    case, other = "candidates ".ljust(length, "x"), "candidates ".ljust(length, "x")[:-1] + "y"
+    for reason in (None, "64x64 fails: illegal address"):
+        monkeypatch.setattr(attempts, "_attempts", Attempts(tmp_path))
+        attempts._attempts.enter(test="test_candidate[forward-0]", group="test_candidate")
+        with attempts.case(other):
+            assert attempts.why_not("64x64") is None
+        with attempts.case(case), attempts.trying("64x64"):
+            assert attempts.why_not("64x64") == reason
+            settle(tmp_path, "fails: illegal address", everywhere=False, name="64x64")
 
 
 def test_a_failed_capture_loses_the_device(monkeypatch):
