@@ -34,7 +34,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="names of steps, with commas between; all by default")
     parser.add_argument("--results", type=Path, default=Path("bench/results"), help="folder of rows and of the record")
     parser.add_argument("--before", type=Path, help="folder of an earlier run's record, where --results is a fresh one")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier runs of these steps")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier runs of the steps asked for")
     parser.add_argument("--jobs", type=int, default=16, help="compilations at a time")
     parser.add_argument("--workers", type=int, default=8, help="processes that share the GPU for tests")
     parser.add_argument("--limit", type=float, help="seconds of one attempt at most, for all steps")
@@ -62,7 +62,8 @@ class FirstLight:
         names = [stage.name for stage in everything]
         self.stages = everything[names.index(options.first) : names.index(options.last) + 1]
         gpu = "pretended GPU" if options.rehearse is not None else present_gpu()
-        self.record = Record(options.results, gpu, options.before, options.fresh)
+        asked = [step.name for stage in self.stages for step in stage.steps if self._asked(step)]
+        self.record = Record(options.results, gpu, options.before, asked if options.fresh else ())
         self.work = Path(tempfile.mkdtemp(prefix="first-light-"))
 
     def run(self) -> int:
@@ -92,8 +93,8 @@ class FirstLight:
         say(f"stage {stage.name}, {stage.what}: {seconds:.0f} s at most")
         for step in filter(self._asked, stage.steps):
             before = self.record.outcomes.get(step.name)
-            if before is not None and before.status != "cut":
-                say(f"{step.name}: {before.status} before")
+            if before is not None and before.status == "done":
+                say(f"{step.name}: done before")
                 continue
             left = end_by - time.monotonic()
             if left < LEAST:

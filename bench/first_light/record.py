@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,26 +24,27 @@ SOURCES = ("kernels", "layalign", "bench", "tests")
 class Record:
     """The outcomes of steps by name, of one GPU and one state of the sources; those of another are not read.
 
-    before: a folder of the same, whose outcomes and rows are gone on from where `results` has none. fresh: read neither.
+    before: a folder of the same, whose outcomes and rows are gone on from where `results` has none. fresh: steps to forget.
     """
 
-    def __init__(self, results: Path, gpu: str, before: Path | None = None, fresh: bool = False):
+    def __init__(self, results: Path, gpu: str, before: Path | None = None, fresh: Collection[str] = ()):
         self.results, self.path = results, results / "first_light.json"
         self.about = {"gpu": gpu, "sources": hash_of_sources()}
         self.outcomes: dict[str, Outcome] = {}
         self.forgot: str | None = None  # why an earlier record is not gone on from
         for folder in (results, *([before] if before else [])):
-            if (folder / self.path.name).exists() and not self.outcomes and not fresh:
-                self._read(folder / self.path.name)
+            if (folder / self.path.name).exists() and not self.outcomes:
+                self._read(folder / self.path.name, fresh)
                 self._take_rows(folder)
 
-    def _read(self, path):
+    def _read(self, path, fresh):
         found = json.loads(path.read_text(encoding="utf-8"))
         other = [name for name in self.about if found.get(name) != self.about[name]]
         if other:
             self.forgot = f"{path} is of other {' and '.join(other)}: all steps begin anew"
         else:
-            self.outcomes = {name: Outcome(**outcome) for name, outcome in found["steps"].items()}
+            kept = {name: outcome for name, outcome in found["steps"].items() if name not in fresh}
+            self.outcomes = {name: Outcome(**outcome) for name, outcome in kept.items()}
 
     def _take_rows(self, folder):
         """Those that the steps done before have measured."""

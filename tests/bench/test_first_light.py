@@ -12,7 +12,7 @@ import pytest
 from bench import attempts
 from bench.attempts import Attempts, device_lost, read_lines, settle
 from bench.first_light import record as records
-from bench.first_light.__main__ import FirstLight, parsed
+from bench.first_light.__main__ import FirstLight, parsed, present_gpu
 from bench.first_light.record import Record
 from bench.first_light.stages import Step, stages
 from bench.first_light.supervise import Outcome, Run, attempts_of, pytest_command, supervise
@@ -206,11 +206,38 @@ def test_a_record_is_of_one_gpu_and_one_state_of_the_sources(tmp_path, monkeypat
     assert "smoke" in Record(tmp_path / "b", "GPU X", before=tmp_path / "a").outcomes
     assert (tmp_path / "b" / "gpu-x" / "benchmarks.json").read_text() == "{}"
     assert not Record(tmp_path / "c", "GPU Y", before=tmp_path / "a").outcomes and not (tmp_path / "c").exists()
-    assert not Record(tmp_path / "a", "GPU X", fresh=True).outcomes
+    assert not Record(tmp_path / "a", "GPU X", fresh=["smoke"]).outcomes
     other = Record(tmp_path / "a", "GPU Y")
     assert not other.outcomes and "other gpu" in other.forgot
     monkeypatch.setattr(records, "hash_of_sources", lambda: "changed")
     assert "other sources" in Record(tmp_path / "a", "GPU X").forgot
+
+
+@pytest.mark.parametrize(
+    ("words", "ran", "left"),
+    [
+        ([], ["smoke", "kernels", "host cost", "models"], []),  # what failed or was cut, and what is not begun
+        (["--only", "kernels", "--fresh"], ["kernels"], ["compile", "smoke"]),
+        (["--only", "compile"], [], ["compile", "smoke", "kernels"]),
+    ],
+)
+def test_which_steps_run_again(tmp_path, monkeypatch, words, ran, left):
+    def run_step(run, step, seconds, before):
+        ran_here.append(step.name)
+        return Outcome("done", note="here")
+
+    monkeypatch.setattr(FirstLight, "_run_step", run_step)
+    record = Record(tmp_path, present_gpu())
+    for step, status in {"compile": "done", "smoke": "failed", "kernels": "cut"}.items():
+        record.keep(step, Outcome(status, tests=[{"test": step, "outcome": "passed", "message": None}]))
+    ran_here = []
+    run = FirstLight(parsed(["--results", str(tmp_path), "--to", "A", *words]))
+    if "--fresh" in words:
+        assert "kernels" not in run.record.outcomes
+    run._run_stage(run.stages[0])
+    assert ran_here == ran
+    kept = Record(tmp_path, present_gpu()).outcomes
+    assert all(kept[name].tests for name in left) and all(kept[name].note == "here" for name in ran)
 
 
 def test_a_report_of_failures_alone(tmp_path, crafted):
