@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
+from bench.attempts import in_a_line
 from bench.measuring import Missing
 from bench.peers import needs_cuda
 from bench.peers.attention.two_calls import Attention, two_calls
@@ -16,7 +17,10 @@ def flash_attn(distribution: str, module: str) -> Attention | Missing:
         version(distribution)
     except PackageNotFoundError:
         return Missing(f"{distribution} is not installed")
-    flash_attn_func = __import__(module, fromlist=["flash_attn_func"]).flash_attn_func
+    try:
+        flash_attn_func = __import__(module, fromlist=["flash_attn_func"]).flash_attn_func
+    except Exception as error:  # built for another PyTorch, it lacks a symbol: that costs no other row
+        return Missing(f"{distribution} does not import: {in_a_line(error)}")
 
     def attention(q, k, v, is_causal):
         out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=is_causal)
