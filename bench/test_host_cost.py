@@ -11,6 +11,8 @@ import sys
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from bench.host_cost import EMPTY, EMPTY_BACKWARD, above_least
 from bench.measuring import CLOCK, Measurement, Table
 from bench.recording import ROOT
@@ -41,7 +43,6 @@ def measured(small):
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.parametrize("name", [EMPTY, EMPTY_BACKWARD, *CALLS])
 def test_host_cost(row, measured_once, small, name):
-    pytest.importorskip("triton")
     found = measured_once(measured, small)
     measurements = {call: Measurement(seconds=one["seconds"]) for call, one in found.items()}
     table = Table(suite="host cost", case="32 heads over 8", yardstick=EMPTY, dtype=torch.bfloat16, sizes={"D": 64})

@@ -23,13 +23,16 @@ EXTRA_OF = {
 
 
 def missing_extra(error: ModuleNotFoundError, command: str) -> str | None:
-    """What to install where a package is missing that an extra installs; None: no extra does.
+    """What to install where a package is missing that an extra installs, or Triton, which comes with the core where there is one to
+    install; None: neither is it.
 
     Args:
         error: of the import.
         command: of the command line that needed it.
     """
     package = (error.name or "").partition(".")[0]
+    if package == "triton":
+        return f"{command} needs triton, which is not installed: pip install triton, on Linux on x86-64 or 64-bit Arm"
     having = [extra for extra, packages in EXTRAS.items() if package in packages]
     if not having:
         return None

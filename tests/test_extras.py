@@ -84,6 +84,15 @@ def test_the_core_alone_imports_the_model_and_every_export():
     assert result.returncode == 0, result.stderr
 
 
+def test_kernels_are_not_compiled_without_triton():
+    """Which only Linux installs."""
+    result = layalign_without(["triton"], "kernels")
+    expected = (
+        "layalign: kernels needs triton, which is not installed: pip install triton, on Linux on x86-64 or 64-bit Arm\n"
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", expected)
+
+
 def test_a_package_of_no_extra_keeps_its_traceback():
     result = layalign_without(["transformers"], "generate", "nowhere", "what")
     assert result.returncode == 1

@@ -12,6 +12,17 @@ ROOT = Path(__file__).parents[2]
 # pytest-benchmark measures nothing within a worker of pytest-xdist, which tests may run in; Triton is not to be interpreted.
 KEPT_OUT = ("PYTEST_XDIST", "PYTEST_ADDOPTS", "TRITON_INTERPRET", "LAYALIGN_COMMIT", "MAKEFLAGS", "MAKELEVEL")
 LENGTHS = (256, 512, 1024)
+BLOCK = """
+import sys
+from importlib.machinery import PathFinder
+
+class Lean(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {absent!r} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Lean
+"""
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +51,19 @@ def run_bench(run_command):
         return run_command(command, ROOT, *([folder] if folder else []))
 
     return run
+
+
+@pytest.fixture
+def without(tmp_path):
+    """without(packages) -> a folder to import from, beside which they are absent."""
+
+    def make(absent):
+        folder = tmp_path / "lean"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(BLOCK.format(absent=tuple(absent)))
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -22,17 +22,6 @@ FIRST = [step.name for step in stages(1, 1)[0].steps]
 FAULTS = "stream_linear=resources,attention backward=wrong,decode=kills,layer_mix=hangs"
 # What a GPU's image may lack, and what else of ours no part of `make gpu` may need.
 ABSENT = ("num2words2", "gguf", "datasets", "accelerate", "sacrebleu", "tensorboard", "pandas", "pyarrow", "setuptools")
-BLOCK = f"""
-import sys
-from importlib.machinery import PathFinder
-
-class Lean(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in {ABSENT!r} else super().find_spec(name, path, target)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Lean
-"""
 TOY = """
 import os, signal, time
 import pytest
@@ -75,12 +64,9 @@ sys.exit(1)
 
 
 @pytest.fixture
-def lean(tmp_path):
+def lean(without):
     """A folder to import from, in which what the image lacks is absent."""
-    folder = tmp_path / "lean"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(BLOCK)
-    return folder
+    return without(ABSENT)
 
 
 @pytest.fixture

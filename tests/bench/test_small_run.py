@@ -1,11 +1,13 @@
 """`pytest bench/ --small`, run once: every suite, and what its rows say."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 from bench.model_suite import PACKED
+from bench.recording import ROOT
 
 SYSTEMS = {"bare", "layalign", "published sdpa", "published eager"}
 OURS_AND_THEIRS = {
@@ -71,3 +73,10 @@ def test_systems_of_a_model(small):
                 assert (info["peak_over_published"] == 1) == (info["implementation"] == "published eager")
     if not torch.cuda.is_available():
         assert "pays with CUDA graphs" in said and "liger-kernel" in said
+
+
+def test_a_suite_that_needs_triton_is_skipped_without(run_command, without):
+    """Not an error of collection, which would end `pytest bench/` before its first row."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "bench/test_host_cost.py", "-rs"]
+    done = run_command(command, ROOT, without(["triton"]))
+    assert done.returncode == 5 and "could not import 'triton'" in done.stdout, done.stdout + done.stderr
