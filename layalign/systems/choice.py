@@ -9,7 +9,7 @@ from layalign.configuration import LayAlignConfig
 from layalign.evaluation.settings import GenerationSettings
 from layalign.loading import PREFIX, check_model_path
 from layalign.systems.baselines import PublishedBaseline
-from layalign.systems.folders import causal_config
+from layalign.systems.folders import causal_config, check_place
 from layalign.systems.layalign_model import LayAlignModel
 from layalign.systems.llm import LLM
 from layalign.systems.system import System
@@ -43,7 +43,7 @@ def chosen_system(
         prefix: what the translator reads before each text.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: options that do not go together; a model or an LLM alone that is not there, before anything reads data for it.
     """
     if prefix is not None and translator is None:
         raise ValueError("--prefix goes with --translator")
@@ -67,6 +67,7 @@ def chosen_system(
     if model is not None:
         if of_llm:
             raise ValueError(f"{', '.join(of_llm)} goes with --llm alone, got the model {model!r}")
+        check_model_path(model)
         return LayAlignModel(model=model, encoder=encoder, llm=llm, settings=settings)
     if encoder is not None:
         raise ValueError("--encoder goes with a model or with --published")
@@ -76,6 +77,7 @@ def chosen_system(
         raise ValueError("--encoder-max-length goes with a model, whose encoder reads the questions; got --llm alone")
     if shots is not None and examples is None:
         raise ValueError("--shots: give the file of --examples too")
+    check_place("llm", llm)
     count = 0 if examples is None else shots or 1
     if translator is None:
         return LLM(llm=str(llm), examples=examples, shots=count, settings=settings)

@@ -205,6 +205,9 @@ BAD_COMMANDS = {
     "evaluate without a task": (("evaluate", "{model}"), "--task: got none, takes at least one"),
     "an unknown task": (("evaluate", "{model}", "--task", "gsm"), "task: got 'gsm'"),
     "a task twice": (("evaluate", "{model}", "--task", "mgsm", "--task", "mgsm"), "takes at least one, none twice"),
+    # Whose data no hub is asked for before.
+    "no model": (("evaluate", "{folder}/none", "--task", "mgsm"), "model: no such folder"),
+    "no LLM": (("evaluate", "--llm", "{folder}/none", "--task", "mgsm"), "llm: no such folder"),
     "task's prompt where there is no task": (("generate", "{model}", "what", "--prompt", "task"), "there is none here"),
     "generate with a bad template": (("generate", "{model}", "what", "--prompt", "{{text}} {{text}}"), "once"),
     "a language that a prompt cannot name": (
