@@ -11,8 +11,8 @@ from bench import attempts
 from bench.ceilings import ceilings
 from bench.clocks import allocate_as_later
 from bench.machine import machine, use
-from bench.measuring import CLOCK, Effort
-from bench.recording import FAILURES, describe_machine, keep_rows
+from bench.measuring import CLOCK, LEFT_OUT, Effort
+from bench.recording import FAILURES, GONE, describe_machine, keep_rows
 
 NOTES = pytest.StashKey[list[str]]()
 SET_UP = "the set-up"  # as an attempt: what ends the process before any implementation is named
@@ -92,6 +92,8 @@ def row(request, benchmark, device, effort):
         about["sizes"] = dict(table.sizes)
         if mine.error is not None:
             request.config.stash.setdefault(FAILURES, {})[request.node.nodeid] = about | {"error": mine.error}
+        if mine.missing is not None and not mine.missing.endswith(LEFT_OUT):
+            request.config.stash.setdefault(GONE, set()).add(request.node.nodeid)
         CLOCK.enter(benchmark, mine)
         if measurements[table.yardstick].seconds:
             figures["time_over_yardstick"] = mine.ratio_to(measurements[table.yardstick])

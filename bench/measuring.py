@@ -22,6 +22,7 @@ from bench.machine import machine
 from bench.memory import peak_bytes
 
 BACKENDS = ("torch", "triton")  # this library's
+LEFT_OUT = "is left out of this run"  # what a Missing says that another run may have
 EXACT = "the exact result"  # as an attempt of its own: it may hang, too
 # Relative error above which no work measures others; bf16 through 32 layers and back errs by 0.04. An exact result that is not one
 # would else allow whatever is no worse than twice its own fault.

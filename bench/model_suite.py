@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.cases.model import ModelCase, in_fp64, packed_rows, twin
 from bench.machine import machine
-from bench.measuring import Effort, Measurement, Missing, Results, measure
+from bench.measuring import LEFT_OUT, Effort, Measurement, Missing, Results, measure
 from bench.model_systems import BareLLM, LayAlign, PackedBareLLM, System
 from bench.peers import peers_of
 from bench.peers.model.published import Published
@@ -93,7 +93,7 @@ def measure_generation(case: ModelCase, effort: Effort) -> dict[str, Measurement
         if case.device != "cuda":
             works[name] = Missing("pays with CUDA graphs")
         elif name in machine().left_out:
-            works[name] = Missing(f"{name} is left out of this run")
+            works[name] = Missing(f"{name} {LEFT_OUT}")
         else:
             works[name] = _work(compared.systems[name.split()[0]], call)
     exact = partial(compared.exact, lambda system: system.forced(given, CHECKED_TOKENS), eager=False)

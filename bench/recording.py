@@ -24,7 +24,8 @@ from layalign.kernels.files import write_text
 
 ROOT = Path(__file__).parents[1]
 FAILURES = pytest.StashKey[dict[str, dict]]()  # {name of a test: what the row fixture says of one without a figure}
-KEPT = pytest.StashKey[tuple[int, int]]()  # how many rows and failures the file already has
+GONE = pytest.StashKey[set[str]]()  # tests of implementations that this machine lacks
+KEPT = pytest.StashKey[tuple[int, ...]]()  # how many rows, failures and lacks the file already has
 MACHINE = pytest.StashKey[tuple[dict, dict]]()  # machine and commit, asked once a run
 CLOCKS = pytest.StashKey[dict[str, dict]]()  # {group: the GPU's clocks just after its measurement}
 PACKAGES = ("torch", "triton", "transformers", "pytest-benchmark")
@@ -73,13 +74,14 @@ def keep_rows(config: pytest.Config, folder: Path) -> None:
     """Merge the rows measured so far in this run into folder/<kind>/benchmarks.json.
 
     A row replaces the one of the same name; a row that failed without a figure takes the old one's away, and stands with the reason
-    under "failures". Each keeps its own date, commit, versions and GPU clocks in extra_info. A file that cannot be merged with ends
-    the run untouched.
+    under "failures"; an old row of what the machine lacks by now goes too. Each keeps its own date, commit, versions and GPU clocks in
+    extra_info. A file that cannot be merged with ends the run untouched.
     """
     session = config._benchmarksession
     measured = [bench for bench in session.benchmarks if not bench.has_error]
-    failed = _failed_tests(config)
-    if config.stash.get(KEPT, None) == (len(measured), len(failed)):
+    failed, gone = _failed_tests(config), config.stash.get(GONE, set())
+    seen = len(measured), len(failed), len(gone)
+    if config.stash.get(KEPT, None) == seen:
         return
     machine, commit = _machine_and_commit(config)
     path = folder / machine["kind"] / "benchmarks.json"
@@ -89,15 +91,13 @@ def keep_rows(config: pytest.Config, folder: Path) -> None:
     except ValueError as error:
         pytest.exit(f"--record: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
     rows = {row["fullname"]: row for row in before["benchmarks"]}
-    if any(row["extra_info"].get("small", False) != small for row in rows.values()):
-        mixed = (
-            f"--record: {path} has rows {'without' if small else 'of'} --small: they do not mix, take another folder"
-        )
+    if rows and (other := _other(before, machine, small)) is not None:
+        mixed = f"--record: {path} has rows {other}: they do not mix, take another folder"
         pytest.exit(mixed, returncode=pytest.ExitCode.USAGE_ERROR)
     whole = config.hook.pytest_benchmark_generate_json(
         config=config, benchmarks=measured, include_data=False, machine_info=machine, commit_info=commit
     )
-    for name in failed:
+    for name in (*failed, *gone):
         rows.pop(name, None)
     for row in whole["benchmarks"]:
         row["options"].pop("timer", None)  # its text holds an address in memory
@@ -108,7 +108,18 @@ def keep_rows(config: pytest.Config, folder: Path) -> None:
     whole["failures"] = _failures(before, rows, failed, config.stash.get(FAILURES, {}), commit["id"])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(whole, indent=1, default=str) + "\n")
-    config.stash[KEPT] = (len(measured), len(failed))
+    config.stash[KEPT] = seen
+
+
+def _other(before, machine, small):
+    """What the rows of a file are of, where it is not what this run's are."""
+    if any(row["extra_info"].get("small", False) != small for row in before["benchmarks"]):
+        return f"{'without' if small else 'of'} --small"
+    theirs, ours = (of.get("cpu", {}).get("brand_raw") for of in (before["machine_info"], machine))
+    # A folder is of as many cores of an architecture, whose makers differ; a GPU has its own.
+    if "gpu_memory_bytes" not in machine and theirs and ours and theirs != ours:
+        return f"of the processor {theirs}, and this is {ours}"
+    return None
 
 
 def _failed_tests(config):

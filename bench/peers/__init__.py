@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine
-from bench.measuring import Missing
+from bench.measuring import LEFT_OUT, Missing
 
 Make = Callable[[Any], Any]
 
@@ -44,4 +44,4 @@ def needs_cuda(name: str, make: Make) -> Make:
 
 
 def _left_out(name):
-    return lambda case: Missing(f"{name} is left out of this run")
+    return lambda case: Missing(f"{name} {LEFT_OUT}")

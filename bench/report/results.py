@@ -14,7 +14,7 @@ class Row:
     """One implementation at one case. Times in seconds; figures: whatever else was measured, by name.
 
     spread: interquartile range over the median, from `rounds` rounds. ceilings: bytes and flops a second that the machine
-    reached in that run with copies and with products of this dtype.
+    reached in that run with copies and with products of this dtype. versions: of the packages then, by name.
     """
 
     fullname: str
@@ -33,6 +33,7 @@ class Row:
     small: bool
     ceilings: dict[str, float] | None
     figures: dict[str, Any]
+    versions: dict[str, str | None]
 
     @property
     def ratio(self) -> float | None:
@@ -174,4 +175,5 @@ def _row(row, content):
         small=info.get("small", False),
         ceilings=info.get("ceilings"),
         figures={name: value for name, value in info.items() if name not in APART and "clock" not in name},
+        versions=info.get("versions", content["machine_info"]["versions"]),
     )

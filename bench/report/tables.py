@@ -101,7 +101,7 @@ def described(results: Results) -> str:
         parts = [f"{machine['device']}, {machine['gpu_memory_bytes'] / 2**30:.0f} GiB"]
         parts += [f"driver {machine['gpu_driver']}"] if "gpu_driver" in machine else []
         parts += [f"at most {machine['gpu_clock_most_mhz']} MHz"] if "gpu_clock_most_mhz" in machine else []
-    parts += [f"{name} {version}" for name, version in machine["versions"].items() if version]
+    parts += _versions([row.versions for row in results.rows] or [machine["versions"]])
     parts += [f"Python {machine['python_version']}"] if "python_version" in machine else []
     if not results.rows:
         return f"{'; '.join(parts)}. Not measured: no row has a figure."
@@ -111,6 +111,13 @@ def described(results: Results) -> str:
     changed = " (+: with changes not committed)" if any(commit.endswith("+") for commit in commits) else ""
     warning = " **Sizes of `--small`: these figures say nothing.**" if any(row.small for row in results.rows) else ""
     return f"{'; '.join(parts)}. Measured {when}, {state}{changed}.{warning}"
+
+
+def _versions(found):
+    """-> "torch 2.11.0, 2.13.0", ... of what rows were measured with, in their order."""
+    names = dict.fromkeys(name for versions in found for name in versions)
+    present = {name: dict.fromkeys(versions[name] for versions in found if versions.get(name)) for name in names}
+    return [f"{name} {', '.join(versions)}" for name, versions in present.items() if versions]
 
 
 def in_seconds(value: float) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from bench.report.report import report
 from bench.report.results import read_results
+from bench.report.tables import described
 
 ROOT = Path(__file__).parents[2]
 MARKED = "# Title ü\n<!-- bench:begin -->\noutdated\n<!-- bench:end -->\nafter\n"
@@ -19,7 +20,7 @@ TOY = """
 import os, signal
 import pytest
 import torch
-from bench.measuring import CLOCK, Table, measure
+from bench.measuring import CLOCK, LEFT_OUT, Missing, Table, measure
 
 def double(x):
     return [x + x]
@@ -31,6 +32,8 @@ def measure_doubling(effort):
     x = torch.arange(1.0, 9.0)
     works = {"plain": lambda: double(x), "ours": lambda: double(x)}
     works["late"] = (lambda: wrong(x)) if os.environ.get("TOY") == "wrong" else lambda: double(x)
+    missing = {"missing": "late is not installed", "left out": f"late {LEFT_OUT}"}.get(os.environ.get("TOY"))
+    works |= {"late": Missing(missing)} if missing else {}
     return measure(works, lambda: [2 * x.double()], "plain", torch.device("cpu"), effort)
 
 @pytest.mark.parametrize("name", ["plain", "ours", "late"])
@@ -87,6 +90,30 @@ def test_a_cut_run_keeps_its_rows_and_later_ones_join(toy, tmp_path):
     done = toy("wrong")
     assert done.returncode == 1 and "late is wrong" in done.stdout
     assert list(recorded(tmp_path)[1]) == ["plain", "ours"], "an old figure stands for no wrong implementation"
+
+
+@pytest.mark.slow
+def test_rows_of_another_machine_do_not_stand_beside_new_ones(toy, tmp_path):
+    """Of an implementation that is gone, and of another processor with as many cores."""
+    toy("")
+    path, rows = recorded(tmp_path)
+    assert toy("left out").returncode == 0 and list(recorded(tmp_path)[1]) == list(rows), "another run has it"
+    assert toy("missing").returncode == 0 and list(recorded(tmp_path)[1]) == ["plain", "ours"]
+    content = json.loads(path.read_text())
+    content["machine_info"]["cpu"]["brand_raw"] = "Another processor"
+    path.write_text(json.dumps(content))
+    before = path.read_bytes()
+    done = toy("")
+    assert done.returncode == 4 and "rows of the processor Another processor, and this is" in done.stdout + done.stderr
+    assert path.read_bytes() == before
+
+
+def test_all_versions_of_rows_are_told(crafted, tmp_path):
+    path = crafted(tmp_path / "benchmarks.json")
+    content = json.loads(path.read_text())
+    content["benchmarks"][0]["extra_info"]["versions"] = {"torch": "2.11.0", "triton": "3.6.0"}
+    path.write_text(json.dumps(content))
+    assert "2 threads; torch 2.11.0, 2.13.0; triton 3.6.0; Python" in described(read_results(path))
 
 
 @pytest.mark.slow
