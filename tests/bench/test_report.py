@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from bench.recording import gpu_figures
 from bench.report.report import report
 from bench.report.results import read_results
 from bench.report.tables import described
@@ -114,6 +117,16 @@ def test_all_versions_of_rows_are_told(crafted, tmp_path):
     content["benchmarks"][0]["extra_info"]["versions"] = {"torch": "2.11.0", "triton": "3.6.0"}
     path.write_text(json.dumps(content))
     assert "2 threads; torch 2.11.0, 2.13.0; triton 3.6.0; Python" in described(read_results(path))
+
+
+def test_the_clocks_are_those_of_the_gpu_that_is_measured(tmp_path, monkeypatch):
+    """Of two, the second alone is visible: nvidia-smi counts both."""
+    asked = tmp_path / "asked"
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\necho "$1" > {asked}\necho "580.1, 1980, 1980, 2619, 700"\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="2b9c-11"))
+    assert gpu_figures()["gpu_clock_mhz"] == "1980" and asked.read_text() == "--id=GPU-2b9c-11\n"
 
 
 @pytest.mark.slow
