@@ -177,12 +177,11 @@ def test_overrides_reach_every_level_and_make_missing_ones(recipe_file):
 
 def test_an_override_of_what_aliases_share_is_its_own_stages(recipe_file):
     text = yaml.safe_load(recipe_file.read_text())
-    shared = text["stages"]["task"].pop("data")
-    text["stages"]["translation"]["data"] = text["stages"]["task"]["data"] = shared
+    text["stages"]["translation"]["data"] = text["stages"]["task"]["data"]
     recipe_file.write_text(yaml.safe_dump(text))
     assert "&id001" in recipe_file.read_text()
-    recipe = load_recipe(recipe_file, ["stages.task.data.limit=3"])
-    assert [recipe.stages[name].data[0].limit for name in ("translation", "task")] == [None, 3]
+    stages = load_recipe(recipe_file, ["stages.task.data.limit=3"]).stages
+    assert [stages["translation"].data[0].limit, stages["task"].data[0].limit] == [None, 3]
     recipe_file.write_text("stages: &all {task: *all}\n")
     with pytest.raises(ValueError, match="not readable as YAML"):
         load_recipe(recipe_file)
