@@ -62,9 +62,8 @@ def describe_machine() -> dict[str, Any]:
 
 def gpu_figures() -> dict[str, str]:
     """Driver, present clocks and limits of the GPU that is measured; {} where nvidia-smi is absent or does not know it."""
-    which = (
-        f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}"  # its numbers leave CUDA_VISIBLE_DEVICES out of account
-    )
+    # By its UUID: nvidia-smi's numbers leave CUDA_VISIBLE_DEVICES out of account.
+    which = f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}"
     query = ["nvidia-smi", which, f"--query-gpu={','.join(GPU_FIGURES.values())}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout

@@ -52,6 +52,7 @@ for command in (demo, train, report, cache, table, generate, compare, analyze, m
     app.command()(command)
 app.command(cls=SeveralTasks)(evaluate)
 app.command(cls=SeveralValues)(kernels)
+_SMALLER = "A smaller --batch-size takes less"
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_PASSED_ON)(serve)
 app.command(add_help_option=False, context_settings=_PASSED_ON)(bench)
@@ -74,7 +75,8 @@ def main() -> None:
         _end(f"{error.filename}: {(error.strerror or type(error).__name__).lower()}; choose another place")
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for this
-            _end(f"{str(error).splitlines()[0]} A smaller batch_size takes less; what was saved before is as it was")
+            advice = "`layalign train RECIPE --plan` says what takes how much" if "train" in sys.argv[1:2] else _SMALLER
+            _end(f"{str(error).partition(chr(10))[0]} {advice}; what was saved before is as it was")
         reason = disk_error(error)
         if reason is None:
             raise

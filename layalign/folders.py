@@ -10,7 +10,7 @@ from pathlib import Path
 from layalign.kernels.files import MANIFEST, read_json, regular, sha256_of
 
 # Of saved models: prose, which anyone may edit.
-PROSE = ".md"
+_PROSE = ".md"
 # Ends of the names of files that transformers takes an object from; others may hold a list (modules.json of sentence-transformers).
 _OBJECTS = ("config.json", "tokenizer.json", "index.json", "map.json", "tokens.json")
 
@@ -62,21 +62,21 @@ def check_sealed(folder: str | os.PathLike, weights: bool) -> None:
     def hashed(name: str) -> bool:
         return (weights or not name.endswith(".safetensors")) and not name.startswith("llm/")
 
-    if reason := damage(folder, hashed, lambda name: not name.endswith(PROSE)):
+    if reason := damage(folder, hashed):
         raise ValueError(f"{folder}: {reason}; restore it, or remove {MANIFEST} there to load the folder as it is now")
 
 
 def damage(
     folder: str | os.PathLike,
     hashed: Callable[[str], bool] = lambda name: True,
-    looked_at: Callable[[str], bool] = lambda name: True,
+    looked_at: Callable[[str], bool] = lambda name: not name.endswith(_PROSE),
 ) -> str | None:
     """Why a folder is not as its manifest says; None if it is.
 
     Args:
         folder: one that `layalign.train.checkpoints.seal` wrote a manifest into.
         hashed: of a file's name, whether its content is compared, beside its size.
-        looked_at: of a file's name, whether it is looked at.
+        looked_at: of a file's name, whether it is looked at; all but prose, which anyone may edit.
     """
     folder = Path(folder)
     manifest = folder / MANIFEST

@@ -109,10 +109,7 @@ def prune(folder: str | os.PathLike, keep: int, whole: Container[Path] = ()) -> 
     left = keep
     for checkpoint in reversed(_checkpoints(folder)):
         if not left:
-            try:
-                _remove(checkpoint)
-            except OSError as error:  # such as a file that another host has open; what is new is written all the same
-                logger.warning("%s, which is not needed any more, could not be removed: %s", checkpoint, error)
+            _drop(checkpoint)
         elif checkpoint in whole or damage(checkpoint) is None:
             left -= 1
 
@@ -121,10 +118,18 @@ def sweep(folder: str | os.PathLike) -> None:
     """Remove what interrupted writes and removals have left in a folder, once what they were about is complete."""
     for pattern in (".*.partial", ".*.old", ".partial"):
         for leftover in Path(folder).glob(pattern):
-            if leftover.is_dir():
-                _remove(leftover)
-            else:
-                leftover.unlink()
+            _drop(leftover)
+
+
+def _drop(path):
+    """Remove what is not needed any more. Where that fails, as over NFS while a file of it is open, the rest goes on all the same."""
+    try:
+        if path.is_dir():
+            _remove(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        logger.warning("%s, which is not needed any more, could not be removed: %s", path, error)
 
 
 def _checkpoints(folder):

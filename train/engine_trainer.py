@@ -43,14 +43,15 @@ class EngineTrainer(Trainer):
 
     @property
     def keeps_whole(self) -> bool:
-        """Whether this process keeps whole weights of a sharded model: one of a host's is enough, of an LLM that is trained 27 GB."""
+        """Whether this process keeps whole weights of a sharded model: the first one is enough, of an LLM that is trained 27 GB."""
         return not self.sharded or self.args.should_save
 
     def whole_weights(self) -> Weights:
         """A copy of the trained part, whole, on the CPU; of a sharded one only where it `keeps_whole`, else {}. All processes call this
         together."""
         weights = self.model.trained_state_dict(keep=self.keeps_whole)
-        return {name: value.detach().to("cpu", copy=not self.sharded) for name, value in weights.items()}
+        copy = not shards.is_sharded(self.model)  # what was gathered is nobody else's; ZeRO-2 shards no weights
+        return {name: value.detach().to("cpu", copy=copy) for name, value in weights.items()}
 
     def give_up_engine(self) -> None:
         """Let go of what the engine holds, so that the next stage's engine begins with another, whole model."""
@@ -193,12 +194,16 @@ class EngineTrainer(Trainer):
             return super()._load_optimizer_and_scheduler(checkpoint)
         if not self.is_deepspeed_enabled:
             file = Path(checkpoint) / OPTIMIZER_NAME
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            # On a GPU each process copies its own part of the file; on the CPU a part would go on being the file's.
+            mapped = self.args.device.type != "cpu"
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
             def mine(index: int, value: Any) -> Any:
                 fits = isinstance(value, torch.Tensor) and value.shape == parameters[index].shape and value.dim() > 0
-                return shards.split_like(value, parameters[index]) if fits else value
+                if fits:
+                    return shards.split_like(value, parameters[index])
+                return value.clone() if isinstance(value, torch.Tensor) else value
 
             state["state"] = _each(state["state"], mine)
             self.optimizer.load_state_dict(state)

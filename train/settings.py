@@ -125,9 +125,10 @@ class Settings:
         known = [field.name for field in fields(cls)]
         for key in (given or {}) if isinstance(given, dict) or given is None else {}:
             own = _TRAINERS.get(key, key)
-            for place, inner in {} if {key, own} & {*known} else cls._inner.items():
-                if own in (field.name for field in fields(inner)):
-                    raise ValueError(f"{key}: unknown setting here; it belongs in a stage, as {place}.{own}")
+            if key not in known and own not in known:
+                for place, inner in cls._inner.items():
+                    if own in (field.name for field in fields(inner)):
+                        raise ValueError(f"{key}: unknown setting here; it belongs in a stage, as {place}.{own}")
             check_key(key, known)
         return values
 
@@ -165,7 +166,7 @@ def read_yaml(text: str) -> Any:
     try:
         return _apart(yaml.load(text, Loader=_Loader))  # noqa: S506, it is a SafeLoader
     except RecursionError:
-        raise yaml.YAMLError("an alias stands inside of what it stands for") from None
+        raise yaml.YAMLError("too deep, or an alias stands inside of what it stands for") from None
 
 
 def _apart(value: Any) -> Any:

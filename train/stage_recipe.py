@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from layalign.languages import language_code
 from layalign.train.data.batches import check_budget
 from layalign.train.data.data_source import DataSource
-from layalign.train.data.mixing import check_mixing
+from layalign.train.data.mixing import TEMPERATURE, check_mixing
 from layalign.train.prompts import check_template
 from layalign.train.settings import CONFIG, Count, Number, Settings, Share, Switch, Whole, one_or_several
 
@@ -134,6 +135,10 @@ class StageRecipe(Settings):
         self.accumulation(1)
         if self.mixing is not None:
             check_mixing(self.mixing)
+            # As records have them: `yor_Latn` in `languages` is the same language.
+            self.mixing = {
+                key if key == TEMPERATURE else language_code(key): weight for key, weight in self.mixing.items()
+            }
         if self.prompt is not None and (wrong := set(check_template(self.prompt, "prompt")) - {"source", "language"}):
             raise ValueError(f"prompt: takes {{source}} and {{language}}, got {sorted(wrong)}")
 

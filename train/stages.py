@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from layalign.base_models import write_down
 from layalign.configuration import STAGES
-from layalign.folders import PROSE, damage
+from layalign.folders import damage
 from layalign.kernels.files import write_json
 from layalign.loading import load_encoder, load_llm
 from layalign.model import LayAlignForConditionalGeneration
@@ -176,7 +176,7 @@ def run_stage(
     folder = Path(recipe.output) / name
     final = folder / "final"
     train_stage_parts(model, recipe, name)
-    if data is None and _whole(final):
+    if data is None and _first_says(lambda: _whole(final)):
         load_trained_part(model, read_trained(final, model.config), str(final))
         return json.loads((final / HISTORY).read_text(encoding="utf-8")), None
 
@@ -222,7 +222,7 @@ def _read_data(
     name: str, recipe: Recipe, model: LayAlignForConditionalGeneration, processor: LayAlignProcessor
 ) -> StageData | None:
     """What a stage is trained on; None of one that has ended."""
-    if _whole(Path(recipe.output) / name / "final"):
+    if _first_says(lambda: _whole(Path(recipe.output) / name / "final")):
         return None
     with heard_by_all():
         data = read_stage_data(name, recipe, processor)
@@ -237,9 +237,8 @@ def _check_positions(name, data, model):
     for kind, records in (("record", data.train), ("held-out record", data.held_out)):
         if limit is None or records is None or not len(records):
             continue
-        taken = records.texts.lengths() + int(model.config.get_text_config().bos_token_id is not None)
-        if model.adapter is not None:
-            taken = taken + records.questions.lengths() + 1  # soft prompts and boundary
+        around = int(model.config.get_text_config().bos_token_id is not None) + int(records.soft)  # the boundary
+        taken = records.lengths + around
         if taken.max() > limit:
             raise ValueError(
                 f"stages.{name}: {kind} {taken.argmax()} of {len(records)} (counted from 0) takes {taken.max()} positions of the LLM, "
@@ -248,18 +247,17 @@ def _check_positions(name, data, model):
 
 
 def _whole(folder):
-    """Whether a stage's or the run's result is there, as it was written but for what its card says, which anyone may edit."""
-    reason = damage(folder, looked_at=lambda name: not name.endswith(PROSE)) if folder.exists() else ""
-    if reason:
+    """Whether a stage's or the run's result is there as it was written."""
+    if not folder.exists():
+        return False
+    if reason := damage(folder):
         logger.warning("%s is not as it was written, and is made again: %s", folder, reason)
     return reason is None
 
 
 def _first_says(find):
     """What `find` gives in the first process, in all: a disk that one host cannot read may not send it another way."""
-    with heard_by_all():
-        found = find() if PartialState().is_main_process else None
-    return gather_object([found])[0]
+    return gather_object([find() if PartialState().is_main_process else None])[0]
 
 
 def _unlike_the_first(here):

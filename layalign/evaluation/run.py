@@ -22,6 +22,7 @@ from layalign.evaluation.output import check_output
 from layalign.evaluation.processes import JOB, RECORDS, Key, Processes, answered, key
 from layalign.evaluation.runs import RESULTS, read_run, write_against
 from layalign.evaluation.settings import DEFAULT_SETTINGS, GenerationSettings
+from layalign.generation.logits import NaNLogits
 from layalign.kernels.files import read_json, write_json, write_text
 from layalign.prompts import DEFAULT_PROMPT, TASK_PROMPT
 from layalign.tasks import load_tasks
@@ -120,7 +121,11 @@ def evaluate(
             total = sum(len(batch.problems) for batch in share)
             with tqdm(total=total, unit="question", desc="evaluate", disable=not shown) as bar:
                 for batch in share:
-                    keep(ask(answerers[batch.task], batch.problems, loaded[batch.task].task.scoring))
+                    try:
+                        keep(ask(answerers[batch.task], batch.problems, loaded[batch.task].task.scoring))
+                    except NaNLogits as error:
+                        first = "{}, {}, question {}".format(*key(batch.problems[0]))
+                        raise ValueError(f"{first}, or one of those asked with it: {error}") from None
                     bar.update(len(batch.problems))
         seconds = time.perf_counter() - started
 

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from layalign.generation.lines import Line, read_lines
+from layalign.generation.logits import NAN_LOGITS, NaNLogits
 from layalign.generation.mixin import chosen_setting
 from layalign.generation.texts import BATCH_SIZE, MAX_NEW_TOKENS, Answerer
 from layalign.journal import Check, Journal, Record
@@ -56,7 +57,7 @@ class Asking(NamedTuple):
         ]
 
     def _answers(self, answerer: Answerer, lines: list[Line], streamer: Any = None) -> list[str | Line]:
-        """An answer each; the line in its place where there is not enough memory for it."""
+        """An answer each; the line in its place where there is not enough memory for it, or the model's logits are NaN."""
         if not lines:
             return []
         if self.seed is not None:
@@ -64,11 +65,15 @@ class Asking(NamedTuple):
             answerer.seeds = [self.seed + line.number for line in lines]
         try:
             return list(answerer([line.text for line in lines], streamer, self.lang and [self.lang] * len(lines)))
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not any(said in str(error) for said in _NO_MEMORY):
+        except (MemoryError, RuntimeError, NaNLogits) as error:
+            known = isinstance(error, (MemoryError, NaNLogits))
+            if not known and not any(said in str(error) for said in _NO_MEMORY):
                 raise
+            is_nan = isinstance(error, NaNLogits)
         if len(lines) > 1:
             return [answer for line in lines for answer in self._answers(answerer, [line])]
+        if is_nan:
+            return [lines[0]._replace(wrong=NAN_LOGITS)]
         count = answerer.encoder_tokens(lines[0].text)
         reason = f"got {count} tokens, for which there is not enough memory here; encoder_max_length cuts it"
         return [lines[0]._replace(wrong=reason)]
@@ -199,7 +204,7 @@ def _description(
     batch_size: int | None = None,
     **generate_kwargs: Any,
 ) -> Record:
-    """What tells this job from others; the batch size changes no answer but sampled ones."""
+    """What tells this job from others; the batch size changes none but sampled answers and as bf16 and fp16 round."""
     for name, value in generate_kwargs.items():
         if " at 0x" in repr(value):
             raise ValueError(

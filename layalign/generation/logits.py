@@ -16,6 +16,13 @@ NAN_LOGITS = (
 )
 
 
+class NaNLogits(ValueError):
+    """What is asked has no answer: logits are NaN."""
+
+    def __init__(self) -> None:
+        super().__init__(NAN_LOGITS)
+
+
 class NaNWatch(LogitsProcessor):
     """Notes whether a step of generation has NaN among its logits, without waiting for the device. One object a call of generate."""
 
@@ -29,13 +36,13 @@ class NaNWatch(LogitsProcessor):
         return scores
 
     def check(self) -> None:
-        """Raises ValueError where a step had any."""
+        """Raises NaNLogits where a step had any."""
         if self._found is not None and bool(self._found):
-            raise ValueError(NAN_LOGITS)
+            raise NaNLogits
 
 
 def watched(model: PreTrainedModel, **arguments: Any) -> Any:
-    """What `model.generate` returns. Raises ValueError where logits are NaN."""
+    """What `model.generate` returns. Raises NaNLogits where logits are NaN."""
     watch = NaNWatch()
     arguments["logits_processor"] = LogitsProcessorList([watch, *(arguments.get("logits_processor") or ())])
     found = model.generate(**arguments)
@@ -47,10 +54,10 @@ def label_loglikelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     """(B,) sums over the labels (B, C), -100 where there is none, of the logs of their probability by logits (B, C, V).
 
     Raises:
-        ValueError: a sum that is NaN.
+        NaNLogits: a sum that is NaN.
     """
     losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
     sums = -losses.double().sum(1)
     if bool(sums.isnan().any()):
-        raise ValueError(NAN_LOGITS)
+        raise NaNLogits
     return sums

@@ -183,7 +183,7 @@ class BatchedAnswerer(ABC):
         """What else a record says of the answer to each text: JSON values by name, here {"cut": True} where it has no end.
 
         Args:
-            texts: those of the last call; of others nothing is known.
+            texts: those of the last call.
             langs: the language of each text, as for a call.
         """
         known = self._cut if len(self._cut) == len(texts) else [False] * len(texts)

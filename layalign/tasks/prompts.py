@@ -38,17 +38,21 @@ def xnli(sentence1: str, sentence2: str) -> str:
     return f"Premise: {sentence1}\nHypothesis: {sentence2}\nLabel:"
 
 
+# What XCOPA's files ask of a premise, behind which it stands in English in each language.
+COPA = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
+
+_ASKED = f"(?: (?:{'|'.join(map(re.escape, COPA.values()))}))?"
 _PARTS = (
-    re.compile(r"(?P<part>.*)(?P<rest>\nOptions:A\. .*\nAnswer:)", re.DOTALL),
+    re.compile(rf"(?P<part>.*?)(?P<rest>{_ASKED}\nOptions:A\. .*\nAnswer:)", re.DOTALL),
     re.compile(r"Premise: (?P<part>.*)(?P<rest>\nHypothesis: .*\nLabel:)", re.DOTALL),
 )
-_OPTION = re.compile(r"(\t[A-Z]\. |\nOptions:A\. |\nHypothesis: |\nAnswer:|\nLabel:)")
+_OPTION = re.compile(rf"(\t[A-Z]\. |{_ASKED}\nOptions:A\. |\nHypothesis: |\nAnswer:|\nLabel:)")
 
 
 def parts(question: str) -> list[str]:
     """What a question is made of, the prompt's own words at even places and what a person wrote at odd ones.
 
-    "".join of it is `question`. A question of neither `xcsqa` nor `xnli` is all a person's.
+    "".join of it is `question`. A question of neither `xcsqa` (nor XCOPA) nor `xnli` is all a person's.
     """
     for pattern in _PARTS:
         if found := pattern.fullmatch(question):

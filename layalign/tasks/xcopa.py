@@ -16,8 +16,6 @@ from layalign.tasks.language_files import LanguageFiles
 from layalign.tasks.reading import Row, field, text
 from layalign.tasks.task import Task
 
-ASKED = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
-
 
 def problem(place: str, row: Row) -> dict[str, Any]:
     """The premise and what is asked of it with two lettered choices, and the letter that is right; ValueError with its
@@ -25,14 +23,14 @@ def problem(place: str, row: Row) -> dict[str, Any]:
     """
     premise = text(place, "premise", field(place, row, ("premise",)))
     asked = field(place, row, ("question",))
-    if not isinstance(asked, str) or asked not in ASKED:
+    if not isinstance(asked, str) or asked not in prompts.COPA:
         raise ValueError(f"{place}: question: got {asked!r}, takes cause or effect")
     choices = [text(place, name, field(place, row, (name,))) for name in ("choice1", "choice2")]
     label = field(place, row, ("label",))
     if isinstance(label, bool) or label not in (0, 1):
         raise ValueError(f"{place}: label: got {label!r}, takes 0 or 1")
     letters = ["A", "B"]
-    question = prompts.xcsqa(f"{premise} {ASKED[asked]}", choices)
+    question = prompts.xcsqa(f"{premise} {prompts.COPA[asked]}", choices)
     return {"question": question, "answer": letters[int(label)], "choices": letters}
 
 

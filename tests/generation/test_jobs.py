@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from layalign.generation.jobs import generate_texts
+from layalign.generation.logits import NaNLogits
 from layalign.generation.texts import Answerer
 
 SETTINGS = dict(max_new_tokens=6, device="cpu")
@@ -171,6 +172,23 @@ def test_a_line_that_there_is_no_memory_for_is_named_and_the_rest_is_answered(mo
     with pytest.raises(ValueError, match="line 2: got 2001 tokens, for which there is not enough memory here"):
         generate_texts(model_folder, **call, output=tmp_path / "a.jsonl")
     records = generate_texts(model_folder, **call, output=tmp_path / "b.jsonl", on_bad_line="skip")
+    assert [record["answer"] is None for record in records] == [False, True, False]
+
+
+def test_a_line_whose_logits_are_nan_is_named_and_the_rest_is_answered(model_folder, tmp_path, monkeypatch):
+    """In float16 one long question may overflow; the lines that were asked with it are answered, and none is asked in vain again."""
+
+    def overflowing(self, asked, **arguments):
+        if "is is" in asked.texts:
+            raise NaNLogits
+        return generate(self, asked, **arguments)
+
+    generate = Answerer._generate
+    monkeypatch.setattr(Answerer, "_generate", overflowing)
+    texts = ["what is 1", "is is", "what is 2"]
+    with pytest.raises(ValueError, match="line 2: the model's logits are NaN"):
+        generate_texts(model_folder, texts, **SETTINGS, output=tmp_path / "a.jsonl")
+    records = generate_texts(model_folder, texts, **SETTINGS, output=tmp_path / "b.jsonl", on_bad_line="skip")
     assert [record["answer"] is None for record in records] == [False, True, False]
 
 

@@ -65,6 +65,7 @@ def test_choices_are_compared_after_the_translation(nllb, bases):
     [
         (prompts.xcsqa("ni ngapi", ["tufaha 4", "na 12"]), ["ni ngapi", "tufaha 4", "na 12"]),
         (prompts.xnli("tufaha na 3", "ni so"), ["tufaha na 3", "ni so"]),
+        (prompts.xcsqa(f"ni so {prompts.COPA['cause']}", ["tufaha 4", "na 12"]), ["ni so", "tufaha 4", "na 12"]),
         ("ni ngapi na 3", ["ni ngapi na 3"]),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from layalign.train.data.mixing import mixed, mixture
 from layalign.train.data.sampling import EpochSampler
@@ -59,6 +60,14 @@ def test_the_order_is_a_function_of_seed_and_epoch():
         assert list(other) != orders[0]
     # Shuffled: the rare language is not all at the beginning.
     assert np.flatnonzero(LANGUAGES[orders[0]] == 0).mean() > 100
+
+
+def test_languages_are_called_as_in_sources(recipe_file):
+    values = yaml.safe_load(recipe_file.read_text())
+    values["stages"]["task"]["mixing"] = {"swh_Latn": 2, "yor_Latn": 1, "German": 0}
+    assert build(Recipe, values).stages["task"].mixing == {"sw": 2, "yor_latn": 1, "de": 0}
+    values["stages"]["task"]["mixing"] = {"temperature": 0.5}
+    assert build(Recipe, values).stages["task"].mixing == {"temperature": 0.5}
 
 
 @pytest.mark.parametrize(

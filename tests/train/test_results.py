@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerCallback
@@ -11,7 +13,10 @@ from transformers import TrainerCallback
 from layalign.folders import damage
 from layalign.train import checkpoints, stages
 from layalign.train.data.collate import Collator
-from layalign.train.recipe import load_recipe
+from layalign.train.engine_trainer import EngineTrainer
+from layalign.train.initial import initial_file
+from layalign.train.recipe import Recipe, load_recipe
+from layalign.train.settings import build
 from layalign.train.stages import train
 
 OVERRIDES = ["stages.translation.steps=4", "stages.task.steps=4"]
@@ -36,14 +41,14 @@ def test_a_signal_while_a_result_is_written_loses_no_step(recipe_file, monkeypat
 
 def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(recipe_file, monkeypatch, caplog):
     """Such as one of which another host holds a file open (NFS)."""
-    remove = checkpoints._remove
+    remove = shutil.rmtree
 
-    def refusing(folder):
-        if folder.name == "checkpoint-2":
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
-        remove(folder)
+    def refusing(path, ignore_errors=False, **options):
+        if Path(path).name == ".checkpoint-2.old" and not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        remove(path, ignore_errors=ignore_errors, **options)
 
-    monkeypatch.setattr(checkpoints, "_remove", refusing)
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", refusing)
     stage = [f"stages.translation.{said}" for said in ("save_steps=2", "keep_checkpoints=1", "steps=6")]
     trained = train(load_recipe(recipe_file, [*OVERRIDES, *stage]))
     assert set(trained.history) == {"translation", "task"}
@@ -97,8 +102,47 @@ def test_an_edited_card_is_kept_and_damage_is_said(recipe_file, monkeypatch, cap
     assert "final is not as it was written, and is made again: model.safetensors" in caplog.text
 
 
-def test_the_first_process_says_which_checkpoint_is_gone_on_from(monkeypatch):
-    """A disk that one host cannot read would send it alone back to an older one."""
-    monkeypatch.setattr(stages, "gather_object", lambda own: ["checkpoint of the first", *own])
-    monkeypatch.setattr(stages, "heard_by_all", stages._without_file_bars)
-    assert stages._first_says(lambda: "own") == "checkpoint of the first"
+def test_the_first_process_says_which_checkpoint_is_gone_on_from(recipe_file, monkeypatch):
+    """A disk that one host cannot read would send it alone back to an older one, or into a stage that has ended."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    asked, begun = [], []
+    recipe = load_recipe(recipe_file, [*OVERRIDES, "stages.translation.save_steps=2"])
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, [Stop()])
+    gather = stages.gather_object
+
+    def from_the_first(own):
+        if not isinstance(own[0], (Path, bool)):
+            return gather(own)
+        asked.append(own[0])
+        return [None, *own]
+
+    monkeypatch.setattr(stages, "gather_object", from_the_first)
+    monkeypatch.setattr(stages.StageTrainer, "run", lambda self, checkpoint: begun.append(checkpoint))
+    train(recipe)
+    assert asked == [False, False, Path(recipe.output) / "translation" / "checkpoint-2"] and begun == [None, None]
+
+
+def test_best_weights_are_a_copy(settings):
+    """ZeRO-2 shards no weights: on the CPU the best ones were those that go on being trained."""
+    model, _ = stages.build(build(Recipe, settings))
+    trainer = SimpleNamespace(model=model, sharded=True, keeps_whole=True)
+    kept = EngineTrainer.whole_weights(trainer)
+    own = {value.data_ptr() for value in model.trained_state_dict().values()}
+    assert kept and own.isdisjoint(value.data_ptr() for value in kept.values())
+    trainer.keeps_whole = False
+    assert EngineTrainer.whole_weights(trainer) == {}
+
+
+def test_an_edited_card_damages_nothing(recipe_file):
+    """Neither for who starts from the model nor for tables and reports."""
+    recipe = load_recipe(recipe_file, OVERRIDES)
+    train(recipe)
+    (Path(recipe.output) / "model" / "README.md").write_text("mine\n", encoding="utf-8")
+    assert damage(Path(recipe.output) / "model") is None
+    assert initial_file(str(Path(recipe.output) / "model")).name == "model.safetensors"

@@ -100,7 +100,7 @@ def _as_texts(arguments):
     if not hasattr(config, "keep_default_na") or builder.info.features is not None:
         return {}
     file = next(str(name) for names in config.data_files.values() for name in names)
-    names = pandas.read_csv(file, sep=config.sep, encoding=config.encoding, nrows=0).columns
+    names = pandas.read_csv(file, **config.pd_read_csv_kwargs | {"nrows": 0, "chunksize": None}).columns
     return {
         "features": datasets.Features({str(name): datasets.Value("string") for name in names}),
         "keep_default_na": False,

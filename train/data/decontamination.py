@@ -22,7 +22,6 @@ from pydantic.dataclasses import dataclass
 
 from layalign.tasks import prompts
 from layalign.tasks.registry import find_task, load_task
-from layalign.tasks.xcopa import ASKED
 from layalign.train.settings import CONFIG, PathText, Settings, one_or_several
 
 # Of a prompt's parts, those of fewer words are options that any text may be ("desk drawer").
@@ -158,6 +157,7 @@ def evaluation_texts(settings: Decontamination, data_root: str | os.PathLike | N
         ValueError: one that is not there or cannot be read.
     """
     items = []
+    plain = _Plain()
     data = settings.data
     if data is not None:
         below = Path(data_root or ".").expanduser() / Path(data).expanduser()
@@ -168,7 +168,7 @@ def evaluation_texts(settings: Decontamination, data_root: str | os.PathLike | N
         except ValueError as error:
             raise ValueError(f"decontaminate.tasks: {task}: {error}") from None
         for problem in problems:
-            texts = [problem["question"], *_parts(problem["question"])]
+            texts = [problem["question"], *_parts(problem["question"], plain)]
             items += [Item(task, problem["lang"], problem["index"], text) for text in texts]
             if task == "flores":
                 items.append(Item(task, "", problem["index"], str(problem["answer"])))
@@ -177,15 +177,11 @@ def evaluation_texts(settings: Decontamination, data_root: str | os.PathLike | N
     return EvaluationTexts(items, settings.ngram)
 
 
-def _parts(question: str) -> list[str]:
+def _parts(question: str, plain: _Plain) -> list[str]:
     """What stands in a task's prompt of a person's own: a copy of it alone is no copy of the whole, and may be short of a run of words."""
     written = prompts.parts(question)[1::2]
     if written == [question]:
         return []
-    # Of XCOPA's English question behind each premise, what is before it.
-    for asked in ASKED.values():
-        written[0] = written[0].removesuffix(f" {asked}")
-    plain = _Plain()
     return [part for part in written if _words(plain(part)) >= _FEWEST_WORDS]
 
 

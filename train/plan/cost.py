@@ -185,9 +185,8 @@ def memory(
     # Logits, the same in fp32, their log-softmax, and its gradient.
     at_once = min(batch.rows * batch.target * sizes.vocabulary, max(CPU_LOGITS if on_cpu else LOGITS, sizes.vocabulary))
     logits = at_once * (3 * _FP32 + (wide if wide != _FP32 else 0))
-    if (
-        "llm" in trained
-    ):  # its layers keep their inputs for the gradients of their weights: norms in fp32, linear ones each its cast
+    # Layers of a trained LLM keep their inputs for the gradients of their weights: norms in fp32, linear ones each its cast.
+    if "llm" in trained:
         kept = sizes.depth if not checkpointing else 1
         inputs = (5 if autocast else 2) * sizes.llm_size + sizes.query + sizes.inner
         layers += kept * (2 * _FP32 * sizes.llm_size + wide * inputs)

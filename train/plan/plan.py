@@ -165,6 +165,11 @@ def _stage(name, recipe, sizes, processor, processes, machine, precision, notes)
     encoded = outsized = None
     if found is not None and processor is not None:
         encoded, outsized = _encode(name, recipe, found, processor, notes)
+    most = 0 if outsized is None else int(outsized.lengths.max()) + AROUND
+    if stage.batch_tokens is not None and most > stage.batch_tokens:
+        notes.append(
+            f"{name}: a record takes {most} positions, more than batch_tokens, {stage.batch_tokens}: training refuses it"
+        )
     if stage.batch_tokens is None:
         mean, longest = _batches(stage, encoded, outsized, recipe.llm_input[name])
     else:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from layalign.evaluation.output import check_output
@@ -93,7 +94,7 @@ def make_table(
                 with suppress(InUse):  # another one reads it too, or is still at it
                     known[seed] = measure(entry, own, asking, progress=False)
 
-    failed: list[ValueError] = []
+    failed: list[str] = []
     left = []
     for own, entry in of_seeds:
         if _name(entry) in asked and entry.missing is None:
@@ -122,14 +123,15 @@ def make_table(
                 if progress:
                     print(f"left to another process for now: {error}", flush=True)
                 put_off.append((own, entry))
-            except (
-                ValueError
-            ) as error:  # the row's own, most likely: the others are made, and it is said again at the end
+            except (ValueError, torch.OutOfMemoryError) as error:
+                # The row's own, most likely: the others are made, and it is said again at the end.
                 print(f"table {table.number}: {entry.name}{own.said_seed}: {error}", file=sys.stderr, flush=True)
                 lines[_name(entry)]["why"] = f"it could not be made: {first_line(error)}"
-                failed.append(error)
+                failed.append(str(error))
             else:
                 write()
+                continue
+            gc.collect()  # an error holds what it was raised in, a model among it, until it is gone
         if len(put_off) == len(left):
             if not wait:
                 break
@@ -143,7 +145,7 @@ def make_table(
     if progress and drawn.exists():
         print(f"accuracy against trained parameters: {drawn}")
     if failed:
-        raise failed[0]
+        raise ValueError(failed[0])
     return result
 
 

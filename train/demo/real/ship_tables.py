@@ -41,11 +41,12 @@ def ship_tables(output: str | Path, target: str | Path = REPORT) -> Path:
     found = {file.name: read_json(file) for file in sorted((output / "tables").glob("table_*.json"))}
     if not found:
         raise ValueError(f"{output} holds no table that was measured")
-    same = (target / ARGUMENTS).exists() and read_json(target / ARGUMENTS) == arguments
-    if same and (reason := damage(target, looked_at=lambda name: name.endswith(".json"))):
+    there = (target / ARGUMENTS).exists()
+    if there and (reason := damage(target, looked_at=lambda name: name.endswith(".json"))):
         raise ValueError(
             f"{target}: {reason}; seeds of other machines are there alone: restore it, or remove it to begin anew"
         )
+    same = there and read_json(target / ARGUMENTS) == arguments
     before = {file.name: read_json(file) for file in sorted(target.glob("table_*.json"))} if same else {}
     tables = before | {name: joined(table, before.get(name)) for name, table in found.items()}
     with sealed_folder(target) as fresh:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,19 @@ def real_tables(
         settings=GenerationSettings(max_new_tokens=ANSWER_TOKENS, batch_size=ASKED_AT_ONCE),
     )
     sources = replace(sources, recipes=names)
-    for table in chosen[:-1]:  # what another process is at is waited for when nothing of the other tables is left
-        make_table(table, sources, asking, wait=False)
-    return [make_table(table, sources, asking) for table in chosen]
+    # What another process is at is waited for when nothing of the other tables is left.
+    for table in chosen[:-1]:
+        with suppress(ValueError):  # a row's, which is said below, when the other tables are made
+            make_table(table, sources, asking, wait=False)
+    made, failed = [], []
+    for table in chosen:
+        try:
+            made.append(make_table(table, sources, asking))
+        except ValueError as error:
+            failed.append(str(error))
+    if failed:
+        raise ValueError(failed[0])
+    return made
 
 
 def _prepared(output: Path, arguments: dict[str, Any], bases: tuple[str, str]) -> tuple[Path, Path]:
