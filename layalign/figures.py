@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 from os import PathLike
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from layalign.fonts import choose_fonts
+from layalign.fonts import choose_fonts, legible
 from layalign.kernels.files import whole_file
 
 if TYPE_CHECKING:
@@ -106,6 +107,22 @@ def draw_bars(
         style = {"color": COLOURS[place % len(COLOURS)], "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
     axes.bar(middles, values, width, label=label, **style)
     return middles, width
+
+
+def in_lines(name: str, width: int = 44) -> str:
+    """A name for a legend, legible, in two lines of so many letters at most."""
+    return legible(fill(name, width, max_lines=2, placeholder=" ..."))
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """The legend of some axes below all of a figure, which grows by what it takes: inside, long names would leave no room."""
+    handles, labels = axes.get_legend_handles_labels()
+    # In inches: a mark with the room about it, and a letter; then a line.
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    columns = max(1, int(figure.get_figwidth() / (0.75 + 0.09 * longest)))
+    lines = ceil(len(labels) / columns) * max(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.22 * (lines - 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def draw_bar_grid(axes: Axes) -> None:

@@ -7,7 +7,18 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from layalign.analysis.measures import Nearness
-from layalign.figures import GRID, MANY_COLOURS, MARKERS, Files, draw_bar_grid, draw_bars, new_figure, save_figure
+from layalign.figures import (
+    GRID,
+    MANY_COLOURS,
+    MARKERS,
+    Files,
+    draw_bar_grid,
+    draw_bars,
+    in_lines,
+    legend_below,
+    new_figure,
+    save_figure,
+)
 from layalign.fonts import lacking, legible
 
 if TYPE_CHECKING:
@@ -24,7 +35,7 @@ def plot_english(readers: Mapping[str, Mapping[str, Nearness]], path: Files) -> 
     figure, axes = new_figure(min(16.0, max(6.0, 2 + 0.3 * len(languages) * len(readers))), 4.4)
     for place, (reader, found) in enumerate(readers.items()):
         same = [found[lang]["same"] for lang in languages]
-        middles, width = draw_bars(axes, range(len(languages)), same, place, len(readers), legible(reader))
+        middles, width = draw_bars(axes, range(len(languages)), same, place, len(readers), in_lines(reader))
         axes.hlines(
             [found[lang]["other"] for lang in languages],
             [middle - width / 2 for middle in middles],
@@ -36,7 +47,7 @@ def plot_english(readers: Mapping[str, Mapping[str, Nearness]], path: Files) -> 
     axes.set_ylabel("cosine with English")
     axes.set_title("Mean-pooled states: the same meaning in English")
     draw_bar_grid(axes)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    legend_below(figure, axes)
     save_figure(figure, path)
 
 
@@ -60,8 +71,8 @@ def plot_components(readers: Mapping[str, Mapping[str, Any]], path: Files) -> No
         first, second = found["share"]
         axes.set_xlabel(f"first component ({first:.0%} of the variance)")
         axes.set_ylabel(f"second component ({second:.0%})")
-        axes.set_title(_title(reader, 44))
-    _legend_below(figure, panels[0])
+        axes.set_title(in_lines(reader, 44))
+    legend_below(figure, panels[0])
     save_figure(figure, path)
 
 
@@ -73,7 +84,7 @@ def plot_encoder_layers(encoders: Mapping[str, Sequence[Sequence[float]]], path:
         _heatmap(figure, left, similarity, "viridis", None, "cosine")
         left.set_yticks(range(0, len(similarity), -(-len(similarity) // 13)))
         left.set_ylabel("encoder state")
-        left.set_title(_title(f"Two layers, {encoder}", 44))
+        left.set_title(in_lines(f"Two layers, {encoder}", 44))
         for mark, (name, row) in enumerate((("the embeddings", similarity[0]), ("the last state", similarity[-1]))):
             right.plot(row, label=name, linewidth=1.2, **_mark(mark))
         right.set_ylabel("cosine")
@@ -99,9 +110,9 @@ def plot_encoder_english(encoders: Mapping[str, Mapping[str, Mapping[str, Sequen
                 axes.plot(values[kind], label=legible(lang), linewidth=1.2, markersize=4, **_mark(mark))
             _whole_ticks(axes)
             axes.set_xlabel(_STATE)
-            axes.set_title(_title(title, 52))
+            axes.set_title(in_lines(title, 52))
             axes.grid(color=GRID)
-    _legend_below(figure, panels[0])
+    legend_below(figure, panels[0])
     save_figure(figure, path)
 
 
@@ -131,7 +142,7 @@ def plot_tokens(encoders: Mapping[str, Mapping[str, Any]], languages: Sequence[s
             axes.set_yticks(range(len(down)), down, **small)
             where = f"layer {layer}" if layer else "embeddings"
             first = len(encoders) > 1 and layer == found["layers"][0]
-            axes.set_title(_title(f"{where}, {encoder}" if first else where, 36))
+            axes.set_title(in_lines(f"{where}, {encoder}" if first else where, 36))
             axes.set_xlabel(legible(languages[1] or "second text"))
             axes.set_ylabel(legible(languages[0] or "first text"))
     figure.colorbar(image, ax=panels, label="cosine", aspect=4 * figure.get_figheight())
@@ -152,15 +163,15 @@ def plot_ratio(systems: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[
     for place, (name, (layers, ratio)) in enumerate(systems.items()):
         columns = list(zip(*ratio.values(), strict=True))
         means, mark = [sum(column) / len(column) for column in columns], _mark(place)
-        axes.plot(layers, means, label=_title(name, 44), **mark)
+        axes.plot(layers, means, label=in_lines(name), **mark)
         axes.fill_between(layers, [*map(min, columns)], [*map(max, columns)], color=mark["color"], alpha=0.15)
     axes.set_ylim(bottom=0)
     _whole_ticks(axes)
     axes.set_xlabel("LLM layer")
     axes.set_ylabel("|gate x cross-attention| / |self-attention|")
-    axes.set_title(_title(f"Weight of the cross-attention, mean and range of {len(ratio)} languages", 52))
+    axes.set_title(in_lines(f"Weight of the cross-attention, mean and range of {len(ratio)} languages", 52))
     axes.grid(color=GRID)
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     save_figure(figure, path)
 
 
@@ -185,7 +196,7 @@ def plot_mix(systems: Mapping[str, Mapping[str, Any]], path: Files) -> None:
             axes.set_yticks(range(0, len(layers), every), layers[::every])
             axes.set_xlabel(_STATE)
             axes.set_ylabel("LLM layer")
-            axes.set_title(_title(f"{name}, aligner: {kind}", 48))
+            axes.set_title(in_lines(f"{name}, aligner: {kind}", 48))
     save_figure(figure, path)
 
 
@@ -193,10 +204,6 @@ def _mark(place: int) -> dict[str, Any]:
     """Colour and shape of one of many things in a figure: either tells apart those that are near."""
     colour, turn = place % len(MANY_COLOURS), place // len(MANY_COLOURS)
     return {"color": MANY_COLOURS[colour], "marker": MARKERS[(place + turn) % len(MARKERS)]}
-
-
-def _title(words: str, width: int) -> str:
-    return legible(fill(words, width, max_lines=2, placeholder=" ..."))
 
 
 def _token_label(place: int, token: str) -> str:
@@ -208,13 +215,6 @@ def _whole_ticks(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    # In inches: a mark with the room about it, and a letter.
-    columns = max(1, int(figure.get_figwidth() / (0.75 + 0.09 * max(map(len, labels)))))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _heatmap(

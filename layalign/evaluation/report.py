@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from layalign import figures
 from layalign.figures import COLOURS, GRID, MARKERS, Files, draw_bar_grid, draw_bars, new_figure, save_figure
-from layalign.fonts import legible
 from layalign.languages import MATHEMATICS_GROUPS, PAPER_LANGUAGES, Groups, in_order
 
 if TYPE_CHECKING:
@@ -191,7 +190,7 @@ def plot_gates(
         fused |= set(own)
         colour = COLOURS[place % len(COLOURS)]
         means = [sum(row) / len(row) for row in rows]
-        axes.plot(own, means, color=colour, marker=MARKERS[place % len(MARKERS)], label=legible(system))
+        axes.plot(own, means, color=colour, marker=MARKERS[place % len(MARKERS)], label=figures.in_lines(system))
         if any(len(row) > 1 for row in rows):
             axes.fill_between(own, [min(row) for row in rows], [max(row) for row in rows], color=colour, alpha=0.2)
     axes.axhline(0, color="0.5", linewidth=0.8)
@@ -201,7 +200,7 @@ def plot_gates(
     axes.set_title(title or "Gates by layer")
     axes.grid(color=GRID)
     if len(gates) > 1:
-        axes.legend(frameon=False)
+        figures.legend_below(figure, axes)
     save_figure(figure, path)
 
 

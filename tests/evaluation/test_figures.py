@@ -4,6 +4,7 @@ import pytest
 
 from layalign import figures
 from layalign.analysis import plots
+from layalign.evaluation import report
 
 
 def test_markdown_columns_are_aligned_and_bars_escaped():
@@ -49,8 +50,29 @@ def test_a_legend_below_lies_within_its_figure(names):
     figure, axes = figures.new_figure(9.6, 4.8, 2)
     for place, name in enumerate(names):
         axes[0].plot([0, 1], [place, place], label=name)
-    plots._legend_below(figure, axes[0])
+    figures.legend_below(figure, axes[0])
     figure.canvas.draw()
     (legend,) = figure.legends
     place = legend.get_window_extent()
     assert place.x0 >= 0 and place.x1 <= figure.bbox.width
+
+
+def test_long_names_leave_room_for_the_axes(tmp_path, monkeypatch):
+    """Inside of the axes a legend of six long names left nothing of them."""
+    shares = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: save(figure, path) or shares.append(drawn(figure)))
+    monkeypatch.setattr(plots, "save_figure", report.save_figure)
+    names = [f"someone/layalign-mt5-xl-metamath-7b-with-a-very-long-name-number-{number}-of-six" for number in range(6)]
+    near = {lang: {"same": 0.8, "other": 0.6, "found": 50.0} for lang in ("sw", "de")}
+    report.plot_gates({name: [0.1, 0.2, 0.3] for name in names}, tmp_path / "gates.png")
+    plots.plot_english(dict.fromkeys(names, near), tmp_path / "english.png")
+    plots.plot_ratio(dict.fromkeys(names, ([0, 1], {"sw": [0.1, 0.2]})), tmp_path / "ratio.png")
+    assert len(shares) == 3 and min(shares) > 2
+
+
+def drawn(figure):
+    """Height of the axes, in inches."""
+    return figure.axes[0].get_position().height * figure.get_figheight()
+
+
+save = figures.save_figure
