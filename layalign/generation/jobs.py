@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from layalign.generation.lines import Line, read_lines
-from layalign.generation.logits import NAN_LOGITS, NaNLogits
+from layalign.generation.logits import NaNLogits
 from layalign.generation.mixin import chosen_setting
 from layalign.generation.texts import BATCH_SIZE, MAX_NEW_TOKENS, Answerer
 from layalign.journal import Check, Journal, Record
@@ -65,17 +65,17 @@ class Asking(NamedTuple):
             answerer.seeds = [self.seed + line.number for line in lines]
         try:
             return list(answerer([line.text for line in lines], streamer, self.lang and [self.lang] * len(lines)))
-        except (MemoryError, RuntimeError, NaNLogits) as error:
-            known = isinstance(error, (MemoryError, NaNLogits))
-            if not known and not any(said in str(error) for said in _NO_MEMORY):
+        except NaNLogits as error:
+            reason = str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not any(said in str(error) for said in _NO_MEMORY):
                 raise
-            is_nan = isinstance(error, NaNLogits)
+            reason = ""
         if len(lines) > 1:
             return [answer for line in lines for answer in self._answers(answerer, [line])]
-        if is_nan:
-            return [lines[0]._replace(wrong=NAN_LOGITS)]
-        count = answerer.encoder_tokens(lines[0].text)
-        reason = f"got {count} tokens, for which there is not enough memory here; encoder_max_length cuts it"
+        if not reason:
+            count = answerer.encoder_tokens(lines[0].text)
+            reason = f"got {count} tokens, for which there is not enough memory here; encoder_max_length cuts it"
         return [lines[0]._replace(wrong=reason)]
 
 

@@ -203,13 +203,17 @@ class BatchedAnswerer(ABC):
 
     def _is_cut(self, row: torch.Tensor) -> bool:
         """Whether one row (new,) ends because it was long enough: rows that end before the others are padded."""
-        ended = bool(torch.isin(row, torch.tensor(self._ends, dtype=row.dtype)).any())
-        return len(row) >= self._arguments["max_new_tokens"] and not ended and int(row[-1]) != self._pad
+        whole = len(row) >= self._arguments["max_new_tokens"] and int(row[-1]) != self._pad
+        return whole and self._end(row) is None
+
+    def _end(self, row: torch.Tensor) -> int | None:
+        """Where the end of sequence stands in one row (new,) of token ids; None: nowhere."""
+        ends = torch.isin(row, torch.tensor(self._ends, dtype=row.dtype)).nonzero()
+        return int(ends[0]) if len(ends) else None
 
     def _written(self, row: torch.Tensor) -> str:
         """The text of one row (new,) of token ids, up to its end of sequence; what follows that is padding."""
-        ends = torch.isin(row, torch.tensor(self._ends, dtype=row.dtype)).nonzero()
-        written = row[: ends[0]] if len(ends) else row
+        written = row[: self._end(row)]
         self.new_tokens += min(len(written) + 1, len(row))
         return self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
